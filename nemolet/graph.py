@@ -1,0 +1,486 @@
+"""Graph: typed modules snapped together by their ports.
+
+Two ways lead to the same object. In Python, call modules with symbols and pass the last symbols to
+:class:`Graph`. In YAML, :func:`compose` takes modules in order and matches ports by name and type.
+A Graph has ports of its own, so graphs nest; it runs as a plain sequence of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from nemolet.draw import Arrow, Box, Picture, mermaid, svg, text_table
+from nemolet.errors import WiringError, nearest
+from nemolet.module import NeuralModule, Signature
+from nemolet.types import ANY, LEGEND, Axis, DictOf, ListOf, NeuralType, PortType, compare
+from nemolet.wiring import Node, Port, Solution, Symbol, Var, Wire, bind_call, check, symbols_of, upstream
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call when the graph runs: where its arguments lie and where its results go."""
+
+    name: str
+    arguments: Mapping[str, Any]  # port -> slot, or a list or dict of slots
+    constants: Mapping[str, object]
+    options: tuple[str, ...]
+    results: Mapping[str, str]  # output port -> slot
+    single: bool
+
+
+class Graph(NeuralModule, ports_of_instance=True):
+    """Modules wired by symbols, checked when the graph is made (final).
+
+    Args:
+        outputs: symbols, or what a symbolic call returned.
+        names: names for modules, by name; others are named after their class.
+        named_outputs: symbols by the name of the output.
+
+    Raises:
+        WiringError: for wires that do not fit, doubled names, or nothing to compute.
+
+    Example:
+        >>> import nemolet as nl
+        >>> embed, head = nl.nn.Embedding("V", "D", 10, 4), nl.nn.Linear("D", "D", 4, 4)
+        >>> tokens = nl.Input(nl.TokenIdsBT)
+        >>> graph = Graph(head(embed(tokens)))
+        >>> list(graph.input_ports), list(graph.output_ports)
+        (['tokens'], ['output'])
+        >>> graph(tokens=__import__("torch").zeros(2, 3, dtype=int)).shape
+        torch.Size([2, 3, 4])
+    """
+
+    def __init__(self, *outputs: Any, names: Mapping[str, NeuralModule] | None = None, **named_outputs: Symbol) -> None:
+        super().__init__()
+        ends = _name_outputs(outputs, named_outputs)
+        self.nodes: list[Node] = upstream(ends.values())
+        if not self.nodes:
+            raise WiringError("a graph needs at least one module", where="Graph", fix="pass the symbols modules returned")
+        self.solution: Solution = check(self.nodes)
+        self.module_names: dict[int, str] = _name_modules(self.nodes, names or {})
+        self.inputs: dict[str, Symbol] = _name_inputs(self.nodes)
+        self.ends: dict[str, Symbol] = ends
+        for node in self.nodes:
+            assert isinstance(node.module, NeuralModule)
+            name = self.module_names[id(node.module)]
+            if name not in self._modules:
+                self.add_module(name, node.module)
+                node.module.label = name
+        self.steps: list[Step] = [self._step(index, node) for index, node in enumerate(self.nodes)]
+        self.signature = self._signature()
+
+    def _step(self, index: int, node: Node) -> Step:
+        module = node.module
+        assert isinstance(module, NeuralModule)
+        declared = module.declared()
+        return Step(
+            name=self.module_names[id(module)],
+            arguments={port: self._slots(wire) for port, wire in node.wires.items()},
+            constants=dict(node.options),
+            options=tuple(o for o in declared.options if o not in node.options),
+            results={port: f"{index}.{port}" for port in module.output_ports},
+            single=declared.record is None and not (isinstance(module, Graph) and len(module.ends) > 1),
+        )
+
+    def _slots(self, wire: Wire) -> Any:
+        if isinstance(wire, Symbol):
+            return self._slot(wire)
+        if isinstance(wire, dict):
+            return {key: self._slots(item) for key, item in wire.items()}
+        return [self._slots(item) for item in wire]
+
+    def _slot(self, symbol: Symbol) -> str:
+        if symbol.node is None:
+            return next(name for name, known in self.inputs.items() if known is symbol)
+        return f"{self.nodes.index(symbol.node)}.{symbol.port.name}"
+
+    def _signature(self) -> Signature:
+        letters = _Letters(self.solution)
+        optional = {name: s.port.optional for name, s in self.inputs.items()}
+        inputs = {k: Port(k, letters.of(s), optional[k]) for k, s in self.inputs.items()}
+        outputs = {k: Port(k, letters.of(s), s.port.optional) for k, s in self.ends.items()}
+        options = tuple(dict.fromkeys(option for step in self.steps for option in step.options))
+        clash = set(options) & set(inputs)
+        if clash:
+            raise WiringError("an input has the name of an option", where=f"input {min(clash)}", fix="name the input otherwise")
+        return Signature(inputs, options, (*inputs, *options), outputs, self._record())
+
+    def _record(self) -> type | None:
+        """The NamedTuple of the last module, where the outputs are exactly its fields."""
+        nodes = {s.node for s in self.ends.values()}
+        node = nodes.pop() if len(nodes) == 1 else None
+        if node is None or not isinstance(node.module, NeuralModule):
+            return None
+        ports = [s.port.name for s in self.ends.values()]
+        same = ports == list(node.module.output_ports) == list(self.ends)
+        return node.module.declared().record if same else None
+
+    @property
+    def input_ports(self) -> Mapping[str, Port]:  # type: ignore[override]
+        """Inputs of the whole graph."""
+        return self.declared().inputs
+
+    @property
+    def output_ports(self) -> Mapping[str, Port]:  # type: ignore[override]
+        """Outputs of the whole graph."""
+        return self.declared().outputs
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Nest: make a node of this graph in another one."""
+        declared = self.declared()
+        outputs = bind_call(self, declared.order, declared.options, args, kwargs).outputs()
+        if declared.record is not None:
+            return declared.record(**outputs)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run all modules in order.
+
+        Returns:
+            The tensor of the only output, the NamedTuple of the last module, or a dictionary by name.
+        """
+        declared = self.declared()
+        values = self._bind(declared, args, kwargs)
+        for step in self.steps:
+            call = {port: _fetch(slot, values) for port, slot in step.arguments.items()}
+            call.update(step.constants)
+            for option in step.options:
+                if option in values:
+                    call[option] = values[option]
+            result = self._modules[step.name](**call)  # type: ignore[misc]
+            for port, slot in step.results.items():
+                values[slot] = result if step.single else result[port] if type(result) is dict else getattr(result, port)
+        results = {name: values[self._end_slots[name]] for name in self.ends}
+        if declared.record is not None:
+            return declared.record(**results)
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @property
+    def _end_slots(self) -> dict[str, str]:
+        if "_cached_slots" not in self.__dict__:
+            self.__dict__["_cached_slots"] = {name: self._slot(symbol) for name, symbol in self.ends.items()}
+        return self.__dict__["_cached_slots"]  # type: ignore[no-any-return]
+
+    def _bind(self, declared: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = dict(zip(declared.order, args))
+        for name, value in kwargs.items():
+            if name not in declared.order:
+                close = nearest(name, declared.order)
+                raise WiringError(f"there is no input {name!r}", where=self.label, expected=", ".join(declared.order),
+                                  found=name, fix=f"did you mean {close!r}?" if close else None)
+            values[name] = value
+        for name, port in declared.inputs.items():
+            if values.get(name) is None:
+                if not port.optional:
+                    raise WiringError(f"input {name!r} is missing", where=f"{self.label}.{name}", expected=port.type,
+                                      found="nothing", fix=f"pass {name}=...")
+                values[name] = None
+        return values
+
+    # ---------------------------------------------------------------------------------- looking at it
+
+    def type_of(self, symbol: Symbol) -> PortType:
+        """The type of a tensor inside the graph, with all sizes the check found."""
+        return self.solution.type_of(symbol)
+
+    def picture(self) -> Picture:
+        """The boxes and arrows of this graph, from which every drawing is made."""
+        boxes = [Box(f"in:{name}", name, "input", "") for name in self.inputs]
+        boxes += [Box(self._box(node), self._title(node), type(node.module).__name__, _parameters(node)) for node in self.nodes]
+        boxes += [Box(f"out:{name}", name, "output", "") for name in self.ends]
+        arrows = [
+            Arrow(self._source(symbol), self._box(node), port, str(self.type_of(symbol)))
+            for node in self.nodes for port, wire in node.wires.items() for symbol in symbols_of([wire])
+        ]
+        arrows += [Arrow(self._source(s), f"out:{name}", name, str(self.type_of(s))) for name, s in self.ends.items()]
+        return Picture(self.label, tuple(boxes), tuple(arrows))
+
+    def _box(self, node: Node) -> str:
+        return f"{self.nodes.index(node)}"
+
+    def _title(self, node: Node) -> str:
+        return self.module_names[id(node.module)]
+
+    def _source(self, symbol: Symbol) -> str:
+        return f"in:{self._slot(symbol)}" if symbol.node is None else self._box(symbol.node)
+
+    def summary(self) -> str:
+        """A table of modules, their wires and their parameters."""
+        return text_table(self.picture())
+
+    def draw(self, path: str | None = None) -> str:
+        """Draw the graph: an SVG file where ``path`` ends in .svg, else Mermaid text (also returned)."""
+        from nemolet.draw import write
+
+        picture = self.picture()
+        text = svg(picture) if path is not None and path.endswith(".svg") else mermaid(picture)
+        if path is not None:
+            write(path, text)
+        return text
+
+    def config(self, refs: Mapping[int, str] | None = None) -> dict[str, Any]:
+        """This graph as plain data; :func:`compose` rebuilds it."""
+        inner = {**(refs or {}), **self.module_names}
+        modules: dict[str, Any] = {}
+        for node in self.nodes:
+            name = self.module_names[id(node.module)]
+            if name not in modules:
+                assert isinstance(node.module, NeuralModule)
+                modules[name] = node.module.config({k: v for k, v in inner.items() if v != name})
+        if len(modules) < len(self.nodes):
+            raise WiringError("a module that is called twice cannot be written to a config", where=self.label,
+                              fix="put the two calls into one typed module of your own")
+        return {
+            "_target_": f"{__name__}.compose",
+            "modules": modules,
+            "wires": {f"{self._title(n)}.{p}": self._address(w) for n in self.nodes for p, w in n.wires.items()},
+            "outputs": {name: self._address(symbol) for name, symbol in self.ends.items()},
+            "options": {self._title(n): dict(n.options) for n in self.nodes if n.options},
+        }
+
+    def _address(self, wire: Wire) -> Any:
+        if isinstance(wire, dict):
+            return {key: self._address(item) for key, item in wire.items()}
+        if isinstance(wire, list):
+            return [self._address(item) for item in wire]
+        return self._slot(wire) if wire.node is None else f"{self._title(wire.node)}.{wire.port.name}"
+
+
+def _fetch(slot: Any, values: dict[str, Any]) -> Any:
+    if type(slot) is str:
+        return values[slot]
+    if type(slot) is dict:
+        return {key: _fetch(item, values) for key, item in slot.items()}
+    return [_fetch(item, values) for item in slot]
+
+
+def _parameters(node: Node) -> str:
+    assert isinstance(node.module, NeuralModule)
+    count = sum(p.numel() for p in node.module.parameters())
+    return f"{count:,}" if count else ""
+
+
+class _Letters:
+    """Gives every axis variable one letter over all ports of a graph, and no letter to two variables."""
+
+    def __init__(self, solution: Solution) -> None:
+        self.solution = solution
+        self.letter_of: dict[Var, str] = {}
+
+    def of(self, symbol: Symbol) -> PortType:
+        resolved, plain = self.solution.root_of(symbol), self.solution.type_of(symbol)
+        if resolved is None or not isinstance(plain, NeuralType):
+            return plain
+        axes = [Axis(self._letter(var.root(), axis), axis.size) for var, axis in zip(resolved.axes, plain.axes)]
+        renamed = {
+            name: self._letter(var.root(), Axis(var.letter))
+            for name, var in resolved.refs.items()
+            if isinstance(getattr(plain.element, name), str)
+        }
+        assert {f.name for f in fields(plain.element)} >= set(renamed)
+        return NeuralType(tuple(axes), replace(plain.element, **renamed) if renamed else plain.element)
+
+    def _letter(self, root: Var, axis: Axis) -> str:
+        if axis.size is not None or axis.letter == ANY:
+            return axis.letter
+        if root not in self.letter_of:
+            used = set(self.letter_of.values())
+            same_kind = [k for k, (kind, _) in LEGEND.items() if kind == axis.kind and k not in used]
+            self.letter_of[root] = axis.letter if axis.letter not in used else next(iter(same_kind), ANY)
+        return self.letter_of[root]
+
+
+def _name_outputs(outputs: Sequence[Any], named: Mapping[str, Symbol]) -> dict[str, Symbol]:
+    ends: dict[str, Symbol] = {}
+    for value in outputs:
+        pairs = value._asdict() if hasattr(value, "_asdict") else value if isinstance(value, dict) else None
+        if pairs is None and not isinstance(value, Symbol):
+            raise WiringError("a graph ends in symbols", where="Graph", expected="what a symbolic call returned",
+                              found=type(value).__name__, fix="call the modules with nl.Input(...) symbols")
+        for name, symbol in (pairs or {value.port.name: value}).items():
+            unique = name if name not in ends else symbol.name.replace(".", "_")
+            if unique in ends:
+                raise WiringError("two outputs have one name", where=f"output {unique}", fix="pass them by name: Graph(a=..., b=...)")
+            ends[unique] = symbol
+    return {**ends, **named}
+
+
+def _name_modules(nodes: Sequence[Node], names: Mapping[str, NeuralModule]) -> dict[int, str]:
+    chosen = {id(module): name for name, module in names.items()}
+    taken = set(names)
+    for node in nodes:
+        if id(node.module) in chosen:
+            continue
+        base = node.module.label
+        name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, len(nodes) + 2))) if n not in taken)
+        chosen[id(node.module)] = name
+        taken.add(name)
+    return chosen
+
+
+def _name_inputs(nodes: Sequence[Node]) -> dict[str, Symbol]:
+    named: dict[str, Symbol] = {}
+    for node in nodes:
+        for port, wire in node.wires.items():
+            for symbol in symbols_of([wire]):
+                if symbol.node is not None or any(symbol is known for known in named.values()):
+                    continue
+                name = symbol.port.name or port
+                if name in named:
+                    raise WiringError("two inputs have one name", where=f"input {name}", expected="distinct names",
+                                      found=f"{named[name].port.type} and {symbol.port.type}",
+                                      fix=f'name them: nl.Input(..., "{name}_2")')
+                named[name] = symbol
+    return named
+
+
+# --------------------------------------------------------------------------------------------------
+# The YAML form
+# --------------------------------------------------------------------------------------------------
+
+
+def compose(
+    modules: dict[str, NeuralModule],
+    wires: dict[str, Any] | None = None,
+    outputs: dict[str, str] | list[str] | None = None,
+    options: dict[str, dict[str, Any]] | None = None,
+) -> Graph:
+    """Build a Graph from modules in order; ports are matched by name and type.
+
+    A required port takes the only output not yet used whose type fits, else the one that also has its
+    name; where no output fits, the port becomes an input of the graph under its own name.
+
+    Args:
+        modules: typed modules by name.
+        wires: only where matching does not say it: ``{"head.hidden": "decoder.output", "loss.labels": "labels"}``.
+        outputs: addresses of the outputs, by name; by default every output that nothing uses.
+        options: constant options of modules, by module.
+
+    Raises:
+        WiringError: for an ambiguous match, an unknown address, a cycle, or wires that do not fit.
+
+    Example:
+        >>> import nemolet as nl
+        >>> graph = compose({"embed": nl.nn.Embedding("V", "D", 10, 4), "proj": nl.nn.Linear("D", "D", 4, 4)})
+        >>> list(graph.input_ports)
+        ['tokens']
+    """
+    wires = dict(wires or {})
+    for name, module in modules.items():
+        module.label = name
+    _check_addresses(modules, wires)
+    available: dict[str, Symbol] = {}  # address -> output
+    unused: dict[str, Symbol] = {}
+    inputs: dict[str, Symbol] = {}
+
+    def find(address: Any, port: Port) -> Any:
+        if isinstance(address, list):
+            return [find(item, replace(port, type=_item(port.type))) for item in address]
+        if isinstance(address, dict):
+            return {key: find(item, replace(port, type=_item(port.type))) for key, item in address.items()}
+        if address in available:
+            unused.pop(address, None)
+            return available[address]
+        return inputs.setdefault(address, Symbol(Port(address, port.type, port.optional)))
+
+    for name in _running_order(modules, wires):
+        module, call = modules[name], dict((options or {}).get(name, {}))
+        for port in module.input_ports.values():
+            address = wires.get(f"{name}.{port.name}")
+            if address is None:
+                address = _match(name, port, unused, inputs)
+            if address is not None:
+                call[port.name] = find(address, port)
+        if not any(True for _ in symbols_of(call)):
+            raise WiringError("the module has no inputs", where=name, fix="remove it, or give it a typed input port")
+        result = module(**call)
+        produced = result._asdict() if hasattr(result, "_asdict") else result if isinstance(result, dict) else {"output": result}
+        for symbol in produced.values():
+            available[f"{name}.{symbol.port.name}"] = unused[f"{name}.{symbol.port.name}"] = symbol
+    return Graph(names=modules, **_pick_outputs(outputs, available, unused))
+
+
+def _item(declared: PortType) -> PortType:
+    return declared.item if isinstance(declared, (ListOf, DictOf)) else declared
+
+
+def _match(name: str, port: Port, unused: Mapping[str, Symbol], inputs: Mapping[str, Symbol]) -> str | None:
+    """The address that fits a port without a wire; None leaves an optional port open."""
+    fitting = {a: s for a, s in unused.items() if compare(port.type, s.port.type).flows}
+    same_name = [a for a, s in fitting.items() if s.port.name == port.name]
+    if port.optional:
+        return same_name[0] if len(same_name) == 1 else port.name if port.name in inputs else None
+    if len(fitting) == 1:
+        return next(iter(fitting))
+    if len(same_name) == 1:
+        return same_name[0]
+    if fitting:
+        raise WiringError("several outputs fit this port", where=f"{name}.{port.name}", expected="one output of type "
+                          f"{port.type}", found=", ".join(fitting),
+                          fix=f"say which: wires: {{{name}.{port.name}: {next(iter(fitting))}}}")
+    return port.name
+
+
+def _check_addresses(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> None:
+    targets = [f"{name}.{port}" for name, module in modules.items() for port in module.input_ports]
+    sources = [f"{name}.{port}" for name, module in modules.items() for port in module.output_ports]
+    for target, source in wires.items():
+        if target not in targets:
+            close = nearest(target, targets)
+            raise WiringError("this wire ends at no port", where=f"wires.{target}", expected=", ".join(targets),
+                              found=f"{target} from {source}", fix=f"did you mean {close!r}?" if close else None)
+        for address in _flat(source):
+            if "." in address and address not in sources:
+                close = nearest(address, sources)
+                raise WiringError("this wire starts at no port", where=f"wires.{target}", expected=", ".join(sources),
+                                  found=f"{target} from {address}", fix=f"did you mean {close!r}?" if close else None)
+
+
+def _flat(source: Any) -> list[str]:
+    if isinstance(source, dict):
+        source = list(source.values())
+    return [a for item in source for a in _flat(item)] if isinstance(source, list) else [str(source)]
+
+
+def _running_order(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> list[str]:
+    """The given order, changed only where a wire needs a module earlier.
+
+    Raises:
+        WiringError: naming the modules and wires of a cycle.
+    """
+    needs: dict[str, dict[str, str]] = {name: {} for name in modules}
+    for target, source in wires.items():
+        for address in _flat(source):
+            if "." in address:
+                needs[target.split(".")[0]][address.split(".")[0]] = f"{address} -> {target}"
+    order: list[str] = []
+    while len(order) < len(modules):
+        ready = [n for n in modules if n not in order and all(need in order for need in needs[n])]
+        if not ready:
+            stuck = [n for n in modules if n not in order]
+            loop = [w for n in stuck for need, w in needs[n].items() if need in stuck]
+            raise WiringError("the wires form a cycle", where=", ".join(stuck), expected="wires that lead forward",
+                              found="; ".join(loop), fix="remove one of these wires, or put the loop inside one module")
+        order.append(ready[0])
+    return order
+
+
+def _pick_outputs(
+    outputs: dict[str, str] | list[str] | None, available: Mapping[str, Symbol], unused: Mapping[str, Symbol]
+) -> dict[str, Symbol]:
+    if outputs is None:
+        chosen = {a: a for a in unused}
+    else:
+        chosen = dict(outputs) if isinstance(outputs, dict) else {a: a for a in outputs}
+    ends: dict[str, Symbol] = {}
+    for name, address in chosen.items():
+        if address not in available:
+            close = nearest(address, available)
+            raise WiringError("there is no such output", where=f"outputs.{name}", expected=", ".join(available),
+                              found=address, fix=f"did you mean {close!r}?" if close else None)
+        short = available[address].port.name
+        key = name if name != address else short if short not in ends else address.replace(".", "_")
+        ends[key] = available[address]
+    return ends

@@ -1,0 +1,376 @@
+"""NeuralModule: an ``nn.Module`` whose ports are the annotations of its ``forward``.
+
+Writing a typed module costs no more than writing an untyped one: annotate ``forward`` with aliases
+such as ``HiddenBTD``, and bind the sizes an instance fixes in ``super().__init__(D=width)``. A call
+with tensors runs the module; a call with symbols records a wire (see :mod:`nemolet.wiring`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import types as python_types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from nemolet.errors import DeclarationError, ShapeError
+from nemolet.types import (
+    ANY,
+    REST,
+    Axis,
+    Binding,
+    DictOf,
+    Dim,
+    ListOf,
+    NeuralType,
+    PortType,
+    bind,
+    bind_axis,
+    format_dims,
+    parse_dims,
+)
+from nemolet.wiring import Port, Symbol, bind_call, holds_symbol
+
+# --------------------------------------------------------------------------------------------------
+# Ports from annotations
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the annotations of a ``forward`` declare."""
+
+    inputs: Mapping[str, Port]
+    options: tuple[str, ...]  # arguments that are no tensors: caches, flags
+    order: tuple[str, ...]  # all arguments as positions
+    outputs: Mapping[str, Port]
+    record: type | None  # the NamedTuple that holds several outputs
+
+
+def read_signature(forward: Any, name: str) -> Signature:
+    """Read the ports from the annotations of a ``forward`` method.
+
+    Raises:
+        DeclarationError: for a tensor argument without a type, naming it.
+    """
+    try:
+        hints = get_type_hints(forward, include_extras=True)
+    except NameError as error:
+        raise DeclarationError(
+            "an annotation names something unknown", where=f"{name}.forward", found=str(error),
+            fix="import the name at the top of the module, outside `if TYPE_CHECKING`",
+        ) from error
+    inputs, options, order = {}, [], []
+    for argument in list(inspect.signature(forward).parameters.values())[1:]:
+        where = f"{name}.forward({argument.name})"
+        if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            raise DeclarationError("ports cannot hide in *args or **kwargs", where=where, fix="name each argument")
+        if argument.name not in hints:
+            raise DeclarationError("an argument has no annotation", where=where, expected="a type such as HiddenBTD",
+                                   found="nothing", fix=f"write {argument.name}: HiddenBTD (or its plain Python type)")
+        declared, optional = _port_type(hints[argument.name], where)
+        order.append(argument.name)
+        if declared is None:
+            options.append(argument.name)
+        else:
+            inputs[argument.name] = Port(argument.name, declared, optional or argument.default is None)
+    outputs, record = _read_outputs(hints.get("return"), name)
+    return Signature(inputs, tuple(options), tuple(order), outputs, record)
+
+
+def _read_outputs(hint: Any, name: str) -> tuple[dict[str, Port], type | None]:
+    where = f"{name}.forward() -> ..."
+    if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
+        outputs = {}
+        for key, value in get_type_hints(hint, include_extras=True).items():
+            declared, optional = _port_type(value, f"{hint.__name__}.{key}")
+            if declared is None:
+                raise DeclarationError("an output has no type", where=f"{hint.__name__}.{key}", found=value)
+            outputs[key] = Port(key, declared, optional)
+        return outputs, hint
+    declared, optional = _port_type(hint, where) if hint is not None else (None, False)
+    if declared is None:
+        raise DeclarationError("the output has no type", where=where, found=hint,
+                               expected="a type such as HiddenBTD, or a NamedTuple of them")
+    return {"output": Port("output", declared, optional)}, None
+
+
+def _port_type(hint: Any, where: str) -> tuple[PortType | None, bool]:
+    """The declared type inside an annotation (None for a plain Python type), and whether it is optional."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        found = [arg for arg in args[1:] if isinstance(arg, NeuralType)]
+        return (found[0], False) if found else _port_type(args[0], where)
+    if origin in (Union, python_types.UnionType):
+        members = [_port_type(arg, where)[0] for arg in args if arg is not type(None)]
+        declared = next((member for member in members if member is not None), None)
+        return declared, type(None) in args
+    if origin is list:
+        item, _ = _port_type(args[0], where)
+        return (ListOf(item), False) if item else (None, False)
+    if origin is tuple and args and Ellipsis not in args:
+        items = {_port_type(arg, where)[0] for arg in args}
+        if len(items) == 1 and (item := items.pop()) is not None:
+            return ListOf(item, len(args)), False
+        return None, False
+    if origin is dict:
+        item, _ = _port_type(args[1], where)
+        return (DictOf(item), False) if item else (None, False)
+    if isinstance(hint, type) and issubclass(hint, Tensor):
+        raise DeclarationError("a tensor has no type", where=where, expected="a type such as HiddenBTD",
+                               found=hint.__name__, fix="annotate it with an alias of nemolet.types, or with Annotated"
+                               "[Tensor, NeuralType(...)]")
+    return None, False
+
+
+# --------------------------------------------------------------------------------------------------
+# The module
+# --------------------------------------------------------------------------------------------------
+
+
+class NeuralModule(nn.Module):
+    """Base of all typed modules (abstract: write your own ``forward``).
+
+    Args:
+        bindings: what this instance fixes. A size of an axis (``D=256``), another letter for ``I`` or
+            ``O`` (``I=Axis("D", 256)``), or a field of an element (``sample_rate=16000``).
+
+    Raises:
+        DeclarationError: when the class is created, for an argument of ``forward`` without a type.
+
+    Example:
+        >>> from nemolet.types import HiddenBTD
+        >>> class Gate(NeuralModule):
+        ...     def __init__(self, *, width: int) -> None:
+        ...         super().__init__(D=width)
+        ...         self.scale = nn.Parameter(torch.ones(width))
+        ...         self.declare_axes(scale="D")
+        ...     def forward(self, hidden: HiddenBTD) -> HiddenBTD:
+        ...         return hidden * self.scale.sigmoid()
+        >>> gate = Gate(width=8)
+        >>> str(gate.input_ports["hidden"])
+        'hidden: B T D=8 Hidden'
+        >>> gate.config()
+        {'_target_': 'nemolet.module.Gate', 'width': 8}
+    """
+
+    signature: Signature | None = None
+
+    def __init_subclass__(cls, *, ports_of_instance: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__ and not ports_of_instance:  # a Graph knows its ports only when it is made
+            cls.signature = read_signature(cls.__dict__["forward"], cls.__name__)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> NeuralModule:
+        module = super().__new__(cls)
+        object.__setattr__(module, "_init_arguments", (args, kwargs))  # what config() writes down
+        return module
+
+    def __init__(self, **bindings: Binding) -> None:
+        super().__init__()
+        self.bindings = bindings
+        self.parameter_dims: dict[str, tuple[Dim, ...]] = {}
+        self.label = _snake(type(self).__name__)
+
+    @functools.cached_property
+    def input_ports(self) -> Mapping[str, Port]:
+        """The inputs, with everything this instance knows."""
+        return {k: Port(k, bind(p.type, self.bindings), p.optional) for k, p in self.declared().inputs.items()}
+
+    @functools.cached_property
+    def output_ports(self) -> Mapping[str, Port]:
+        """The outputs, with everything this instance knows."""
+        return {k: Port(k, bind(p.type, self.bindings), p.optional) for k, p in self.declared().outputs.items()}
+
+    def declared(self) -> Signature:
+        """The ports as declared, before the sizes of this instance are filled in."""
+        if self.signature is None:
+            raise DeclarationError("the module has no forward", where=self.label, fix="write a typed forward method")
+        return self.signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for value in args:
+            if holds_symbol(value):
+                return self.record(args, kwargs)
+        for value in kwargs.values():
+            if holds_symbol(value):
+                return self.record(args, kwargs)
+        if _checks.depth and not torch.compiler.is_compiling():
+            return _checked_call(self, super().__call__, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make a node of a symbolic call and return its outputs in the form ``forward`` returns them."""
+        declared = self.declared()
+        outputs = bind_call(self, declared.order, declared.options, args, kwargs).outputs()
+        return outputs["output"] if declared.record is None else declared.record(**outputs)
+
+    def declare_axes(self, **axes: str) -> None:
+        """Declare the axes of this module's own parameters, such as ``weight="(H K) D"``.
+
+        Raises:
+            DeclarationError: when a known size contradicts the parameter's shape.
+        """
+        for name, text in axes.items():
+            where = f"{type(self).__name__}.{name}"
+            dims = tuple(
+                tuple(bind_axis(f, self.bindings) if isinstance(f, Axis) and f.size is None else f for f in dim)
+                for dim in parse_dims(text)
+            )
+            parameter = getattr(self, name)
+            if parameter is None:
+                continue
+            shape = tuple(parameter.shape)
+            sizes = [[f if isinstance(f, int) else f.size for f in dim] for dim in dims]
+            fits = len(dims) == len(shape) and all(
+                None in known or prod(s for s in known if s) == size for known, size in zip(sizes, shape)
+            )
+            if not fits:
+                raise DeclarationError("the declared axes contradict the parameter", where=where,
+                                       expected=format_dims(dims), found=f"shape {shape}")
+            self.parameter_dims[name] = dims
+
+    def config(self, refs: Mapping[int, str] | None = None) -> dict[str, Any]:
+        """The arguments this module was built with, as plain data from which ``nemolet.build`` rebuilds it.
+
+        Args:
+            refs: names of modules (by ``id``) that are written elsewhere and only referred to here.
+        """
+        args, kwargs = self.__dict__["_init_arguments"]
+        try:
+            given = inspect.signature(type(self).__init__).bind(self, *args, **kwargs).arguments
+        except TypeError as error:
+            raise DeclarationError("the arguments of this module are unknown", where=self.label, found=str(error)) from error
+        tree: dict[str, Any] = {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"}
+        for name, value in list(given.items())[1:]:
+            tree[name] = _plain(value, f"{type(self).__name__}.{name}", refs or {})
+        return tree
+
+
+def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
+    """Turn a constructor argument into plain data, or say which one cannot be."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, NeuralModule):
+        return {"_ref_": refs[id(value)]} if id(value) in refs else value.config(refs)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where, refs) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}", refs) for key, item in value.items()}
+    raise DeclarationError(
+        "this argument cannot be written to a config", where=where, found=type(value).__name__,
+        expected="numbers, strings, lists, dictionaries or typed modules",
+        fix="pass the plain values from which the module can build the object itself",
+    )
+
+
+def parameter_axes(module: nn.Module) -> dict[str, tuple[Dim, ...]]:
+    """The declared axes of every parameter, by its full name.
+
+    Raises:
+        DeclarationError: for parameters without declared axes, all named at once.
+    """
+    declared: dict[str, tuple[Dim, ...]] = {}
+    for prefix, child in module.named_modules(remove_duplicate=False):
+        if isinstance(child, NeuralModule):
+            declared |= {f"{prefix}.{k}" if prefix else k: dims for k, dims in child.parameter_dims.items()}
+    missing = [name for name, _ in module.named_parameters() if name not in declared]
+    if missing:
+        raise DeclarationError("parameters without declared axes", where=type(module).__name__,
+                               found=", ".join(missing), fix='call self.declare_axes(weight="F D") where they are made')
+    return {name: declared[name] for name, _ in module.named_parameters()}
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+# --------------------------------------------------------------------------------------------------
+# Run-time checks, on demand
+# --------------------------------------------------------------------------------------------------
+
+
+class _Checks:
+    """How many ``checked()`` blocks are open; a plain attribute, so an unchecked call pays one look."""
+
+    depth = 0
+
+
+_checks = _Checks()
+
+
+@contextmanager
+def checked(enabled: bool = True) -> Iterator[None]:
+    """Compare real tensors with the declared types at every module call inside the block.
+
+    Blocks nest: leaving an inner block restores the outer one, whatever each said.
+
+    Example:
+        >>> with checked():
+        ...     pass
+    """
+    before, _checks.depth = _checks.depth, _checks.depth + 1 if enabled else 0
+    try:
+        yield
+    finally:
+        _checks.depth = before
+
+
+def _checked_call(module: NeuralModule, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    declared = module.declared()
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, value in {**dict(zip(declared.order, args)), **kwargs}.items():
+        port = module.input_ports.get(name)
+        if port is not None and value is not None:
+            _check_value(port.type, value, f"{module.label}.{name}", sizes)
+    result = call(*args, **kwargs)
+    values = result._asdict() if declared.record else {"output": result}
+    for name, port in module.output_ports.items():
+        if values.get(name) is not None:
+            _check_value(port.type, values[name], f"{module.label}.{name}", sizes)
+    return result
+
+
+def _check_value(declared: PortType, value: Any, where: str, sizes: dict[str, tuple[int, str]]) -> None:
+    if isinstance(declared, NeuralType):
+        check_tensor(declared, value, where, sizes)
+        return
+    items = value.values() if isinstance(value, dict) else value
+    kind = dict if isinstance(declared, DictOf) else (list, tuple)
+    if not isinstance(value, kind) or (isinstance(declared, ListOf) and declared.size not in (None, len(value))):
+        raise ShapeError("the container differs from its declaration", where=where, expected=declared, found=type(value))
+    for item in items:
+        _check_value(declared.item, item, where, sizes)
+
+
+def check_tensor(declared: NeuralType, value: Any, where: str, sizes: dict[str, tuple[int, str]]) -> None:
+    """Compare one tensor with its declared type; ``sizes`` remembers what each letter was, and where.
+
+    Raises:
+        ShapeError: naming the port, the axis and both sizes.
+    """
+    if not isinstance(value, Tensor):
+        raise ShapeError("not a tensor", where=where, expected=declared, found=type(value).__name__)
+    axes, shape = declared.axes, tuple(value.shape)
+    if axes and axes[0].letter == REST:
+        lead = len(shape) - len(axes) + 1
+        axes, shape = axes[1:], shape[lead:] if lead >= 0 else shape
+    if len(axes) != len(shape):
+        raise ShapeError("the tensor has another rank", where=where, expected=declared, found=f"shape {tuple(value.shape)}")
+    for axis, size in zip(axes, shape):
+        known = (axis.size, "its declaration") if axis.size is not None else sizes.get(axis.letter)
+        if known is not None and known[0] != size:
+            raise ShapeError(f"axis {axis.letter} has another size", where=where,
+                             expected=f"{axis.letter}={known[0]} by {known[1]}", found=f"shape {tuple(value.shape)}")
+        if axis.size is None and axis.letter != ANY:
+            sizes.setdefault(axis.letter, (size, where))
+
+
+__all__ = ["NeuralModule", "Signature", "Symbol", "check_tensor", "checked", "parameter_axes", "read_signature"]

@@ -1,0 +1,456 @@
+"""Symbols, nodes and the check that a set of wires fits, before any tensor exists.
+
+Calling a module with symbols makes a :class:`Node`; its outputs are new symbols. :func:`check` walks
+nodes in order and unifies, over every wire, the axes of the output with the axes of the input: each
+letter of each node is a variable, a wire makes two variables one, and two sizes in one variable are
+an error that names both ends. It is a pure function of the nodes; nothing is kept between calls.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, get_args
+
+from nemolet.errors import DeclarationError, WiringError, nearest
+from nemolet.types import (
+    ANY,
+    LEGEND,
+    REST,
+    Axis,
+    DictOf,
+    Element,
+    ListOf,
+    NeuralType,
+    Outcome,
+    PortType,
+    compare,
+)
+
+
+@dataclass(frozen=True)
+class Port:
+    """One named input or output of a module."""
+
+    name: str
+    type: PortType
+    optional: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.type}" + (" | None" if self.optional else "")
+
+
+class Typed(Protocol):
+    """What wiring needs to know of a module."""
+
+    @property
+    def input_ports(self) -> Mapping[str, Port]: ...
+
+    @property
+    def output_ports(self) -> Mapping[str, Port]: ...
+
+    @property
+    def label(self) -> str: ...
+
+
+@dataclass(eq=False, frozen=True)
+class Symbol:
+    """A tensor that does not exist yet: an output of a node, or an input of the graph (``node`` is None)."""
+
+    port: Port
+    node: Node | None = None
+
+    @property
+    def name(self) -> str:
+        """Where the tensor comes from, for messages."""
+        return f"{self.node.module.label}.{self.port.name}" if self.node else f"input {self.port.name or '?'}"
+
+    def __repr__(self) -> str:
+        return f"Symbol({self.name}: {self.port.type})"
+
+    def __bool__(self) -> bool:
+        raise WiringError(
+            "a symbol has no value yet", where=self.name, fix="wire modules with symbols; run the graph with tensors"
+        )
+
+
+Wire = Symbol | list["Wire"] | dict[str, "Wire"]
+
+
+@dataclass(eq=False, frozen=True)
+class Node:
+    """One symbolic call: a module, the wire at each of its ports, and plain options."""
+
+    module: Typed
+    wires: Mapping[str, Wire]
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def outputs(self) -> dict[str, Symbol]:
+        """A symbol for each output port."""
+        return {name: Symbol(port, self) for name, port in self.module.output_ports.items()}
+
+
+def Input(type: object, name: str = "", *, optional: bool = False) -> Any:
+    """Declare an input of a graph.
+
+    Args:
+        type: an alias such as ``TokenIdsBT``, or a :class:`NeuralType`.
+        name: the port's name in the graph; by default that of the first port it flows into.
+        optional: whether the graph may be run without it; it then flows into optional ports only.
+
+    Example:
+        >>> from nemolet.types import TokenIdsBT
+        >>> Input(TokenIdsBT, "tokens")
+        Symbol(input tokens: B T TokenIds(vocab=V))
+    """
+    found = [arg for arg in get_args(type) if isinstance(arg, NeuralType)]
+    declared = type if isinstance(type, (NeuralType, ListOf, DictOf)) else found[0] if found else None
+    if declared is None:
+        raise DeclarationError(
+            "an input needs a type", where=f"Input({type!r})", expected="an alias such as nl.TokenIdsBT", found=type
+        )
+    return Symbol(Port(name, declared, optional))
+
+
+def symbols_of(value: object) -> Iterable[Symbol]:
+    """All symbols inside a (possibly nested) value."""
+    if isinstance(value, Symbol):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from symbols_of(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from symbols_of(item)
+
+
+def holds_symbol(value: object) -> bool:
+    """Whether a value is, or contains, a symbol. Called on every module call, so tensors leave at once."""
+    kind = type(value)
+    if kind is Symbol:
+        return True
+    if kind is list or kind is tuple:
+        return any(holds_symbol(item) for item in value)  # type: ignore[attr-defined]
+    return kind is dict and any(holds_symbol(item) for item in value.values())  # type: ignore[attr-defined]
+
+
+def upstream(ends: Iterable[Symbol]) -> list[Node]:
+    """All nodes that the given symbols need, each after what it needs itself."""
+    order: list[Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(s.node, False) for s in reversed(list(ends)) if s.node]
+    while stack:  # iterative: deep models must not meet Python's recursion limit
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((s.node, False) for s in symbols_of(list(node.wires.values())) if s.node)
+    return order
+
+
+# --------------------------------------------------------------------------------------------------
+# Unification
+# --------------------------------------------------------------------------------------------------
+
+
+class Var:
+    """One axis variable; variables that a wire made equal share a root."""
+
+    __slots__ = ("letter", "origin", "parent", "size")
+
+    def __init__(self, letter: str, size: int | None, origin: str) -> None:
+        self.letter, self.size, self.origin = letter, size, origin
+        self.parent: Var | None = None
+
+    def root(self) -> Var:
+        var = self
+        while var.parent is not None:
+            var = var.parent
+        return var
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A tensor type whose axes are variables: what a symbol carries during a check."""
+
+    axes: tuple[Var, ...]
+    element: Element
+    refs: Mapping[str, Var]  # element fields that refer to the size of an axis
+
+    def plain(self) -> NeuralType:
+        """The type with everything the check found out."""
+        known = {k: v.root().size for k, v in self.refs.items() if v.root().size and k != "of"}
+        axes = tuple(Axis(v.letter, v.root().size) for v in self.axes)
+        return NeuralType(_distinct(axes), replace(self.element, **known) if known else self.element)
+
+
+def _distinct(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """Give a letter that occurs twice to its first axis and another of the kind to the later one."""
+    used: set[str] = set()
+    result = []
+    for axis in axes:
+        if axis.letter in used:
+            free = (k for k, (kind, _) in LEGEND.items() if kind == axis.kind and k not in used)
+            axis = Axis(next(free, ANY), axis.size)
+        used.add(axis.letter)
+        result.append(axis)
+    return tuple(result)
+
+
+ResolvedTree = Resolved | list["ResolvedTree"] | dict[str, "ResolvedTree"]
+
+
+class Scope:
+    """The axis variables of one node."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.letters: dict[str, Var] = {}
+        self.rest: tuple[Var, ...] | None = None
+
+    def var(self, axis: Axis, port: str) -> Var:
+        origin = f"{self.label}.{port}"
+        # An axis with a size of its own is told apart by it: one module may have a wide and a narrow D.
+        key = str(axis) if axis.letter != ANY else f"Any{len(self.letters)}"
+        if key not in self.letters:
+            self.letters[key] = Var(axis.letter, axis.size, origin)
+        return self.letters[key]
+
+    def resolve(self, declared: NeuralType, port: str, rest: tuple[Var, ...] = ()) -> Resolved:
+        axes: list[Var] = []
+        for axis in declared.axes:
+            if axis.letter == REST:
+                self.rest = rest if self.rest is None else self.rest
+                axes.extend(self.rest)
+            else:
+                axes.append(self.var(axis, port))
+        refs: dict[str, Var] = {}
+        for f in fields(declared.element):
+            value = getattr(declared.element, f.name)
+            if isinstance(value, str):
+                refs[f.name] = self.var(Axis(value), port)
+        return Resolved(tuple(axes), declared.element, refs)
+
+
+class Solution:
+    """Types of all symbols after a check, with every size that the wires imply."""
+
+    def __init__(self) -> None:
+        self._types: dict[object, ResolvedTree] = {}
+        
+    def type_of(self, symbol: Symbol) -> PortType:
+        """The solved type of a symbol."""
+        return _plain(self._types[_key(symbol)], symbol.port.type)
+
+    def root_of(self, symbol: Symbol) -> Resolved | None:
+        """The axis variables of a symbol, or None for a container."""
+        found = self._types[_key(symbol)]
+        return found if isinstance(found, Resolved) else None
+
+    def store(self, symbol: Symbol, resolved: ResolvedTree) -> None:
+        self._types[_key(symbol)] = resolved
+
+    def lookup(self, symbol: Symbol) -> ResolvedTree | None:
+        return self._types.get(_key(symbol))
+
+
+def _key(symbol: Symbol) -> object:
+    # Symbols of one output are made anew by each look at a node, so they are told apart by node and port.
+    return symbol if symbol.node is None else (symbol.node, symbol.port.name)
+
+
+def _plain(resolved: ResolvedTree, declared: PortType) -> PortType:
+    if isinstance(resolved, Resolved):
+        return resolved.plain()
+    if isinstance(resolved, list) and isinstance(declared, ListOf):
+        return ListOf(_plain(resolved[0], declared.item) if resolved else declared.item, declared.size)
+    assert isinstance(resolved, dict) and isinstance(declared, DictOf)
+    item = next(iter(resolved.values()), None)
+    return DictOf(declared.item if item is None else _plain(item, declared.item))
+
+
+def check(nodes: Sequence[Node]) -> Solution:
+    """Unify all wires of the nodes, which come in running order.
+
+    Raises:
+        WiringError: naming both ports of the first wire that does not fit.
+    """
+    solution = Solution()
+    for node in nodes:
+        scope = Scope(node.module.label)
+        for name, port in node.module.input_ports.items():
+            if name in node.wires:
+                _flow(port.type, node.wires[name], port, scope, solution)
+        for name, symbol in node.outputs().items():
+            solution.store(symbol, _fresh(symbol.port.type, scope, name))
+    return solution
+
+
+def _fresh(declared: PortType, scope: Scope, port: str) -> ResolvedTree:
+    if isinstance(declared, NeuralType):
+        return scope.resolve(declared, port)
+    if isinstance(declared, ListOf):
+        return [_fresh(declared.item, scope, port) for _ in range(declared.size or 1)]
+    return {"*": _fresh(declared.item, scope, port)}
+
+
+def _flow(declared: PortType, wire: Wire, port: Port, scope: Scope, solution: Solution) -> None:
+    """Let a wire enter a port: the types must fit, and their axes become one."""
+    if isinstance(wire, Symbol):
+        resolved = solution.lookup(wire)
+        if resolved is None:  # an input of the graph, met for the first time
+            resolved = _fresh(wire.port.type, Scope(f"input {wire.port.name or port.name}"), "")
+            solution.store(wire, resolved)
+        if wire.port.optional and not port.optional:
+            raise WiringError(
+                "an optional output flows into a port that needs a value", where=f"{scope.label}.{port.name}",
+                expected=f"{port}", found=f"{wire.name} | None", fix=f"make port {port.name!r} optional, or the source not",
+            )
+        _unify(declared, resolved, _plain(resolved, wire.port.type), wire.name, port, scope)
+        return
+    kind: type = list if isinstance(declared, ListOf) else dict if isinstance(declared, DictOf) else Symbol
+    if isinstance(declared, NeuralType) or not isinstance(wire, kind):
+        raise _misfit(Outcome.CONTAINER_SIZE_MISMATCH, declared, _describe(wire), _names(wire), port, scope)
+    if isinstance(declared, ListOf) and declared.size not in (None, len(wire)):
+        raise _misfit(Outcome.CONTAINER_SIZE_MISMATCH, declared, _describe(wire), _names(wire), port, scope)
+    for item in wire.values() if isinstance(wire, dict) else wire:
+        _flow(declared.item, item, port, scope, solution)
+
+
+def _describe(wire: Wire) -> str:
+    if isinstance(wire, Symbol):
+        return str(wire.port.type)
+    items = list(wire.values()) if isinstance(wire, dict) else wire
+    return f"{type(wire).__name__} of {len(items)}: [{', '.join(_describe(item) for item in items)}]"
+
+
+def _names(wire: Wire) -> str:
+    return ", ".join(dict.fromkeys(s.name for s in symbols_of(wire))) or "an empty container"
+
+
+def _unify(declared: PortType, resolved: ResolvedTree, found: PortType, source: str, port: Port, scope: Scope) -> None:
+    outcome = compare(declared, found)
+    if not outcome.flows:
+        raise _misfit(outcome, declared, found, source, port, scope)
+    if not isinstance(declared, NeuralType):
+        assert isinstance(declared, (ListOf, DictOf)) and isinstance(found, (ListOf, DictOf))
+        for item in resolved.values() if isinstance(resolved, dict) else resolved if isinstance(resolved, list) else []:
+            _unify(declared.item, item, found.item, source, port, scope)
+        return
+    assert isinstance(resolved, Resolved)
+    if not declared.axes and len(resolved.axes):
+        return  # Void
+    lead = len(resolved.axes) - sum(axis.letter != REST for axis in declared.axes)
+    want = scope.resolve(declared, port.name, resolved.axes[:lead])
+    if len(want.axes) != len(resolved.axes):
+        raise _misfit(Outcome.INCOMPATIBLE, declared, found, source, port, scope,
+                      note="'...' already stands for other axes in this module")
+    pairs = list(zip(want.axes, resolved.axes))
+    pairs += [(want.refs[name], resolved.refs[name]) for name in want.refs if name in resolved.refs]
+    for name, var in want.refs.items():  # a letter here against a known number there
+        size = getattr(resolved.element, name, None)
+        if isinstance(size, int):
+            pairs.append((var, Var(var.letter, size, source)))
+    for name, var in resolved.refs.items():
+        size = getattr(want.element, name, None)
+        if isinstance(size, int):
+            pairs.append((Var(var.letter, size, f"{scope.label}.{port.name}"), var))
+    for mine, theirs in pairs:
+        _merge(mine.root(), theirs.root(), declared, found, source, port, scope)
+
+
+def _merge(mine: Var, theirs: Var, declared: PortType, found: PortType, source: str, port: Port, scope: Scope) -> None:
+    if mine is theirs:
+        return
+    if mine.size is not None and theirs.size is not None and mine.size != theirs.size:
+        raise _misfit(
+            Outcome.DIM_INCOMPATIBLE, declared, found, source, port, scope,
+            note=f"{mine.letter} is {mine.size} by {mine.origin}, but {theirs.size} by {theirs.origin}",
+        )
+    if theirs.size is None and mine.size is not None:
+        theirs.size, theirs.origin = mine.size, mine.origin
+    mine.parent = theirs
+
+
+def _misfit(outcome: Outcome, expected: PortType, found: object, source: str, port: Port, scope: Scope,
+            note: str | None = None) -> WiringError:
+    """The one text for a wire that does not fit."""
+    what = {
+        Outcome.DIM_INCOMPATIBLE: "an axis has another size",
+        Outcome.TRANSPOSE_SAME: "the axes are in another order",
+        Outcome.CONTAINER_SIZE_MISMATCH: "the containers differ",
+        Outcome.SAME_TYPE_INCOMPATIBLE_PARAMS: "the elements have different parameters",
+        Outcome.LESS: "the element is too general",
+    }.get(outcome, "the types do not fit")
+    fix = {
+        Outcome.DIM_INCOMPATIBLE: note or "build both modules with the same size",
+        Outcome.TRANSPOSE_SAME: "transpose the tensor between the two modules",
+        Outcome.CONTAINER_SIZE_MISMATCH: "pass a container of the declared kind, depth and length",
+        Outcome.SAME_TYPE_INCOMPATIBLE_PARAMS: "give both modules the same value, or convert in between",
+    }.get(outcome, note or _element_fix(expected, found))
+    return WiringError(
+        f"{what}: {source} -> {scope.label}.{port.name}",
+        where=f"{scope.label}.{port.name}",
+        expected=f"{expected}   at input {scope.label}.{port.name}",
+        found=f"{found}   from {source}",
+        fix=fix,
+    )
+
+
+def _element_fix(expected: PortType, found: object) -> str:
+    if isinstance(expected, NeuralType) and isinstance(found, NeuralType):
+        if type(expected.element) is not type(found.element):
+            return f"wire an output whose element is {type(expected.element).__name__}"
+        return f"wire an output with the axes {' '.join(map(str, expected.axes)) or 'of a scalar'}"
+    return "wire an output of the expected type"
+
+
+def bind_call(module: Typed, order: Sequence[str], options: Sequence[str], args: Sequence[object],
+              kwargs: Mapping[str, object]) -> Node:
+    """Bind the arguments of a symbolic call to ports, and check everything up to here.
+
+    Raises:
+        WiringError: for unknown, missing or doubled arguments, a tensor among symbols, or a misfit.
+    """
+    if len(args) > len(order):
+        raise WiringError("too many arguments", where=module.label, expected=f"at most {len(order)}: {', '.join(order)}",
+                          found=len(args), fix="pass each port once, by name")
+    given = dict(zip(order, args))
+    for name, value in kwargs.items():
+        if name in given:
+            raise WiringError(f"port {name!r} is given twice", where=f"{module.label}.{name}",
+                              expected="one wire for each port", found=f"{given[name]!r} and {value!r}",
+                              fix=f"remove one of the two wires into {module.label}.{name}")
+        if name not in order:
+            close = nearest(name, order)
+            raise WiringError(f"there is no port {name!r}", where=f"{module.label}.{name}",
+                              expected=", ".join(map(str, module.input_ports.values())), found=f"{name} from {value!r}",
+                              fix=f"did you mean {close!r}?" if close else "use one of the ports above")
+        given[name] = value
+    wires: dict[str, Wire] = {}
+    for name, port in module.input_ports.items():
+        value = given.pop(name, None)
+        if value is None:
+            if not port.optional:
+                raise WiringError(f"nothing flows into port {name!r}", where=f"{module.label}.{name}",
+                                  expected=str(port.type), found="no wire",
+                                  fix=f"pass {name}=... with an output of type {port.type}")
+            continue
+        wires[name] = _as_wire(value, f"{module.label}.{name}", port)
+    node = Node(module, wires, {name: given[name] for name in options if name in given})
+    check([*upstream(itertools.chain.from_iterable(map(symbols_of, wires.values()))), node])
+    return node
+
+
+def _as_wire(value: object, where: str, port: Port) -> Wire:
+    if isinstance(value, Symbol):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_as_wire(item, where, port) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _as_wire(item, where, port) for key, item in value.items()}
+    raise WiringError("a value was passed among symbols", where=where, expected=f"a symbol of type {port.type}",
+                      found=type(value).__name__, fix="declare it with nl.Input(...) and pass it when the graph runs")
