@@ -1,0 +1,253 @@
+"""From prompts to text: the decoding loop, stop conditions and streaming.
+
+:class:`Decoding` is the loop over tokens, :func:`stream` turns it into text, :func:`generate` collects
+the text. Any module from tokens to logits will do; one whose ``forward`` takes a ``cache`` decodes in
+linear instead of quadratic time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nemolet.errors import GenerationError
+from nemolet.language.sampling import Sampling, choose
+from nemolet.module import NeuralModule
+from nemolet.nn.cache import KVCache
+from nemolet.tokenizers.base import Tokenizer
+
+
+class CausalModel(Protocol):
+    """What decoding needs of a model beyond its forward."""
+
+    context: int
+    vocab_size: int
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache: ...
+
+
+class Decoding:
+    """A batch of sequences that grow by one token at each step (final).
+
+    Prompts of unequal length are padded on the left. When the context is full, the oldest part of every
+    sequence is dropped and the rest is read anew.
+
+    Args:
+        model: from tokens to logits.
+        prompts: token ids, at least one per row.
+        sampling: how tokens are chosen.
+        seed: of the random choice; row i uses seed + i, whatever the other rows are.
+        max_new_tokens: how much room the cache needs.
+    """
+
+    def __init__(self, model: NeuralModule, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seed: int,
+                 max_new_tokens: int) -> None:
+        self.model, self.sampling = model, sampling
+        self.rows = [list(prompt) for prompt in prompts]
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self.context: int = getattr(model, "context", 0) or max(map(len, self.rows)) + max_new_tokens
+        self.capacity = min(self.context, max(map(len, self.rows)) + max_new_tokens)
+        self.cached = "cache" in model.declared().options and hasattr(model, "new_cache")
+        self.cache: KVCache | None = None
+        self.generators = [torch.Generator(self.device).manual_seed(seed + row) for row in range(len(self.rows))]
+        self.seen_BV: Tensor | None = None
+        self.live = list(range(len(self.rows)))
+        _check_prompts(self.rows, getattr(model, "vocab_size", None))
+
+    @torch.inference_mode()
+    def step(self) -> dict[int, int]:
+        """Choose one more token for every live row; returns row -> token."""
+        if self.cache is not None and self.cache.length < self.capacity:
+            last = [[self.rows[row][-1]] for row in self.live]
+            logits_BV = self._forward(last, [[self.positions[row]] for row in self.live], None)
+        else:
+            logits_BV = self._read()
+        tokens = choose(logits_BV, self.sampling, [self.generators[row] for row in self.live], self._seen(logits_BV))
+        chosen = dict(zip(self.live, tokens.tolist()))
+        for index, (row, token) in enumerate(chosen.items()):
+            self.rows[row].append(token)
+            self.positions[row] += 1
+            if self.seen_BV is not None:
+                self.seen_BV[index, token] = True
+        return chosen
+
+    def finish(self, rows: set[int]) -> None:
+        """Stop growing these rows; the others go on with a smaller batch."""
+        keep = [index for index, row in enumerate(self.live) if row not in rows]
+        self.live = [self.live[index] for index in keep]
+        if not self.live:
+            return
+        index = torch.tensor(keep, device=self.device)
+        if self.cache is not None:
+            self.cache.reorder(index)
+        if self.seen_BV is not None:
+            self.seen_BV = self.seen_BV[index]
+
+    def _read(self) -> Tensor:
+        """Run whole sequences: the prompts at first, later what is kept of a full context."""
+        room = self.capacity
+        if self.cached and max(len(self.rows[row]) for row in self.live) > room - 1:
+            room = max(1, room - max(1, room // 4))  # leave space, so that reading anew is rare
+        kept = [self.rows[row][-room:] for row in self.live]
+        longest = max(map(len, kept))
+        pads = [longest - len(tokens) for tokens in kept]
+        if self.cached:
+            model: CausalModel = self.model  # type: ignore[assignment]
+            self.cache = model.new_cache(len(kept), self.capacity)
+        self.positions = {row: len(tokens) for row, tokens in zip(self.live, kept)}
+        tokens = [[tokens[0]] * pad + tokens for tokens, pad in zip(kept, pads)]
+        positions = [[max(0, i - pad) for i in range(longest)] for pad in pads]
+        mask = None
+        if any(pads):
+            mask = torch.tensor([[i >= pad for i in range(longest)] for pad in pads], device=self.device)
+        return self._forward(tokens, positions, mask)
+
+    def _forward(self, tokens: list[list[int]], positions: list[list[int]], mask_BT: Tensor | None) -> Tensor:
+        declared = self.model.declared()
+        call: dict[str, object] = {"tokens": torch.tensor(tokens, device=self.device)}
+        if mask_BT is not None and "mask" not in declared.inputs:
+            raise GenerationError("this model cannot tell padding", where=self.model.label,
+                                  expected="an optional port `mask`", found=", ".join(declared.inputs),
+                                  fix="generate from one prompt at a time, or give the model the port")
+        if "mask" in declared.inputs:
+            call["mask"] = mask_BT
+        if "positions" in declared.inputs:
+            call["positions"] = torch.tensor(positions, device=self.device)
+        if self.cached:
+            call["cache"] = self.cache
+        if "last_only" in declared.options:
+            call["last_only"] = True
+        logits_BTV: Tensor = self.model(**call)
+        return logits_BTV[:, -1]
+
+    def _seen(self, logits_BV: Tensor) -> Tensor | None:
+        if self.sampling.repetition_penalty == 1.0:
+            return None
+        if self.seen_BV is None:
+            self.seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+            for index, row in enumerate(self.live):
+                self.seen_BV[index, self.rows[row]] = True
+        return self.seen_BV
+
+
+def _check_prompts(rows: list[list[int]], vocab_size: int | None) -> None:
+    for index, tokens in enumerate(rows):
+        if not tokens:
+            raise GenerationError("the prompt has no tokens", where=f"prompt {index}", expected="at least one token",
+                                  found="an empty prompt", fix="start with a beginning-of-text token or a newline")
+        if vocab_size is not None and not all(0 <= token < vocab_size for token in tokens):
+            bad = next(token for token in tokens if not 0 <= token < vocab_size)
+            raise GenerationError("a token is outside the vocabulary", where=f"prompt {index}",
+                                  expected=f"ids from 0 to {vocab_size - 1}", found=bad,
+                                  fix="encode the prompt with the tokenizer the model was trained with")
+
+
+@dataclass
+class Completion:
+    """The continuation of one prompt."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish: str = "length"  # or "stop": a stop sequence or the end-of-text token
+
+
+def stream(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int = 128,
+           sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0,
+           completions: list[Completion] | None = None) -> Iterator[tuple[int, str]]:
+    """Yield ``(row, piece of text)`` as it is made; never half a character, never part of a stop sequence.
+
+    Args:
+        model: from tokens to logits.
+        tokenizer: the one the model was trained with.
+        prompts: texts to continue.
+        max_new_tokens: length limit of each continuation.
+        sampling: how tokens are chosen.
+        stop: texts that end a continuation; they are not part of it.
+        seed: of the random choice.
+        completions: receives a :class:`Completion` for each prompt, filled while streaming.
+    """
+    if max_new_tokens < 1:
+        raise GenerationError("nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens)
+    results = [Completion() for _ in prompts]
+    if completions is not None:
+        completions.extend(results)
+    ids = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
+    decoding = Decoding(model, ids, sampling=sampling or Sampling(), seed=seed, max_new_tokens=max_new_tokens)
+    pieces = [_Piece(tokenizer, tuple(stop)) for _ in prompts]
+    was_training = model.training
+    model.eval()
+    try:
+        for count in range(max_new_tokens):
+            ended: set[int] = set()
+            for row, token in decoding.step().items():
+                if token == tokenizer.eos_id:
+                    text, done = pieces[row].flush(), True
+                else:
+                    results[row].tokens.append(token)
+                    text, done = pieces[row].push(token)
+                if done:
+                    results[row].finish = "stop"
+                    ended.add(row)
+                elif count == max_new_tokens - 1:
+                    text += pieces[row].flush()
+                if text:
+                    results[row].text += text
+                    yield row, text
+            if ended:
+                decoding.finish(ended)
+            if not decoding.live:
+                return
+    finally:
+        model.train(was_training)
+
+
+class _Piece:
+    """The text of one row, held back while it may still turn out to be a stop sequence."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self.decoder, self.stop, self.held = tokenizer.stream(), stop, ""
+
+    def push(self, token: int) -> tuple[str, bool]:
+        self.held += self.decoder.push(token)
+        return self._release()
+
+    def flush(self) -> str:
+        self.held += self.decoder.flush()
+        text, done = self._release()
+        return text if done else text + self.held
+
+    def _release(self) -> tuple[str, bool]:
+        found = [at for at in (self.held.find(s) for s in self.stop) if at >= 0]
+        if found:
+            return self.held[: min(found)], True
+        longest = max((len(s) for s in self.stop), default=0)
+        hold = next(
+            (n for n in range(min(longest, len(self.held)), 0, -1) if any(s.startswith(self.held[-n:]) for s in self.stop)), 0
+        )
+        cut = len(self.held) - hold
+        text, self.held = self.held[:cut], self.held[cut:]
+        return text, False
+
+
+def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Encode a prompt; an empty one starts a new document."""
+    ids = tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
+    if not ids:
+        start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        ids = [start] if start is not None else tokenizer.encode("\n")
+    return ids
+
+
+def generate(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int = 128,
+             sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0) -> list[Completion]:
+    """Continue each prompt and return the continuations; arguments as for :func:`stream`."""
+    completions: list[Completion] = []
+    for _ in stream(model, tokenizer, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed,
+                    completions=completions):
+        pass
+    return completions

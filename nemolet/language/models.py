@@ -1,0 +1,142 @@
+"""Task models of text: a graph and what a user wants to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+from nemolet.graph import Graph
+from nemolet.language.decoding import Completion, generate, stream
+from nemolet.language.sampling import Sampling
+from nemolet.module import NeuralModule
+from nemolet.nn.cache import KVCache
+from nemolet.nn.embedding import Embedding, Head
+from nemolet.nn.transformer import Decoder
+from nemolet.tokenizers.base import Tokenizer
+from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
+from nemolet.wiring import Input
+
+
+class CausalLM(NeuralModule):
+    """A language model that predicts the next token: embedding, decoder, head (final).
+
+    One architecture serves the GPT-2 and Llama families; the presets in ``conf/model`` are overlays of it.
+
+    Args:
+        vocab_size: number of tokens; in a config it comes from the tokenizer.
+        layers: number of transformer blocks.
+        width: model width D.
+        heads: query heads H.
+        kv_heads: key/value heads G, a divisor of ``heads``; None for as many as ``heads``.
+        ffn_width: feed-forward width F; None for 4 D, or 8/3 D where the feed-forward is gated.
+        context: longest sequence.
+        norm: ``"rms"`` (Llama) or ``"layer"`` (GPT-2).
+        activation: of the feed-forward.
+        gated: whether the feed-forward is gated.
+        position: ``"rope"``, ``"learned"`` or ``"none"``.
+        rope_base: base of the rotary frequencies.
+        rope_scaling: for example ``{"kind": "llama3", "factor": 8.0, ...}``; see :class:`nemolet.nn.RotaryEmbedding`.
+        bias: whether linear layers have a bias.
+        tied: whether the head shares the embedding's weight.
+        qk_norm: whether queries and keys are normalised per head.
+        window: how far back attention looks; None for the whole context.
+        dropout: probability, in training only.
+        softcap: bound of the logits (Gemma 2); None for none.
+        pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
+        checkpointing: activation checkpointing: ``"none"``, ``"full"``, or every n-th block as ``"every_n"``.
+
+    Shape: tokens_BT -> logits_BTV.
+
+    Example:
+        >>> import torch
+        >>> model = CausalLM(vocab_size=11, layers=1, width=8, heads=2, context=16)
+        >>> model(torch.zeros(1, 4, dtype=torch.long)).shape
+        torch.Size([1, 4, 11])
+    """
+
+    CONFIG_RULES: ClassVar = (
+        ("width % heads == 0", "width must be divisible by heads"),
+        ("heads % kv_heads == 0", "heads must be divisible by kv_heads"),
+        ("kv_heads <= heads", "kv_heads may not exceed heads"),
+        ("width / heads % 2 == 0 or position != 'rope'", "rotary positions need an even head size (width / heads)"),
+        ("window <= context", "the attention window may not exceed the context"),
+        ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
+        ("layers >= 1 and context >= 1", "layers and context are at least 1"),
+    )
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        layers: int,
+        width: int,
+        heads: int,
+        kv_heads: int | None = None,
+        ffn_width: int | None = None,
+        context: int = 1024,
+        norm: Literal["rms", "layer"] = "rms",
+        norm_eps: float = 1e-5,
+        activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"] = "silu",
+        gated: bool = True,
+        position: Literal["rope", "learned", "none"] = "rope",
+        rope_base: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        bias: bool = False,
+        tied: bool = True,
+        qk_norm: bool = False,
+        window: int | None = None,
+        dropout: float = 0.0,
+        softcap: float | None = None,
+        pad_vocab_to: int = 1,
+        checkpointing: str = "none",
+    ) -> None:
+        super().__init__(V=vocab_size)
+        self.vocab_size, self.context = vocab_size, context
+        embed = Embedding("V", "D", vocab_size, width, pad_to_multiple_of=pad_vocab_to)
+        decoder = Decoder(
+            layers=layers, width=width, heads=heads, kv_heads=kv_heads, ffn=ffn_width, norm=norm, norm_eps=norm_eps,
+            activation=activation, gated=gated, position=position, rope_base=rope_base, rope_scaling=rope_scaling,
+            max_length=context, bias=bias, qk_norm=qk_norm, window=window, dropout=dropout, checkpointing=checkpointing,
+        )
+        head = (Head("D", "V", tied=embed, softcap=softcap) if tied
+                else Head("D", "V", width, vocab_size, softcap=softcap, pad_to_multiple_of=pad_vocab_to))
+        tokens = Input(TokenIdsBT, "tokens")
+        packing = {
+            "segments": Input(SegmentsBT, "segments", optional=True),
+            "positions": Input(PositionsBT, "positions", optional=True),
+            "mask": Input(MaskBT, "mask", optional=True),
+        }
+        self.graph = Graph(head(decoder(embed(tokens), **packing)), names={"embed": embed, "decoder": decoder, "head": head})
+        self._cache_shape = (layers, kv_heads or heads, width // heads)
+
+    def forward(
+        self,
+        tokens: TokenIdsBT,
+        segments: SegmentsBT | None = None,
+        positions: PositionsBT | None = None,
+        mask: MaskBT | None = None,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> LogitsBTV:
+        return self.graph(tokens, segments, positions, mask, cache=cache, last_only=last_only)  # type: ignore[no-any-return]
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for ``batch`` sequences of up to ``capacity`` tokens, where the weights are."""
+        layers, kv_heads, head_size = self._cache_shape
+        weight = next(self.parameters())
+        return KVCache(layers=layers, batch=batch, kv_heads=kv_heads, capacity=capacity, head_size=head_size,
+                       device=weight.device, dtype=weight.dtype)
+
+    def generate(self, tokenizer: Tokenizer, prompts: str | Sequence[str], *, max_new_tokens: int = 128,
+                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+                 repetition_penalty: float = 1.0, stop: Sequence[str] = (), seed: int = 0) -> list[Completion]:
+        """Continue one or several prompts; see :class:`nemolet.language.Sampling` for the choices."""
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        return generate(self, tokenizer, texts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed)
+
+    def stream(self, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 128, sampling: Sampling | None = None,
+               stop: Sequence[str] = (), seed: int = 0) -> Iterator[str]:
+        """Continue a prompt piece by piece."""
+        for _, piece in stream(self, tokenizer, [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed):
+            yield piece
