@@ -1,0 +1,96 @@
+"""The command line: ``nemolet <verb> [overrides]``.
+
+Every verb is a function with typed keyword arguments in a module of this package; its config in
+``conf/<verb>.yaml`` holds the values. This file finds the verb, composes and validates its config, and
+calls it. A plain run composes the config itself, so that a mistake is answered before anything heavy is
+imported; flags that belong to Hydra (``--multirun``, ``--cfg``, ``--info``, ``--shell-completion``) are
+handed to Hydra.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from nemolet.errors import ConfigError, NemoletError, nearest
+
+VERBS = {
+    "train": "train a model, or resume where its folder left off",
+    "evaluate": "loss, perplexity and bits per byte of an archive on a text",
+    "generate": "continue a prompt",
+    "chat": "continue what you type, line by line",
+    "tokenize": "turn text into token files for training",
+    "check": "validate a training config and wire its graph, without training",
+    "graph": "draw the graph of a training config as text, Mermaid or SVG",
+    "list": "list the config groups and their options",
+}
+USAGE = """nemolet: typed neural modules of speech and language
+
+usage: nemolet <verb> [group=option] [key=value] ...
+
+{verbs}
+
+examples:
+  nemolet train experiment=demo                       a small model, on text that Python carries
+  nemolet train data.path=my.txt model=llama_tiny     your own text
+  nemolet train optim.lr=1e-3,3e-3 --multirun         one run for each value
+  nemolet generate archive=runs/demo/model.nemolet prompt="def "
+  nemolet list                                        what can be chosen
+
+  nemolet <verb> --help       the config of a verb, with its groups
+  nemolet <verb> --cfg job    the config as it would be used
+"""
+_HYDRA_FLAGS = (
+    "--multirun", "-m", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--resolve", "--package", "-p",
+    "--help", "-h", "--hydra-help", "--experimental-rerun", "--config-dir", "-cd", "--config-name", "-cn",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 1 failed at work, 2 refused before any work)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())))
+        return 0
+    if arguments[0] == "--version":
+        from nemolet import __version__
+
+        print(__version__)
+        return 0
+    verb, overrides = arguments[0], arguments[1:]
+    try:
+        if verb not in VERBS:
+            close = nearest(verb, VERBS)
+            raise ConfigError("there is no such verb", where=f"nemolet {verb}", expected=", ".join(VERBS), found=verb,
+                              fix=f"did you mean `nemolet {close}`?" if close else "see nemolet --help")
+        if any(argument.split("=")[0] in _HYDRA_FLAGS for argument in overrides):
+            from nemolet.cli.hydra_app import run
+
+            return run(verb, overrides)
+        from nemolet.cli.configs import composed
+
+        config = composed(verb, overrides)
+        return call(verb, config)
+    except ConfigError as error:
+        return _report(error, 2)
+    except NemoletError as error:
+        return _report(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def call(verb: str, config: dict[str, Any]) -> int:
+    """Import the verb and run it with its config."""
+    module = importlib.import_module(f"nemolet.cli.{'listing' if verb == 'list' else verb}")
+    module.run(**config)
+    return 0
+
+
+def _report(error: NemoletError, status: int) -> int:
+    if os.environ.get("NEMOLET_TRACEBACK"):
+        raise error
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return status
