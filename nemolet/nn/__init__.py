@@ -1,0 +1,40 @@
+"""Layers that declare the axes of their parameters."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS = {
+    "Attention": "nemolet.nn.attention",
+    "AttentionMask": "nemolet.nn.mask",
+    "Block": "nemolet.nn.transformer",
+    "Decoder": "nemolet.nn.transformer",
+    "Embedding": "nemolet.nn.embedding",
+    "FeedForward": "nemolet.nn.feed_forward",
+    "Head": "nemolet.nn.embedding",
+    "KVCache": "nemolet.nn.cache",
+    "LayerNorm": "nemolet.nn.norm",
+    "Linear": "nemolet.nn.linear",
+    "PositionEmbedding": "nemolet.nn.embedding",
+    "RMSNorm": "nemolet.nn.norm",
+    "RotaryEmbedding": "nemolet.nn.rope",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"nemolet.nn has no {name!r}; it has {', '.join(_EXPORTS)}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+if TYPE_CHECKING:
+    from nemolet.nn.attention import Attention
+    from nemolet.nn.cache import KVCache
+    from nemolet.nn.embedding import Embedding, Head, PositionEmbedding
+    from nemolet.nn.feed_forward import FeedForward
+    from nemolet.nn.linear import Linear
+    from nemolet.nn.mask import AttentionMask
+    from nemolet.nn.norm import LayerNorm, RMSNorm
+    from nemolet.nn.rope import RotaryEmbedding
+    from nemolet.nn.transformer import Block, Decoder

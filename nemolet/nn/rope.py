@@ -1,0 +1,89 @@
+"""Rotary position embedding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nemolet.errors import ShapeError, nearest
+
+_SCALINGS: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_context"),
+}
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines for one batch, computed once for all layers. Shape: [B or 1, T, 1, 1, K/2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class RotaryEmbedding(torch.nn.Module):
+    """Angles of the rotary position embedding (Su et al., 2021; final).
+
+    The first half of a head is rotated against the second half, as Llama checkpoints in the Hugging Face
+    layout expect.
+
+    Args:
+        head_size: K, even.
+        base: of the geometric series of wavelengths.
+        scaling: ``{"kind": "linear", "factor": f}`` stretches positions (Chen et al., 2023);
+            ``{"kind": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_context"}`` stretches
+            long wavelengths only (Llama 3.1, 2024).
+
+    Raises:
+        ShapeError: for an odd head size, or scaling fields that are unknown or missing.
+
+    Example:
+        >>> rope = RotaryEmbedding(4)
+        >>> query = torch.randn(1, 3, 1, 1, 4)
+        >>> rotated = rotate(query, rope(torch.arange(3)[None]))
+        >>> torch.allclose(rotated.norm(dim=-1), query.norm(dim=-1), atol=1e-5)
+        True
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, head_size: int, *, base: float = 10000.0, scaling: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        if head_size % 2:
+            raise ShapeError("rotary positions need an even head size", where="RotaryEmbedding.head_size",
+                             expected="an even number", found=head_size, fix="choose width / heads even")
+        frequencies = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+        if scaling:
+            frequencies = _scale(frequencies, dict(scaling))
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+
+    def forward(self, positions_BT: Tensor) -> Rotation:
+        angles = positions_BT[..., None, None, None].float() * self.frequencies
+        return Rotation(angles.cos(), angles.sin())
+
+
+def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate the last axis by position. Shape: [B, T, ..., K] with two axes between T and K."""
+    first, second = heads.chunk(2, dim=-1)
+    cos, sin = rotation.cos.to(heads.dtype), rotation.sin.to(heads.dtype)
+    return torch.cat((torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)), dim=-1)
+
+
+def _scale(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
+    kind = scaling.pop("kind", None)
+    if kind not in _SCALINGS:
+        close = nearest(str(kind), _SCALINGS)
+        raise ShapeError("unknown rotary scaling", where="rope_scaling.kind", expected=", ".join(_SCALINGS), found=kind,
+                         fix=f"did you mean {close!r}?" if close else None)
+    if set(scaling) != set(_SCALINGS[kind]):
+        raise ShapeError(f"{kind} scaling has other fields", where="rope_scaling", expected=", ".join(_SCALINGS[kind]),
+                         found=", ".join(scaling) or "nothing")
+    if kind == "linear":
+        return frequencies / float(scaling["factor"])
+    wavelengths = 2 * math.pi / frequencies
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    # Between the two bounds the stretch fades in, linearly in the number of turns within the old context.
+    share = ((float(scaling["original_context"]) / wavelengths - low) / (high - low)).clamp(0, 1)
+    return frequencies * (share + (1 - share) / float(scaling["factor"]))
