@@ -1,0 +1,101 @@
+"""``tokenizer.json`` files of Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from nemolet.errors import TokenizerError
+from nemolet.tokenizers.base import StreamDecoder, Tokenizer
+
+_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
+_EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]")
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer in the format of the ``tokenizers`` library (extra ``hf``; final).
+
+    Whether any text comes back exactly depends on the file: byte-level models do it, others normalise.
+
+    Args:
+        content: the bytes of a ``tokenizer.json``.
+        bos: text of the beginning-of-text token; None looks for a usual one.
+        eos: text of the end-of-text token; None looks for a usual one.
+
+    Raises:
+        TokenizerError: for another file, or a token that it lacks.
+    """
+
+    kind: ClassVar[str] = "huggingface"
+    lossless: ClassVar[bool] = False
+
+    def __init__(self, content: bytes, *, bos: str | None = None, eos: str | None = None) -> None:
+        import tokenizers
+
+        try:
+            self.inner = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
+            raise TokenizerError("this is no tokenizer.json", where="HuggingFaceTokenizer", found=str(error)[:200],
+                                 fix="pass the tokenizer.json of a Hugging Face model") from error
+        # Which special tokens a document gets is said by the caller, as for every tokenizer here.
+        self.inner.no_truncation()
+        self.inner.no_padding()
+        self.inner.encode_special_tokens = True
+        self.content, self._bos, self._eos = content, bos, eos
+        self.vocab_size = max(self.inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        added = self.inner.get_added_tokens_decoder()
+        self.special_tokens = {token.content: index for index, token in added.items() if token.special}
+        self.bos_id, self.eos_id = self._find(bos, _BOS), self._find(eos, _EOS)
+
+    def _find(self, name: str | None, usual: tuple[str, ...]) -> int | None:
+        if name is None:
+            return next((self.special_tokens[text] for text in usual if text in self.special_tokens), None)
+        if name not in self.special_tokens:
+            raise TokenizerError("no such special token", where="HuggingFaceTokenizer",
+                                 expected=", ".join(self.special_tokens) or "a special token", found=name)
+        return self.special_tokens[name]
+
+    def stream(self) -> StreamDecoder:
+        return _WindowStream(self)
+
+    def files(self) -> dict[str, bytes]:
+        return {"tokenizer.json": self.content}
+
+    def settings(self) -> dict[str, Any]:
+        return {"bos": self._bos, "eos": self._eos}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], **settings: Any) -> HuggingFaceTokenizer:
+        return cls(files["tokenizer.json"], **settings)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.inner.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+
+    def _decode(self, tokens: list[int], special: bool) -> str:
+        return self.inner.decode(tokens, skip_special_tokens=not special)  # type: ignore[no-any-return]
+
+
+class _WindowStream:
+    """Decodes a short window again with each id: a decoder may treat the first id of a text in its own way."""
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.window: list[int] = []
+        self.shown = ""  # the text of the window that was already given out
+
+    def push(self, token: int) -> str:
+        self.window.append(token)
+        text = self.tokenizer.decode(self.window)
+        if text.endswith("\ufffd"):
+            return ""  # perhaps half a character
+        new = text[len(self.shown) :]
+        self.shown = text
+        if len(self.window) > 16:
+            self.window = self.window[-4:]
+            self.shown = self.tokenizer.decode(self.window)
+        return new
+
+    def flush(self) -> str:
+        text = self.tokenizer.decode(self.window) if self.window else ""
+        new, self.window, self.shown = text[len(self.shown) :], [], ""
+        return new

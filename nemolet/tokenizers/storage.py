@@ -1,0 +1,83 @@
+"""Tokenizers in folders and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemolet.errors import TokenizerError, nearest
+from nemolet.tokenizers.base import Tokenizer
+from nemolet.tokenizers.huggingface import HuggingFaceTokenizer
+from nemolet.tokenizers.sentencepiece import SentencePieceTokenizer
+from nemolet.tokenizers.simple import ByteTokenizer, CharTokenizer
+
+KINDS: dict[str, type[Tokenizer]] = {
+    cls.kind: cls for cls in (ByteTokenizer, CharTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)
+}
+SETTINGS = "tokenizer_config.json"
+
+
+def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Kind and settings: with the files, all that :func:`rebuild` needs."""
+    return {"kind": tokenizer.kind, **tokenizer.settings()}
+
+
+def rebuild(description: Mapping[str, Any], files: Mapping[str, bytes]) -> Tokenizer:
+    """The tokenizer of a description and its files.
+
+    Raises:
+        TokenizerError: for an unknown kind, unknown settings or missing files.
+    """
+    settings = dict(description)
+    kind = settings.pop("kind", None)
+    if kind not in KINDS:
+        close = nearest(str(kind), KINDS)
+        raise TokenizerError("unknown kind of tokenizer", where="tokenizer.kind", expected=", ".join(KINDS), found=kind,
+                             fix=f"did you mean {close!r}?" if close else None)
+    try:
+        return KINDS[kind].from_files(files, **settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(f"the {kind} tokenizer cannot be rebuilt", where="tokenizer",
+                             found=f"files {', '.join(files) or 'none'}; {error}") from error
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write a tokenizer to a folder, from which :func:`load_tokenizer` reads it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {**tokenizer.files(), SETTINGS: json.dumps(describe(tokenizer)).encode()}.items():
+        partial = folder / f".{name}.partial"
+        partial.write_bytes(content)
+        partial.replace(folder / name)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer: a folder of ours or of Hugging Face, a ``tokenizer.json``, or a SentencePiece ``.model``.
+
+    Raises:
+        TokenizerError: naming the path and what was looked for.
+
+    Example:
+        >>> load_tokenizer("nowhere")
+        Traceback (most recent call last):
+        ...
+        nemolet.errors.TokenizerError: nowhere: there is no tokenizer here
+          expected  a folder with tokenizer_config.json or tokenizer.json, a tokenizer.json, or a .model file
+          found     nothing
+    """
+    path = Path(path)
+    if path.is_dir():
+        settings = path / SETTINGS
+        description = json.loads(settings.read_text()) if settings.is_file() else {}
+        if description.get("kind") in KINDS:
+            return rebuild(description, {f.name: f.read_bytes() for f in path.iterdir() if f.is_file() and f != settings})
+        for name in ("tokenizer.json", "tokenizer.model", "sentencepiece.model"):
+            if (path / name).is_file():
+                return load_tokenizer(path / name)
+    elif path.is_file():
+        content = path.read_bytes()
+        return SentencePieceTokenizer(content) if path.suffix == ".model" else HuggingFaceTokenizer(content)
+    raise TokenizerError("there is no tokenizer here", where=str(path), found="a folder without one" if path.is_dir() else "nothing",
+                         expected=f"a folder with {SETTINGS} or tokenizer.json, a tokenizer.json, or a .model file")
