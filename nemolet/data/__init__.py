@@ -1,0 +1,37 @@
+"""Token files, packing, blending and loaders; each knows how to resume."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS = {
+    "Blend": "nemolet.data.packing",
+    "Corpus": "nemolet.data.corpus",
+    "EmbeddedText": "nemolet.data.embedded",
+    "IndexedTokens": "nemolet.data.indexed",
+    "IndexedWriter": "nemolet.data.indexed",
+    "PackedTokens": "nemolet.data.packing",
+    "PreparedCorpus": "nemolet.data.corpus",
+    "TextFiles": "nemolet.data.sources",
+    "TokenLoader": "nemolet.data.loader",
+    "TokenizerSpec": "nemolet.data.corpus",
+    "ValidationLoader": "nemolet.data.loader",
+    "tokenize": "nemolet.data.tokenization",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"nemolet.data has no {name!r}; it has {', '.join(_EXPORTS)}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+if TYPE_CHECKING:
+    from nemolet.data.corpus import Corpus, PreparedCorpus, TokenizerSpec
+    from nemolet.data.embedded import EmbeddedText
+    from nemolet.data.indexed import IndexedTokens, IndexedWriter
+    from nemolet.data.loader import TokenLoader, ValidationLoader
+    from nemolet.data.packing import Blend, PackedTokens
+    from nemolet.data.sources import TextFiles
+    from nemolet.data.tokenization import tokenize

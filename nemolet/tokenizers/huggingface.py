@@ -69,10 +69,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return cls(files["tokenizer.json"], **settings)
 
     def _encode(self, text: str) -> list[int]:
-        return self.inner.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+        return self.inner.encode(text, add_special_tokens=False).ids
 
     def _decode(self, tokens: list[int], special: bool) -> str:
-        return self.inner.decode(tokens, skip_special_tokens=not special)  # type: ignore[no-any-return]
+        return self.inner.decode(tokens, skip_special_tokens=not special)
 
 
 class _WindowStream:

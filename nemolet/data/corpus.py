@@ -1,0 +1,282 @@
+"""From what a config says about data to a tokenizer and two loaders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemolet.data.embedded import EmbeddedText
+from nemolet.data.indexed import IndexedTokens
+from nemolet.data.loader import TokenLoader, ValidationLoader
+from nemolet.data.packing import Blend, PackedTokens, Sampler
+from nemolet.data.sources import InvalidUTF8, TextFiles
+from nemolet.data.tokenization import tokenize
+from nemolet.errors import DataError
+from nemolet.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+)
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """Which tokenizer to load, or to train from the data.
+
+    Args:
+        kind: ``"sentencepiece"``, ``"char"``, ``"byte"``, or ``"file"`` for an existing one.
+        path: of an existing one.
+        vocab_size: of a trained SentencePiece model.
+        model: its algorithm.
+        special_tokens: further special tokens.
+        byte_fallback: whether characters that were not seen are written as bytes (characters only).
+    """
+
+    kind: Literal["sentencepiece", "char", "byte", "file"] = "sentencepiece"
+    path: str | None = None
+    vocab_size: int = 1024
+    model: Literal["bpe", "unigram"] = "bpe"
+    special_tokens: tuple[str, ...] = ()
+    byte_fallback: bool = False
+
+    def make(self, source: EmbeddedText | TextFiles) -> Tokenizer:
+        """Load or train it."""
+        if self.kind == "byte":
+            return ByteTokenizer()
+        if self.kind == "file":
+            if self.path is None:
+                raise DataError("the tokenizer's path is missing", where="tokenizer.path", fix="set tokenizer.path=...")
+            return load_tokenizer(self.path)
+        texts = (piece.text for piece in source.pieces())
+        if self.kind == "char":
+            return CharTokenizer.train(texts, byte_fallback=self.byte_fallback)
+        return SentencePieceTokenizer.train(texts, vocab_size=self.vocab_size, model=self.model,
+                                            special_tokens=self.special_tokens)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Documents of a token file that belong to training or to validation."""
+
+    tokens: NDArray[np.generic]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text for training a language model (final). Tokens are made once and kept in a cache.
+
+    Args:
+        path: a file, a folder, a token file (``.bin``), or a mapping from such paths to weights; None for the
+            text that Python carries.
+        valid_path: text for validation; None sets part of ``path`` aside.
+        valid_fraction: how much is set aside: whole documents where there are many, else the end of the text.
+        sequence_length: T.
+        batch_size: sequences per rank and step.
+        order: how sequences are cut and shuffled; see :class:`nemolet.data.PackedTokens`.
+        respect_documents: whether attention stays inside documents.
+        text_key: where the text lies in a JSON record.
+        invalid_utf8: what to do with bytes that are no UTF-8.
+        max_line_bytes: longest line of a JSON lines file.
+        workers: processes that tokenise.
+        cache: folder for tokens; None for ``$NEMOLET_CACHE`` or ``~/.cache/nemolet``.
+        seed: of the order.
+    """
+
+    path: str | dict[str, float] | None = None
+    valid_path: str | None = None
+    valid_fraction: float = 0.05
+    sequence_length: int = 256
+    batch_size: int = 16
+    order: Literal["shuffled", "sequential", "random"] = "shuffled"
+    respect_documents: bool = True
+    text_key: str = "text"
+    invalid_utf8: InvalidUTF8 = "error"
+    max_line_bytes: int = 1 << 26
+    workers: int = 1
+    cache: str | None = None
+    seed: int = 0
+
+    CONFIG_RULES = (
+        ("sequence_length >= 1 and batch_size >= 1", "sequence_length and batch_size are at least 1"),
+        ("valid_fraction > 0 and valid_fraction < 1", "valid_fraction is a share between 0 and 1"),
+        ("workers >= 1", "workers is at least 1"),
+    )
+
+    def prepare(self, tokenizer: TokenizerSpec | Tokenizer, *, progress: Progress | None = None) -> PreparedCorpus:
+        """Tokenise what is not in the cache, and split it.
+
+        Raises:
+            DataError: for bad input, naming file and line.
+        """
+        weights = self.path if isinstance(self.path, Mapping) else {self.path: 1.0}
+        chosen = tokenizer if isinstance(tokenizer, Tokenizer) else self._tokenizer(tokenizer)
+        train: list[Split] = []
+        valid: list[Split] = []
+        for path in weights:
+            tokens = self._tokens(path, chosen, progress)
+            kept, aside = (_whole(tokens), None) if self.valid_path else _split(tokens, self.valid_fraction)
+            train.append(kept)
+            if aside is not None:
+                valid.append(aside)
+        if self.valid_path:
+            valid.append(_whole(self._tokens(self.valid_path, chosen, progress)))
+        return PreparedCorpus(self, chosen, tuple(train), tuple(valid), tuple(weights.values()))
+
+    def _source(self, path: str | None) -> EmbeddedText | TextFiles:
+        if path is None:
+            return EmbeddedText()
+        return TextFiles([path], self.text_key, self.invalid_utf8, self.max_line_bytes)
+
+    def _tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
+        paths = list(self.path) if isinstance(self.path, Mapping) else [self.path]
+        if spec.kind not in ("byte", "file") and paths[0] is not None and _is_tokens(paths[0]):
+            raise DataError("a token file cannot train a tokenizer", where="tokenizer", expected="tokenizer=file",
+                            found=f"tokenizer.kind={spec.kind}", fix="name the tokenizer the tokens were made with: "
+                            "tokenizer=file tokenizer.path=...")
+        source = self._source(paths[0])
+        if spec.kind in ("byte", "file"):
+            return spec.make(source)
+        folder = self._cached("tokenizer", [_identity(source), asdict(spec)],
+                              lambda target: save_tokenizer(spec.make(source), target))
+        return load_tokenizer(folder)
+
+    def _tokens(self, path: str | None, tokenizer: Tokenizer, progress: Progress | None) -> IndexedTokens:
+        if path is not None and _is_tokens(path):
+            return _fitting(IndexedTokens(path), tokenizer)
+        source = self._source(path)
+
+        def make(target: Path) -> None:
+            update = progress(f"tokenise {path or 'embedded text'}", source.total_bytes()) if progress else None
+            tokenize(source, target / "tokens", tokenizer, workers=self.workers, progress=update)
+
+        return IndexedTokens(self._cached("tokens", [_identity(source), tokenizer.fingerprint], make) / "tokens")
+
+    def _cached(self, name: str, key: list[Any], make: Callable[[Path], None]) -> Path:
+        """A folder that ``make`` filled once, for ever; it appears only when it is complete."""
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:20]
+        root = Path(self.cache or os.environ.get("NEMOLET_CACHE") or Path.home() / ".cache" / "nemolet")
+        folder = root / f"{name}-{digest}"
+        if folder.is_dir():
+            return folder
+        root.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+        try:
+            make(partial)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # otherwise another process was faster, with the same result
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+
+Progress = Callable[[str, int], Callable[[int], Any]]  # (what, total bytes) -> update(bytes)
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A corpus with its tokenizer, ready to be read."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    train: tuple[Split, ...]
+    valid: tuple[Split, ...]
+    weights: tuple[float, ...]
+
+    def train_loader(self, *, rank: int = 0, ranks: int = 1) -> TokenLoader:
+        """Batches without end."""
+        parts: list[Sampler] = [self._packed(split, self.corpus.order) for split in self.train]
+        sampler = parts[0] if len(parts) == 1 else Blend(parts, self.weights)
+        return TokenLoader(sampler, batch_size=self.corpus.batch_size, rank=rank, ranks=ranks)
+
+    def valid_loader(self, *, rank: int = 0, ranks: int = 1, max_batches: int | None = None) -> ValidationLoader:
+        """Every validation sequence once, in order."""
+        sampler = self._packed(_joined(self.valid), "sequential")
+        return ValidationLoader(sampler, batch_size=self.corpus.batch_size, rank=rank, ranks=ranks, max_batches=max_batches)
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens in one pass over everything."""
+        return int(sum(split.lengths.sum() for split in self.train))
+
+    @property
+    def valid_bytes_per_token(self) -> float:
+        """UTF-8 bytes that a validation token stands for, on average; for bits per byte."""
+        split = _joined(self.valid)
+        size = sum(len(self.tokenizer.decode(split.tokens[s : s + n].tolist()).encode())
+                   for s, n in zip(split.starts.tolist(), split.lengths.tolist()))
+        return size / int(split.lengths.sum())
+
+    def _packed(self, split: Split, order: Literal["shuffled", "sequential", "random"]) -> PackedTokens:
+        return PackedTokens(split.tokens, split.starts, split.lengths, sequence_length=self.corpus.sequence_length,
+                            order=order, seed=self.corpus.seed, respect_documents=self.corpus.respect_documents)
+
+
+def _is_tokens(path: str) -> bool:
+    return Path(path).suffix in (".bin", ".idx")
+
+
+def _fitting(tokens: IndexedTokens, tokenizer: Tokenizer) -> IndexedTokens:
+    largest = max(int(tokens.tokens[i : i + (1 << 20)].max()) for i in range(0, len(tokens.tokens), 1 << 20))
+    if largest >= tokenizer.vocab_size:
+        raise DataError("the tokens are outside the vocabulary", where=str(tokens.prefix), found=f"id {largest}",
+                        expected=f"ids below {tokenizer.vocab_size}", fix="name the tokenizer the tokens were made with")
+    return tokens
+
+
+def _identity(source: EmbeddedText | TextFiles) -> Any:
+    """What tells this text from another: settings, and path, size and time of each file."""
+    if isinstance(source, EmbeddedText):
+        import platform
+
+        return ["embedded", asdict(source), platform.python_version()]
+    stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in source.files()]
+    return [stats, source.text_key, source.invalid_utf8, source.max_line_bytes]
+
+
+def _whole(tokens: IndexedTokens) -> Split:
+    return Split(tokens.tokens, tokens.starts, tokens.lengths)
+
+
+def _split(tokens: IndexedTokens, fraction: float) -> tuple[Split, Split]:
+    """Set whole documents aside where there are many, else the end of the text."""
+    starts, lengths = tokens.starts, tokens.lengths
+    if len(lengths) * min(fraction, 1 - fraction) >= 3:
+        # Every so many-th document: neighbours are alike, so both sides see everything.
+        aside = np.floor((np.arange(len(lengths)) + 1) * fraction) > np.floor(np.arange(len(lengths)) * fraction)
+        return Split(tokens.tokens, starts[~aside], lengths[~aside]), Split(tokens.tokens, starts[aside], lengths[aside])
+    total = int(lengths.sum())
+    border = total - max(2, int(total * fraction))
+    before = np.minimum(np.maximum(border - starts, 0), lengths)
+    return _part(tokens, starts, before), _part(tokens, starts + before, lengths - before)
+
+
+def _part(tokens: IndexedTokens, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Split:
+    kept = lengths > 0
+    return Split(tokens.tokens, starts[kept], lengths[kept])
+
+
+def _joined(splits: tuple[Split, ...]) -> Split:
+    """Several splits as one; their token files are read one after the other."""
+    if len(splits) == 1:
+        return splits[0]
+    shifts = np.cumsum([0] + [len(s.tokens) for s in splits[:-1]])
+    return Split(np.concatenate([s.tokens for s in splits]), np.concatenate([s.starts + d for s, d in zip(splits, shifts)]),
+                 np.concatenate([s.lengths for s in splits]))

@@ -1,0 +1,170 @@
+"""Token files in the layout of Megatron-LM: a ``.bin`` of ids and an ``.idx`` of document lengths."""
+
+from __future__ import annotations
+
+import array
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemolet.errors import DataError
+
+MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
+_DTYPES: dict[int, type[np.generic]] = {
+    1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16,
+}
+_HEADER = struct.Struct("<9sQBQQ")
+
+
+def prefix_of(path: str | Path) -> Path:
+    """The path without ``.bin`` or ``.idx``."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+
+
+class IndexedTokens:
+    """Documents of token ids, memory-mapped (final).
+
+    Args:
+        path: the common prefix of the two files, or one of them.
+
+    Attributes:
+        tokens: all ids, one document after the other.
+        lengths: ids per document.
+
+    Raises:
+        DataError: for a file that is missing, truncated, or of another format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.prefix = prefix_of(path)
+        index, data = self.prefix.with_suffix(".idx"), self.prefix.with_suffix(".bin")
+        for file in (index, data):
+            if not file.is_file():
+                raise DataError("the token file is missing", where=str(file), expected="a .bin and an .idx side by side",
+                                fix="make them with `nemolet tokenize`")
+        content = index.read_bytes()
+        if len(content) < _HEADER.size:
+            raise DataError("the index is truncated", where=str(index), expected=f"at least {_HEADER.size} bytes",
+                            found=len(content), fix="tokenise again")
+        magic, version, code, sequences, _documents = _HEADER.unpack_from(content)
+        if magic != MAGIC or version != VERSION or code not in _DTYPES:
+            raise DataError("this is no token index", where=str(index), expected=f"the header of version {VERSION}",
+                            found=f"{content[:9]!r}, version {version}, type {code}", fix="tokenise again")
+        if len(content) < _HEADER.size + 12 * sequences:
+            raise DataError("the index is truncated", where=str(index), expected=f"{sequences} documents",
+                            found=f"{len(content)} bytes", fix="tokenise again")
+        self.dtype = np.dtype(_DTYPES[code])
+        self.lengths: NDArray[np.int64] = np.frombuffer(content, "<i4", sequences, _HEADER.size).astype(np.int64)
+        total = int(self.lengths.sum())
+        if data.stat().st_size != total * self.dtype.itemsize:
+            raise DataError("the tokens do not match their index", where=str(data), found=f"{data.stat().st_size} bytes",
+                            expected=f"{total * self.dtype.itemsize} bytes for {total} tokens", fix="tokenise again")
+        if not total:
+            raise DataError("there are no tokens", where=str(data), fix="tokenise a text that is not empty")
+        self.tokens: NDArray[np.generic] = np.memmap(data, self.dtype, "r")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each document begins."""
+        return np.concatenate(([0], np.cumsum(self.lengths)[:-1]))
+
+    def document(self, index: int) -> NDArray[np.generic]:
+        """The ids of one document."""
+        start = int(self.lengths[:index].sum())
+        return self.tokens[start : start + int(self.lengths[index])]
+
+
+class IndexedWriter:
+    """Writes a pair of token files; both appear only when they are complete (final).
+
+    Args:
+        path: the common prefix.
+        vocab_size: decides between 16 and 32 bits per id.
+
+    Example:
+        >>> import tempfile
+        >>> prefix = Path(tempfile.mkdtemp()) / "tokens"
+        >>> with IndexedWriter(prefix, vocab_size=300) as writer:
+        ...     writer.write(np.array([1, 2, 3]), ends=[3])
+        >>> IndexedTokens(prefix).document(0).tolist()
+        [1, 2, 3]
+    """
+
+    def __init__(self, path: str | Path, *, vocab_size: int) -> None:
+        self.prefix = prefix_of(path)
+        self.prefix.parent.mkdir(parents=True, exist_ok=True)
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+        self.lengths = array.array("i")  # four bytes per document, whatever the length of the text
+        self.open_length = 0
+        self._partial = {s: self.prefix.with_name(f".{self.prefix.name}{s}.partial{os.getpid()}") for s in (".bin", ".idx")}
+        self._file: BinaryIO = self._partial[".bin"].open("wb")
+
+    def __enter__(self) -> IndexedWriter:
+        return self
+
+    def write(self, tokens: NDArray[np.generic], ends: Iterable[int]) -> None:
+        """Append ids.
+
+        Args:
+            tokens: the ids.
+            ends: how many of them lie before the end of each document that ends among them.
+        """
+        try:
+            self._file.write(tokens.astype(self.dtype, copy=False).tobytes())
+        except OSError as error:
+            raise _unwritable(self.prefix, error) from error
+        before = 0
+        for end in ends:
+            self.lengths.append(self.open_length + end - before)
+            self.open_length, before = 0, end
+        self.open_length += len(tokens) - before
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        except OSError as error:
+            raise _unwritable(self.prefix, error) from error
+        finally:
+            self._close()
+            for partial in self._partial.values():
+                partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        try:
+            self._file.close()
+        except OSError:  # the buffer could not be written; whoever raised first has said so
+            pass
+
+    def _finish(self) -> None:
+        if self.open_length:
+            self.lengths.append(self.open_length)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        lengths = np.frombuffer(self.lengths, np.intc).astype("<i4") if len(self.lengths) else np.zeros(0, "<i4")
+        pointers = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)[:-1])) * self.dtype.itemsize
+        code = next(code for code, dtype in _DTYPES.items() if np.dtype(dtype) == self.dtype)
+        with self._partial[".idx"].open("wb") as file:
+            file.write(_HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1))
+            file.write(lengths.tobytes())
+            file.write(pointers[: len(lengths)].astype("<i8").tobytes())
+            file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        for suffix in (".bin", ".idx"):  # the index last: while it is missing, there is no pair
+            self._partial[suffix].replace(self.prefix.with_suffix(suffix))
+
+
+def _unwritable(prefix: Path, error: OSError) -> DataError:
+    return DataError("the tokens cannot be written", where=str(prefix), found=error.strerror or str(error),
+                     fix="free space or choose another folder; nothing half-written was left")

@@ -1,0 +1,165 @@
+"""Fixed-length training sequences out of documents, as a pure function of a sample's number.
+
+A sampler is infinite and has no state: ``sample(n)`` is always the same. So shuffling, blending, sharding
+over ranks and resuming are arithmetic on ``n``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemolet.errors import DataError
+
+IGNORED = -100  # label of a position that does not count, as in torch
+
+
+class Sample(NamedTuple):
+    """One sequence; each field has length T. ``segments`` and ``positions`` are None where no document ends inside."""
+
+    tokens: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    segments: NDArray[np.int64] | None
+    positions: NDArray[np.int64] | None
+
+
+class Sampler(Protocol):
+    """An infinite sequence of samples."""
+
+    size: int  # samples in one pass
+
+    def sample(self, number: int) -> Sample: ...
+
+
+class PackedTokens:
+    """Documents packed one after the other and cut into sequences (final).
+
+    Args:
+        tokens: all ids.
+        starts: where each document begins.
+        lengths: how long it is.
+        sequence_length: T.
+        order: ``"shuffled"`` is another permutation in every pass; ``"sequential"`` is not shuffled;
+            ``"random"`` cuts at random places, with replacement.
+        seed: of the order.
+        respect_documents: number the documents in each sequence, so that attention stays inside; otherwise
+            sequences run over document ends as over any other token.
+
+    Raises:
+        DataError: for fewer tokens than one sequence needs.
+
+    Example:
+        >>> packed = PackedTokens(np.arange(9), [0, 4], [4, 5], sequence_length=4, order="sequential")
+        >>> packed.sample(0).tokens.tolist(), packed.sample(0).labels.tolist()
+        ([0, 1, 2, 3], [1, 2, 3, -100])
+    """
+
+    def __init__(self, tokens: NDArray[np.generic], starts: Sequence[int] | NDArray[np.int64],
+                 lengths: Sequence[int] | NDArray[np.int64], *, sequence_length: int,
+                 order: Literal["shuffled", "sequential", "random"] = "shuffled", seed: int = 0,
+                 respect_documents: bool = True) -> None:
+        self.tokens = tokens
+        self.starts, self.lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
+        self.offsets = np.concatenate(([0], np.cumsum(self.lengths)))
+        self.length, self.order, self.seed = sequence_length, order, seed
+        self.total = int(self.offsets[-1])
+        self.size = (self.total - 1) // sequence_length
+        self.numbered = respect_documents and len(self.lengths) > 1
+        if self.size < 1:
+            raise DataError("the text is shorter than one sequence", where="data.sequence_length", found=f"{self.total} tokens",
+                            expected=f"at least {sequence_length + 1} tokens",
+                            fix=f"use more text, or set data.sequence_length={max(1, self.total - 1)}")
+        self._epoch, self._permutation = -1, np.zeros(0, np.int64)
+
+    def sample(self, number: int) -> Sample:
+        """Sequence ``number``."""
+        window, boundaries = self._window(self._start(number))
+        tokens, labels = window[:-1], window[1:].copy()
+        if not self.numbered:
+            return Sample(tokens, labels, None, None)
+        labels[boundaries - 1] = IGNORED  # the first token of a document cannot be known from the one before
+        inner = boundaries[boundaries < self.length]
+        if not len(inner):
+            return Sample(tokens, labels, None, None)
+        segments = np.zeros(self.length, np.int64)
+        segments[inner] = 1
+        segments = np.cumsum(segments) + 1
+        first = np.concatenate(([0], inner))
+        positions = np.arange(self.length) - first[segments - 1]
+        return Sample(tokens, labels, segments, positions)
+
+    def _start(self, number: int) -> int:
+        if self.order == "random":
+            return int(np.random.Generator(np.random.Philox(key=self.seed, counter=number)).integers(self.total - self.length))
+        epoch, index = divmod(number, self.size)
+        if self.order == "sequential":
+            return index * self.length
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        return int(self._permutation[index]) * self.length
+
+    def _window(self, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """T + 1 ids from a place on, and where in them documents begin."""
+        first = int(np.searchsorted(self.offsets, start, side="right")) - 1
+        inside = start - int(self.offsets[first])
+        if inside + self.length < self.lengths[first]:  # the usual case of long documents
+            at = int(self.starts[first]) + inside
+            return self.tokens[at : at + self.length + 1].astype(np.int64), np.zeros(0, np.int64)
+        last = int(np.searchsorted(self.offsets, start + self.length, side="right")) - 1
+        begins = self.starts[first : last + 1].copy()
+        ends = begins + self.lengths[first : last + 1]
+        begins[0] += inside
+        parts = [self.tokens[b:e] for b, e in zip(begins.tolist(), ends.tolist())]
+        boundaries = self.offsets[first + 1 : last + 1] - start
+        # An empty document begins where the next one does.
+        boundaries = np.unique(boundaries[(boundaries > 0) & (boundaries <= self.length)])
+        return np.concatenate(parts)[: self.length + 1].astype(np.int64), boundaries
+
+
+class Blend:
+    """Samplers mixed by weight (final).
+
+    Every thousand consecutive samples hold the same share of each part, spread evenly; so which part a sample
+    comes from, and which of its samples it is, is arithmetic.
+
+    Args:
+        parts: the samplers.
+        weights: their shares, in any unit.
+
+    Raises:
+        DataError: for weights that are not positive, or a share below a thousandth.
+
+    Example:
+        >>> one, two = (PackedTokens(np.full(9, i), [0], [9], sequence_length=4) for i in (1, 2))
+        >>> blend = Blend([one, two], [3, 1])
+        >>> [int(blend.sample(n).tokens[0]) for n in range(8)]
+        [1, 1, 2, 1, 1, 1, 2, 1]
+    """
+
+    PERIOD = 1000
+
+    def __init__(self, parts: Sequence[Sampler], weights: Sequence[float]) -> None:
+        if len(parts) != len(weights) or not parts or not all(w > 0 and np.isfinite(w) for w in weights):
+            raise DataError("the weights of the blend are impossible", where="data.path", found=list(weights),
+                            expected=f"one number above 0 for each of {len(parts)} parts")
+        shares = np.asarray(weights, float) / sum(weights) * self.PERIOD
+        counts = np.floor(shares + 1e-9).astype(int)
+        for index in np.argsort(counts - shares, kind="stable")[: self.PERIOD - counts.sum()]:
+            counts[index] += 1
+        if not counts.all():
+            raise DataError("a part of the blend is too small", where="data.path", found=list(weights),
+                            expected=f"a share of at least 1/{self.PERIOD}", fix="raise its weight or remove it")
+        self.parts, self.counts = list(parts), counts
+        # Sample j of part k belongs at (j + 1/2) / count; sorting by that spreads every part evenly.
+        places = [((j + 0.5) / count, k, j) for k, count in enumerate(counts.tolist()) for j in range(count)]
+        self.pattern = [(k, j) for _, k, j in sorted(places)]
+        self.size = int(max(part.size / share for part, share in zip(parts, shares)) * self.PERIOD)
+
+    def sample(self, number: int) -> Sample:
+        """Sample ``number``."""
+        period, place = divmod(number, self.PERIOD)
+        part, index = self.pattern[place]
+        return self.parts[part].sample(period * int(self.counts[part]) + index)

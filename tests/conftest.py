@@ -1,0 +1,34 @@
+"""Shared fixtures. Runs write to temporary folders only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache(tmp_path_factory):
+    """Tokens that tests make do not land in the user's cache."""
+    os.environ["NEMOLET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data beside a checkout of the developers; users have only the repository."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the shared data folder is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def poem(tmp_path_factory) -> Path:
+    """A small text with structure to learn."""
+    path = tmp_path_factory.mktemp("text") / "poem.txt"
+    path.write_text("".join(f"the {i % 7} rains in spain stay mainly in the plain.\n" for i in range(400)))
+    return path

@@ -1,0 +1,94 @@
+"""Token files: Megatron-LM's bytes, atomic writing, refusals."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nemolet.data import IndexedTokens, IndexedWriter
+from nemolet.errors import DataError
+
+
+def write(prefix, documents, vocab_size=1000):
+    with IndexedWriter(prefix, vocab_size=vocab_size) as writer:
+        for document in documents:
+            writer.write(np.array(document), ends=[len(document)])
+
+
+def test_bytes_are_those_of_megatron(tmp_path):
+    write(tmp_path / "t", [[1, 2, 3], [4]])
+    index = (tmp_path / "t.idx").read_bytes()
+    expected = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 2, 3)
+    expected += struct.pack("<2i", 3, 1) + struct.pack("<2q", 0, 6) + struct.pack("<3q", 0, 1, 2)
+    assert index == expected
+    assert (tmp_path / "t.bin").read_bytes() == struct.pack("<4H", 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 100_000])
+def test_what_is_written_is_read(tmp_path, vocab_size):
+    documents = [[1, 2, 3], [vocab_size - 1] * 5, [7]]
+    write(tmp_path / "t", documents, vocab_size)
+    tokens = IndexedTokens(tmp_path / "t.bin")
+    assert [tokens.document(i).tolist() for i in range(len(tokens))] == documents
+    assert tokens.starts.tolist() == [0, 3, 8]
+
+
+def test_documents_may_span_writes(tmp_path):
+    with IndexedWriter(tmp_path / "t", vocab_size=10) as writer:
+        writer.write(np.array([1, 2]), ends=[])
+        writer.write(np.array([3, 4, 5]), ends=[1, 2])
+        writer.write(np.array([6]), ends=[])
+    tokens = IndexedTokens(tmp_path / "t")
+    assert [tokens.document(i).tolist() for i in range(3)] == [[1, 2, 3], [4], [5, 6]]
+
+
+def test_a_failure_leaves_the_old_pair_and_no_remains(tmp_path):
+    write(tmp_path / "t", [[1]])
+    with pytest.raises(RuntimeError), IndexedWriter(tmp_path / "t", vocab_size=10) as writer:
+        writer.write(np.array([2, 3]), ends=[2])
+        raise RuntimeError
+    assert IndexedTokens(tmp_path / "t").document(0).tolist() == [1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.bin", "t.idx"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    script = """
+import resource, signal, sys
+import numpy as np
+from nemolet.data import IndexedWriter
+from nemolet.errors import DataError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with IndexedWriter(sys.argv[1], vocab_size=10) as writer:
+        for _ in range(100):
+            writer.write(np.ones(10_000), ends=[10_000])
+except DataError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path / "t")], capture_output=True, text=True)
+    assert "the tokens cannot be written" in result.stdout, result.stderr
+    assert "free space" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda p: (p / "t.bin").unlink(), "missing"),
+        (lambda p: (p / "t.idx").write_bytes(b"junk"), "truncated"),
+        (lambda p: (p / "t.idx").write_bytes(b"x" * 100), "no token index"),
+        (lambda p: (p / "t.idx").write_bytes((p / "t.idx").read_bytes()[:40]), "truncated"),
+        (lambda p: (p / "t.bin").write_bytes(b"\x01"), "do not match"),
+        (lambda p: write(p / "t", [[]]), "no tokens"),
+    ],
+)
+def test_damage_is_named(tmp_path, damage, text):
+    write(tmp_path / "t", [[1, 2, 3], [4]])
+    damage(tmp_path)
+    with pytest.raises(DataError, match=text):
+        IndexedTokens(tmp_path / "t")

@@ -1,0 +1,129 @@
+"""Packing and blending, against plain Python over the concatenated documents."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nemolet.data import Blend, PackedTokens, TokenLoader, ValidationLoader
+from nemolet.errors import DataError
+
+
+def random_documents(seed, count=40):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 50, rng.integers(0, 30)).tolist() for _ in range(count)]
+
+
+def packed(documents, **kwargs):
+    lengths = np.array([len(d) for d in documents])
+    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    return PackedTokens(np.array(sum(documents, []), np.uint16), starts, lengths, **kwargs)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_sequence_equals_plain_python(length, seed):
+    documents = random_documents(seed)
+    stream = [(token, number, place) for number, d in enumerate(documents) for place, token in enumerate(d)]
+    sampler = packed(documents, sequence_length=length, order="sequential")
+    assert sampler.size == (len(stream) - 1) // length
+    for n in range(sampler.size):
+        window = stream[n * length : n * length + length + 1]
+        sample = sampler.sample(n)
+        assert sample.tokens.tolist() == [t for t, _, _ in window[:-1]]
+        labels = [b[0] if a[1] == b[1] else -100 for a, b in zip(window, window[1:])]
+        assert sample.labels.tolist() == labels
+        numbers = [d for _, d, _ in window[:-1]]
+        if len(set(numbers)) == 1:
+            assert sample.segments is None
+            continue
+        order = sorted(set(numbers))
+        assert sample.segments.tolist() == [order.index(d) + 1 for d in numbers]
+        first = [numbers.index(d) for d in numbers]
+        assert sample.positions.tolist() == [i - f for i, f in enumerate(first)]
+
+
+def test_a_subset_of_documents_can_be_packed():
+    sampler = PackedTokens(np.arange(20), [2, 10], [3, 4], sequence_length=6, order="sequential")
+    assert sampler.sample(0).tokens.tolist() == [2, 3, 4, 10, 11, 12]
+
+
+def test_each_pass_is_another_permutation():
+    sampler = packed([list(range(45))], sequence_length=4, seed=3)
+    passes = [[int(sampler.sample(e * 11 + i).tokens[0]) for i in range(11)] for e in range(3)]
+    assert all(sorted(p) == list(range(0, 44, 4)) for p in passes)
+    assert passes[0] != passes[1] != passes[2]
+    again = packed([list(range(45))], sequence_length=4, seed=3)
+    assert [int(again.sample(11 + i).tokens[0]) for i in range(11)] == passes[1]
+
+
+def test_random_cuts_cover_the_text_and_repeat_exactly():
+    sampler = packed([list(range(100))], sequence_length=4, order="random", seed=1)
+    starts = [int(sampler.sample(n).tokens[0]) for n in range(4000)]
+    assert min(starts) == 0
+    assert max(starts) == 95
+    assert starts[17] == int(sampler.sample(17).tokens[0])
+    counts = np.bincount(starts, minlength=96)
+    assert 15 < counts.min()
+    assert counts.max() < 80
+
+
+def test_documents_need_not_be_told_apart():
+    sample = packed([[1, 2], [3, 4, 5]], sequence_length=4, order="sequential", respect_documents=False).sample(0)
+    assert sample.segments is None
+    assert sample.labels.tolist() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (0.7, 0.2, 0.1), (1, 2, 3, 994)])
+def test_blends_keep_their_shares_and_skip_nothing(weights):
+    parts = [packed([[k] * 5000], sequence_length=1, order="sequential") for k in range(len(weights))]
+    blend = Blend(parts, weights)
+    chosen = np.array([int(blend.sample(n).tokens[0]) for n in range(3000)])
+    for k, weight in enumerate(weights):
+        share = weight / sum(weights)
+        assert abs((chosen == k).sum() - 3000 * share) <= 3
+        assert abs((chosen[:500] == k).sum() - 500 * share) <= 2  # evenly spread
+    numbers = [[] for _ in parts]
+    for part, seen in zip(parts, numbers):
+        part.sample = seen.append
+    for n in range(3000):
+        blend.sample(n)
+    assert all(seen == list(range(len(seen))) for seen in numbers)
+
+
+@pytest.mark.parametrize("weights", [(1, 0), (1, -1), (1,), (1, float("nan")), (1, 1e-9)])
+def test_impossible_blends_are_refused(weights):
+    parts = [packed([[k] * 50], sequence_length=1) for k in range(2)]
+    with pytest.raises(DataError, match="blend"):
+        Blend(parts, weights)
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(DataError, match=r"sequence_length=4"):
+        packed([[1, 2, 3, 4, 5]], sequence_length=9)
+
+
+def test_ranks_share_the_work_and_resume_exactly():
+    sampler = packed(random_documents(5, 200), sequence_length=8, seed=2)
+    whole = iter(TokenLoader(sampler, batch_size=6))
+    loaders = [TokenLoader(sampler, batch_size=3, rank=r, ranks=2) for r in range(2)]
+    ranks = [iter(loader) for loader in loaders]
+    for _ in range(5):
+        expected = next(whole)["tokens"]
+        assert torch.equal(torch.cat([next(r)["tokens"] for r in ranks]), expected)
+    state = loaders[0].state_dict()
+    resumed = TokenLoader(sampler, batch_size=2, rank=0, ranks=1)  # another layout goes on at the same sample
+    resumed.load_state_dict(state)
+    expected = next(whole)
+    stream = iter(resumed)
+    assert torch.equal(torch.cat([next(stream)["tokens"] for _ in range(3)]), expected["tokens"])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_validation_sees_every_token_once(ranks):
+    sampler = packed(random_documents(6, 60), sequence_length=8, order="sequential")
+    loaders = [ValidationLoader(sampler, batch_size=4, rank=r, ranks=ranks) for r in range(ranks)]
+    assert len({len(list(loader)) for loader in loaders}) == 1
+    labels = sum(int((b["labels"] != -100).sum()) for loader in loaders for b in loader)
+    assert labels == sum(int((sampler.sample(n).labels != -100).sum()) for n in range(sampler.size))
