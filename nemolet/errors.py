@@ -102,3 +102,14 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """Return the nearest known name as a fix to suggest, or None.
+
+    Example:
+        >>> did_you_mean("widht", ["width", "layers"])
+        "did you mean 'width'?"
+    """
+    close = nearest(name, known)
+    return f"did you mean {close!r}?" if close else None

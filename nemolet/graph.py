@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nemolet.draw import Arrow, Box, Picture, mermaid, svg, text_table
-from nemolet.errors import WiringError, nearest
+from nemolet.addresses import check_addresses, item_type, running_order, wired_inputs
+from nemolet.draw import Arrow, Box, Picture, mermaid, svg, text_table, write
+from nemolet.errors import WiringError, did_you_mean
 from nemolet.module import NeuralModule, Signature
-from nemolet.types import ANY, LEGEND, Axis, DictOf, ListOf, NeuralType, PortType, compare
+from nemolet.types import ANY, LEGEND, REST, Axis, NeuralType, PortType, compare
 from nemolet.wiring import Node, Port, Solution, Symbol, Var, Wire, bind_call, check, symbols_of, upstream
 
 
@@ -59,17 +60,26 @@ class Graph(NeuralModule, ports_of_instance=True):
         if not self.nodes:
             raise WiringError("a graph needs at least one module", where="Graph", fix="pass the symbols modules returned")
         self.solution: Solution = check(self.nodes)
-        self.module_names: dict[int, str] = _name_modules(self.nodes, names or {})
+        module_names = _name_modules(self.nodes, names or {})
         self.inputs: dict[str, Symbol] = _name_inputs(self.nodes)
         self.ends: dict[str, Symbol] = ends
         for node in self.nodes:
             assert isinstance(node.module, NeuralModule)
-            name = self.module_names[id(node.module)]
+            name = module_names[id(node.module)]
             if name not in self._modules:
+                if not name or "." in name or hasattr(self, name) or name == "steps":
+                    raise WiringError("a module cannot have this name", where=f"Graph.{name}", found=repr(name),
+                                      expected="a name without dots that no Graph attribute has", fix=f"call it {name}_")
                 self.add_module(name, node.module)
                 node.module.label = name
+        self.end_slots: dict[str, str] = {name: self._slot(symbol) for name, symbol in ends.items()}
         self.steps: list[Step] = [self._step(index, node) for index, node in enumerate(self.nodes)]
         self.signature = self._signature()
+
+    @property
+    def module_names(self) -> dict[int, str]:
+        """Names of the modules by ``id``; made anew, because a copied graph has other modules."""
+        return {id(module): name for name, module in self._modules.items()}
 
     def _step(self, index: int, node: Node) -> Step:
         module = node.module
@@ -93,7 +103,10 @@ class Graph(NeuralModule, ports_of_instance=True):
 
     def _slot(self, symbol: Symbol) -> str:
         if symbol.node is None:
-            return next(name for name, known in self.inputs.items() if known is symbol)
+            name = next((name for name, known in self.inputs.items() if known is symbol), None)
+            if name is None:
+                raise WiringError("an output is an input that no module uses", where=symbol.name, fix="leave it out")
+            return name
         return f"{self.nodes.index(symbol.node)}.{symbol.port.name}"
 
     def _signature(self) -> Signature:
@@ -118,12 +131,12 @@ class Graph(NeuralModule, ports_of_instance=True):
         return node.module.declared().record if same else None
 
     @property
-    def input_ports(self) -> Mapping[str, Port]:  # type: ignore[override]
+    def input_ports(self) -> Mapping[str, Port]:
         """Inputs of the whole graph."""
         return self.declared().inputs
 
     @property
-    def output_ports(self) -> Mapping[str, Port]:  # type: ignore[override]
+    def output_ports(self) -> Mapping[str, Port]:
         """Outputs of the whole graph."""
         return self.declared().outputs
 
@@ -152,24 +165,21 @@ class Graph(NeuralModule, ports_of_instance=True):
             result = self._modules[step.name](**call)  # type: ignore[misc]
             for port, slot in step.results.items():
                 values[slot] = result if step.single else result[port] if type(result) is dict else getattr(result, port)
-        results = {name: values[self._end_slots[name]] for name in self.ends}
+        results = {name: values[slot] for name, slot in self.end_slots.items()}
         if declared.record is not None:
             return declared.record(**results)
         return next(iter(results.values())) if len(results) == 1 else results
 
-    @property
-    def _end_slots(self) -> dict[str, str]:
-        if "_cached_slots" not in self.__dict__:
-            self.__dict__["_cached_slots"] = {name: self._slot(symbol) for name, symbol in self.ends.items()}
-        return self.__dict__["_cached_slots"]  # type: ignore[no-any-return]
-
     def _bind(self, declared: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if len(args) > len(declared.order):
+            raise WiringError("too many arguments", where=self.label, expected=", ".join(declared.order), found=len(args))
         values: dict[str, Any] = dict(zip(declared.order, args))
         for name, value in kwargs.items():
+            if name in values:
+                raise WiringError(f"input {name!r} is given twice", where=f"{self.label}.{name}", fix="pass it once")
             if name not in declared.order:
-                close = nearest(name, declared.order)
                 raise WiringError(f"there is no input {name!r}", where=self.label, expected=", ".join(declared.order),
-                                  found=name, fix=f"did you mean {close!r}?" if close else None)
+                                  found=name, fix=did_you_mean(name, declared.order))
             values[name] = value
         for name, port in declared.inputs.items():
             if values.get(name) is None:
@@ -195,7 +205,7 @@ class Graph(NeuralModule, ports_of_instance=True):
             for node in self.nodes for port, wire in node.wires.items() for symbol in symbols_of([wire])
         ]
         arrows += [Arrow(self._source(s), f"out:{name}", name, str(self.type_of(s))) for name, s in self.ends.items()]
-        return Picture(self.label, tuple(boxes), tuple(arrows))
+        return Picture(self.label, tuple(boxes), tuple(arrows), sum(p.numel() for p in self.parameters()))
 
     def _box(self, node: Node) -> str:
         return f"{self.nodes.index(node)}"
@@ -212,8 +222,6 @@ class Graph(NeuralModule, ports_of_instance=True):
 
     def draw(self, path: str | None = None) -> str:
         """Draw the graph: an SVG file where ``path`` ends in .svg, else Mermaid text (also returned)."""
-        from nemolet.draw import write
-
         picture = self.picture()
         text = svg(picture) if path is not None and path.endswith(".svg") else mermaid(picture)
         if path is not None:
@@ -235,10 +243,21 @@ class Graph(NeuralModule, ports_of_instance=True):
         return {
             "_target_": f"{__name__}.compose",
             "modules": modules,
-            "wires": {f"{self._title(n)}.{p}": self._address(w) for n in self.nodes for p, w in n.wires.items()},
+            "wires": self._wires(),
             "outputs": {name: self._address(symbol) for name, symbol in self.ends.items()},
             "options": {self._title(n): dict(n.options) for n in self.nodes if n.options},
         }
+
+    def _wires(self) -> dict[str, Any]:
+        names = {*self.inputs, *(port for node in self.nodes for port in node.module.output_ports)}
+        wires: dict[str, Any] = {}
+        for node in self.nodes:
+            for port in node.module.input_ports:
+                if port in node.wires:
+                    wires[f"{self._title(node)}.{port}"] = self._address(node.wires[port])
+                elif port in names:  # left open here, so the rebuilt graph must not match it by name
+                    wires[f"{self._title(node)}.{port}"] = None
+        return wires
 
     def _address(self, wire: Wire) -> Any:
         if isinstance(wire, dict):
@@ -283,7 +302,7 @@ class _Letters:
         return NeuralType(tuple(axes), replace(plain.element, **renamed) if renamed else plain.element)
 
     def _letter(self, root: Var, axis: Axis) -> str:
-        if axis.size is not None or axis.letter == ANY:
+        if axis.size is not None or axis.letter in (ANY, REST):
             return axis.letter
         if root not in self.letter_of:
             used = set(self.letter_of.values())
@@ -295,16 +314,22 @@ class _Letters:
 def _name_outputs(outputs: Sequence[Any], named: Mapping[str, Symbol]) -> dict[str, Symbol]:
     ends: dict[str, Symbol] = {}
     for value in outputs:
-        pairs = value._asdict() if hasattr(value, "_asdict") else value if isinstance(value, dict) else None
-        if pairs is None and not isinstance(value, Symbol):
-            raise WiringError("a graph ends in symbols", where="Graph", expected="what a symbolic call returned",
-                              found=type(value).__name__, fix="call the modules with nl.Input(...) symbols")
-        for name, symbol in (pairs or {value.port.name: value}).items():
+        pairs = value._asdict() if hasattr(value, "_asdict") else value
+        for name, symbol in (pairs if isinstance(pairs, dict) else {"": pairs}).items():
+            symbol = _end(symbol)
+            name = name or symbol.port.name
             unique = name if name not in ends else symbol.name.replace(".", "_")
             if unique in ends:
                 raise WiringError("two outputs have one name", where=f"output {unique}", fix="pass them by name: Graph(a=..., b=...)")
             ends[unique] = symbol
-    return {**ends, **named}
+    return {**ends, **{name: _end(symbol) for name, symbol in named.items()}}
+
+
+def _end(value: object) -> Symbol:
+    if not isinstance(value, Symbol):
+        raise WiringError("a graph ends in symbols", where="Graph", expected="what a symbolic call returned",
+                          found=type(value).__name__, fix="call the modules with nl.Input(...) symbols")
+    return value
 
 
 def _name_modules(nodes: Sequence[Node], names: Mapping[str, NeuralModule]) -> dict[int, str]:
@@ -354,7 +379,7 @@ def compose(
 
     Args:
         modules: typed modules by name.
-        wires: only where matching does not say it: ``{"head.hidden": "decoder.output", "loss.labels": "labels"}``.
+        wires: only where matching does not say it: ``{"head.hidden": "decoder.output"}``; null leaves a port open.
         outputs: addresses of the outputs, by name; by default every output that nothing uses.
         options: constant options of modules, by module.
 
@@ -370,26 +395,27 @@ def compose(
     wires = dict(wires or {})
     for name, module in modules.items():
         module.label = name
-    _check_addresses(modules, wires)
+    check_addresses(modules, wires)
     available: dict[str, Symbol] = {}  # address -> output
     unused: dict[str, Symbol] = {}
     inputs: dict[str, Symbol] = {}
+    typed = wired_inputs(modules, wires)
 
     def find(address: Any, port: Port) -> Any:
         if isinstance(address, list):
-            return [find(item, replace(port, type=_item(port.type))) for item in address]
+            return [find(item, replace(port, type=item_type(port.type))) for item in address]
         if isinstance(address, dict):
-            return {key: find(item, replace(port, type=_item(port.type))) for key, item in address.items()}
+            return {key: find(item, replace(port, type=item_type(port.type))) for key, item in address.items()}
         if address in available:
             unused.pop(address, None)
             return available[address]
-        return inputs.setdefault(address, Symbol(Port(address, port.type, port.optional)))
+        return inputs.setdefault(address, Symbol(typed.get(address, replace(port, name=address))))
 
-    for name in _running_order(modules, wires):
+    for name in running_order(modules, wires):
         module, call = modules[name], dict((options or {}).get(name, {}))
         for port in module.input_ports.values():
             address = wires.get(f"{name}.{port.name}")
-            if address is None:
+            if address is None and (f"{name}.{port.name}" not in wires or not port.optional):
                 address = _match(name, port, unused, inputs)
             if address is not None:
                 call[port.name] = find(address, port)
@@ -402,8 +428,7 @@ def compose(
     return Graph(names=modules, **_pick_outputs(outputs, available, unused))
 
 
-def _item(declared: PortType) -> PortType:
-    return declared.item if isinstance(declared, (ListOf, DictOf)) else declared
+compose.__buildable__ = True  # type: ignore[attr-defined]  # what Graph.config() writes down
 
 
 def _match(name: str, port: Port, unused: Mapping[str, Symbol], inputs: Mapping[str, Symbol]) -> str | None:
@@ -423,50 +448,6 @@ def _match(name: str, port: Port, unused: Mapping[str, Symbol], inputs: Mapping[
     return port.name
 
 
-def _check_addresses(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> None:
-    targets = [f"{name}.{port}" for name, module in modules.items() for port in module.input_ports]
-    sources = [f"{name}.{port}" for name, module in modules.items() for port in module.output_ports]
-    for target, source in wires.items():
-        if target not in targets:
-            close = nearest(target, targets)
-            raise WiringError("this wire ends at no port", where=f"wires.{target}", expected=", ".join(targets),
-                              found=f"{target} from {source}", fix=f"did you mean {close!r}?" if close else None)
-        for address in _flat(source):
-            if "." in address and address not in sources:
-                close = nearest(address, sources)
-                raise WiringError("this wire starts at no port", where=f"wires.{target}", expected=", ".join(sources),
-                                  found=f"{target} from {address}", fix=f"did you mean {close!r}?" if close else None)
-
-
-def _flat(source: Any) -> list[str]:
-    if isinstance(source, dict):
-        source = list(source.values())
-    return [a for item in source for a in _flat(item)] if isinstance(source, list) else [str(source)]
-
-
-def _running_order(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> list[str]:
-    """The given order, changed only where a wire needs a module earlier.
-
-    Raises:
-        WiringError: naming the modules and wires of a cycle.
-    """
-    needs: dict[str, dict[str, str]] = {name: {} for name in modules}
-    for target, source in wires.items():
-        for address in _flat(source):
-            if "." in address:
-                needs[target.split(".")[0]][address.split(".")[0]] = f"{address} -> {target}"
-    order: list[str] = []
-    while len(order) < len(modules):
-        ready = [n for n in modules if n not in order and all(need in order for need in needs[n])]
-        if not ready:
-            stuck = [n for n in modules if n not in order]
-            loop = [w for n in stuck for need, w in needs[n].items() if need in stuck]
-            raise WiringError("the wires form a cycle", where=", ".join(stuck), expected="wires that lead forward",
-                              found="; ".join(loop), fix="remove one of these wires, or put the loop inside one module")
-        order.append(ready[0])
-    return order
-
-
 def _pick_outputs(
     outputs: dict[str, str] | list[str] | None, available: Mapping[str, Symbol], unused: Mapping[str, Symbol]
 ) -> dict[str, Symbol]:
@@ -477,9 +458,8 @@ def _pick_outputs(
     ends: dict[str, Symbol] = {}
     for name, address in chosen.items():
         if address not in available:
-            close = nearest(address, available)
             raise WiringError("there is no such output", where=f"outputs.{name}", expected=", ".join(available),
-                              found=address, fix=f"did you mean {close!r}?" if close else None)
+                              found=address, fix=did_you_mean(address, available))
         short = available[address].port.name
         key = name if name != address else short if short not in ends else address.replace(".", "_")
         ends[key] = available[address]

@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 import types as python_types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -112,17 +112,20 @@ def _port_type(hint: Any, where: str) -> tuple[PortType | None, bool]:
         members = [_port_type(arg, where)[0] for arg in args if arg is not type(None)]
         declared = next((member for member in members if member is not None), None)
         return declared, type(None) in args
-    if origin is list:
-        item, _ = _port_type(args[0], where)
-        return (ListOf(item), False) if item else (None, False)
-    if origin is tuple and args and Ellipsis not in args:
-        items = {_port_type(arg, where)[0] for arg in args}
-        if len(items) == 1 and (item := items.pop()) is not None:
+    if isinstance(origin, type) and issubclass(origin, Collection):
+        items = [_port_type(arg, where)[0] for arg in args if arg is not Ellipsis]
+        item = next((each for each in items if each is not None), None)
+        if item is None:
+            return None, False
+        if origin is list or (origin is tuple and Ellipsis in args):
+            return ListOf(item), False
+        if origin is tuple and set(items) == {item}:
             return ListOf(item, len(args)), False
-        return None, False
-    if origin is dict:
-        item, _ = _port_type(args[1], where)
-        return (DictOf(item), False) if item else (None, False)
+        if origin is dict and items[0] is None:
+            return DictOf(item), False
+        raise DeclarationError("this container of tensors has no port type", where=where, found=hint,
+                               expected="list[X], dict[str, X], or a tuple of one type X",
+                               fix="give each tensor an argument of its own, or return a NamedTuple")
     if isinstance(hint, type) and issubclass(hint, Tensor):
         raise DeclarationError("a tensor has no type", where=where, expected="a type such as HiddenBTD",
                                found=hint.__name__, fix="annotate it with an alias of nemolet.types, or with Annotated"
@@ -162,6 +165,7 @@ class NeuralModule(nn.Module):
     """
 
     signature: Signature | None = None
+    __buildable__ = True  # a config or an archive may name a typed module
 
     def __init_subclass__(cls, *, ports_of_instance: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -331,8 +335,9 @@ def _checked_call(module: NeuralModule, call: Any, args: tuple[Any, ...], kwargs
         if port is not None and value is not None:
             _check_value(port.type, value, f"{module.label}.{name}", sizes)
     result = call(*args, **kwargs)
-    values = result._asdict() if declared.record else {"output": result}
-    for name, port in module.output_ports.items():
+    ports = module.output_ports  # of a Graph they may have any names, and several without a record come as a dict
+    values = result._asdict() if declared.record else result if len(ports) > 1 else dict.fromkeys(ports, result)
+    for name, port in ports.items():
         if values.get(name) is not None:
             _check_value(port.type, values[name], f"{module.label}.{name}", sizes)
     return result

@@ -398,9 +398,7 @@ def compare_elements(expected: Element, found: Element) -> Outcome:
     """Compare elements by class and by the fields both know."""
     if isinstance(expected, Void):
         return Outcome.SAME
-    if type(expected) is not type(found):
-        if isinstance(found, type(expected)):
-            return Outcome.GREATER
+    if not isinstance(found, type(expected)):
         return Outcome.LESS if isinstance(expected, type(found)) else Outcome.INCOMPATIBLE
     for name in (f.name for f in fields(expected)):
         want, have = getattr(expected, name), getattr(found, name)
@@ -410,7 +408,7 @@ def compare_elements(expected: Element, found: Element) -> Outcome:
             agree = want is None or have is None or isinstance(want, str) or isinstance(have, str) or want == have
         if not agree:
             return Outcome.SAME_TYPE_INCOMPATIBLE_PARAMS
-    return Outcome.SAME
+    return Outcome.SAME if type(expected) is type(found) else Outcome.GREATER
 
 
 Binding = int | float | str | Axis

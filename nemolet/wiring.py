@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, get_args
 
-from nemolet.errors import DeclarationError, WiringError, nearest
+from nemolet.errors import DeclarationError, WiringError, did_you_mean
 from nemolet.types import (
     ANY,
     LEGEND,
@@ -147,7 +147,8 @@ def upstream(ends: Iterable[Symbol]) -> list[Node]:
         elif id(node) not in seen:
             seen.add(id(node))
             stack.append((node, True))
-            stack.extend((s.node, False) for s in symbols_of(list(node.wires.values())) if s.node)
+            needed = [s.node for s in symbols_of(list(node.wires.values())) if s.node]
+            stack.extend((each, False) for each in reversed(needed))  # the first port's source runs first
     return order
 
 
@@ -159,11 +160,12 @@ def upstream(ends: Iterable[Symbol]) -> list[Node]:
 class Var:
     """One axis variable; variables that a wire made equal share a root."""
 
-    __slots__ = ("letter", "origin", "parent", "size")
+    __slots__ = ("axes", "letter", "origin", "parent", "size")
 
     def __init__(self, letter: str, size: int | None, origin: str) -> None:
         self.letter, self.size, self.origin = letter, size, origin
         self.parent: Var | None = None
+        self.axes: tuple[Var, ...] | None = None  # of '...': what a wire showed it to stand for
 
     def root(self) -> Var:
         var = self
@@ -176,9 +178,17 @@ class Var:
 class Resolved:
     """A tensor type whose axes are variables: what a symbol carries during a check."""
 
-    axes: tuple[Var, ...]
+    declared: tuple[Var, ...]
     element: Element
     refs: Mapping[str, Var]  # element fields that refer to the size of an axis
+
+    @property
+    def axes(self) -> tuple[Var, ...]:
+        """The axes, with what a wire has shown '...' to stand for."""
+        axes = self.declared
+        while axes and (axes[0].root().axes is not None):
+            axes = (*(axes[0].root().axes or ()), *axes[1:])
+        return axes
 
     def plain(self) -> NeuralType:
         """The type with everything the check found out."""
@@ -209,30 +219,23 @@ class Scope:
     def __init__(self, label: str) -> None:
         self.label = label
         self.letters: dict[str, Var] = {}
-        self.rest: tuple[Var, ...] | None = None
 
     def var(self, axis: Axis, port: str) -> Var:
-        origin = f"{self.label}.{port}"
+        origin = f"{self.label}.{port}" if port else self.label
         # An axis with a size of its own is told apart by it: one module may have a wide and a narrow D.
         key = str(axis) if axis.letter != ANY else f"Any{len(self.letters)}"
         if key not in self.letters:
             self.letters[key] = Var(axis.letter, axis.size, origin)
         return self.letters[key]
 
-    def resolve(self, declared: NeuralType, port: str, rest: tuple[Var, ...] = ()) -> Resolved:
-        axes: list[Var] = []
-        for axis in declared.axes:
-            if axis.letter == REST:
-                self.rest = rest if self.rest is None else self.rest
-                axes.extend(self.rest)
-            else:
-                axes.append(self.var(axis, port))
+    def resolve(self, declared: NeuralType, port: str) -> Resolved:
+        axes = tuple(self.var(axis, port) for axis in declared.axes)
         refs: dict[str, Var] = {}
         for f in fields(declared.element):
             value = getattr(declared.element, f.name)
             if isinstance(value, str):
                 refs[f.name] = self.var(Axis(value), port)
-        return Resolved(tuple(axes), declared.element, refs)
+        return Resolved(axes, declared.element, refs)
 
 
 class Solution:
@@ -240,7 +243,7 @@ class Solution:
 
     def __init__(self) -> None:
         self._types: dict[object, ResolvedTree] = {}
-        
+
     def type_of(self, symbol: Symbol) -> PortType:
         """The solved type of a symbol."""
         return _plain(self._types[_key(symbol)], symbol.port.type)
@@ -343,12 +346,11 @@ def _unify(declared: PortType, resolved: ResolvedTree, found: PortType, source: 
     assert isinstance(resolved, Resolved)
     if not declared.axes and len(resolved.axes):
         return  # Void
-    lead = len(resolved.axes) - sum(axis.letter != REST for axis in declared.axes)
-    want = scope.resolve(declared, port.name, resolved.axes[:lead])
-    if len(want.axes) != len(resolved.axes):
+    want = scope.resolve(declared, port.name)
+    pairs = _pair(want.axes, resolved.axes)
+    if pairs is None:
         raise _misfit(Outcome.INCOMPATIBLE, declared, found, source, port, scope,
-                      note="'...' already stands for other axes in this module")
-    pairs = list(zip(want.axes, resolved.axes))
+                      note="'...' already stands for other axes")
     pairs += [(want.refs[name], resolved.refs[name]) for name in want.refs if name in resolved.refs]
     for name, var in want.refs.items():  # a letter here against a known number there
         size = getattr(resolved.element, name, None)
@@ -360,6 +362,24 @@ def _unify(declared: PortType, resolved: ResolvedTree, found: PortType, source: 
             pairs.append((Var(var.letter, size, f"{scope.label}.{port.name}"), var))
     for mine, theirs in pairs:
         _merge(mine.root(), theirs.root(), declared, found, source, port, scope)
+
+
+def _pair(want: tuple[Var, ...], have: tuple[Var, ...]) -> list[tuple[Var, Var]] | None:
+    """Pair two rows of axes, where an open '...' takes what the other row has more; None where it cannot."""
+    open_want, open_have = (bool(row) and row[0].root().letter == REST for row in (want, have))
+    if len(want) == len(have) and open_want == open_have:
+        return list(zip(want, have))
+    if open_want and not (open_have and len(have) < len(want)):
+        short, long = want, have
+    elif open_have:
+        short, long = have, want
+    else:
+        return None
+    lead, rest = len(long) - len(short) + 1, short[0].root()
+    if lead < 0 or any(var.root() is rest for var in long):  # it cannot stand for itself and more
+        return None
+    rest.axes = long[:lead]
+    return list(zip(want[len(want) - len(long) + lead :], have[len(have) - len(long) + lead :]))
 
 
 def _merge(mine: Var, theirs: Var, declared: PortType, found: PortType, source: str, port: Port, scope: Scope) -> None:
@@ -386,7 +406,7 @@ def _misfit(outcome: Outcome, expected: PortType, found: object, source: str, po
         Outcome.LESS: "the element is too general",
     }.get(outcome, "the types do not fit")
     fix = {
-        Outcome.DIM_INCOMPATIBLE: note or "build both modules with the same size",
+        Outcome.DIM_INCOMPATIBLE: (f"{note}; " if note else "") + "build both modules with the same size",
         Outcome.TRANSPOSE_SAME: "transpose the tensor between the two modules",
         Outcome.CONTAINER_SIZE_MISMATCH: "pass a container of the declared kind, depth and length",
         Outcome.SAME_TYPE_INCOMPATIBLE_PARAMS: "give both modules the same value, or convert in between",
@@ -422,13 +442,12 @@ def bind_call(module: Typed, order: Sequence[str], options: Sequence[str], args:
     for name, value in kwargs.items():
         if name in given:
             raise WiringError(f"port {name!r} is given twice", where=f"{module.label}.{name}",
-                              expected="one wire for each port", found=f"{given[name]!r} and {value!r}",
+                              expected="one wire for each port", found=f"{_brief(given[name])} and {_brief(value)}",
                               fix=f"remove one of the two wires into {module.label}.{name}")
         if name not in order:
-            close = nearest(name, order)
             raise WiringError(f"there is no port {name!r}", where=f"{module.label}.{name}",
-                              expected=", ".join(map(str, module.input_ports.values())), found=f"{name} from {value!r}",
-                              fix=f"did you mean {close!r}?" if close else "use one of the ports above")
+                              expected=", ".join(map(str, module.input_ports.values())), found=f"{name} from {_brief(value)}",
+                              fix=did_you_mean(name, order) or "use one of the ports above")
         given[name] = value
     wires: dict[str, Wire] = {}
     for name, port in module.input_ports.items():
@@ -440,9 +459,20 @@ def bind_call(module: Typed, order: Sequence[str], options: Sequence[str], args:
                                   fix=f"pass {name}=... with an output of type {port.type}")
             continue
         wires[name] = _as_wire(value, f"{module.label}.{name}", port)
-    node = Node(module, wires, {name: given[name] for name in options if name in given})
+    constants = {name: given[name] for name in options if name in given}
+    for name, value in constants.items():
+        if holds_symbol(value):
+            raise WiringError("a symbol was passed to an argument that is no port", where=f"{module.label}.{name}",
+                              expected="a plain value", found=_brief(value),
+                              fix=f"annotate {name!r} in forward with the type of the tensor")
+    node = Node(module, wires, constants)
     check([*upstream(itertools.chain.from_iterable(map(symbols_of, wires.values()))), node])
     return node
+
+
+def _brief(value: object) -> str:
+    """A given value for a message; a tensor by its class, because printing one would compute."""
+    return ", ".join(map(repr, symbols_of(value))) or type(value).__name__
 
 
 def _as_wire(value: object, where: str, port: Port) -> Wire:

@@ -34,13 +34,13 @@ class TokenLoader:
         if batch_size < 1 or not 0 <= rank < ranks:
             raise DataError("the batch is impossible", where="data.batch_size", expected="at least 1, and rank below ranks",
                             found=f"batch_size={batch_size}, rank={rank}, ranks={ranks}")
-        self.sampler, self.batch_size, self.rank, self.ranks = sampler, batch_size, rank, ranks
+        self.samples, self.batch_size, self.rank, self.ranks = sampler, batch_size, rank, ranks
         self.consumed = 0
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
             first = self.consumed + self.rank * self.batch_size
-            batch = collate(self.sampler, range(first, first + self.batch_size))
+            batch = collate(self.samples, range(first, first + self.batch_size))
             # Counted before the batch is handed out: whoever saves while using it has used it.
             self.consumed += self.batch_size * self.ranks
             yield batch
@@ -67,7 +67,7 @@ class ValidationLoader:
 
     def __init__(self, sampler: Sampler, *, batch_size: int, rank: int = 0, ranks: int = 1,
                  max_batches: int | None = None) -> None:
-        self.sampler, self.batch_size, self.rank, self.ranks = sampler, batch_size, rank, ranks
+        self.samples, self.batch_size, self.rank, self.ranks = sampler, batch_size, rank, ranks
         steps = -(-sampler.size // (batch_size * ranks))
         self.steps = steps if max_batches is None else min(steps, max_batches)
 
@@ -77,9 +77,9 @@ class ValidationLoader:
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self.steps):
             first = (step * self.ranks + self.rank) * self.batch_size
-            numbers = range(min(first, self.sampler.size - 1), min(first + self.batch_size, self.sampler.size))
-            batch = collate(self.sampler, numbers)
-            if first >= self.sampler.size:  # ranks must take the same number of steps; this one has nothing left
+            numbers = range(min(first, self.samples.size - 1), min(first + self.batch_size, self.samples.size))
+            batch = collate(self.samples, numbers)
+            if first >= self.samples.size:  # ranks must take the same number of steps; this one has nothing left
                 batch["labels"].fill_(-100)
             yield batch
 

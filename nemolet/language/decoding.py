@@ -33,8 +33,9 @@ class CausalModel(Protocol):
 class Decoding:
     """A batch of sequences that grow by one token at each step (final).
 
-    Prompts of unequal length are padded on the left. When the context is full, the oldest part of every
-    sequence is dropped and the rest is read anew.
+    Prompts of unequal length are padded on the left. Where a sequence outgrows the context, its oldest quarter
+    is dropped and the rest is read anew. What is dropped depends on the length of the sequence alone: a row's
+    text is the same in any batch, and with or without a cache.
 
     Args:
         model: from tokens to logits.
@@ -52,6 +53,7 @@ class Decoding:
         self.device = parameter.device
         self.context: int = getattr(model, "context", 0) or max(map(len, self.rows)) + max_new_tokens
         self.capacity = min(self.context, max(map(len, self.rows)) + max_new_tokens)
+        self.positions: dict[int, int] = {}  # of the token that each row reads next
         self.cached = "cache" in model.declared().options and hasattr(model, "new_cache")
         self.cache: KVCache | None = None
         self.generators = [torch.Generator(self.device).manual_seed(seed + row) for row in range(len(self.rows))]
@@ -90,22 +92,24 @@ class Decoding:
 
     def _read(self) -> Tensor:
         """Run whole sequences: the prompts at first, later what is kept of a full context."""
-        room = self.capacity
-        if self.cached and max(len(self.rows[row]) for row in self.live) > room - 1:
-            room = max(1, room - max(1, room // 4))  # leave space, so that reading anew is rare
-        kept = [self.rows[row][-room:] for row in self.live]
+        kept = [self._kept(self.rows[row]) for row in self.live]
         longest = max(map(len, kept))
         pads = [longest - len(tokens) for tokens in kept]
         if self.cached:
             model: CausalModel = self.model  # type: ignore[assignment]
             self.cache = model.new_cache(len(kept), self.capacity)
-        self.positions = {row: len(tokens) for row, tokens in zip(self.live, kept)}
+        self.positions = {row: len(tokens) - 1 for row, tokens in zip(self.live, kept)}
         tokens = [[tokens[0]] * pad + tokens for tokens, pad in zip(kept, pads)]
         positions = [[max(0, i - pad) for i in range(longest)] for pad in pads]
         mask = None
         if any(pads):
             mask = torch.tensor([[i >= pad for i in range(longest)] for pad in pads], device=self.device)
         return self._forward(tokens, positions, mask)
+
+    def _kept(self, tokens: list[int]) -> list[int]:
+        """The part that fits the context; dropping a quarter at once keeps reading anew rare."""
+        over, chunk = len(tokens) - self.context, max(1, self.context // 4)
+        return tokens if over <= 0 else tokens[-(-over // chunk) * chunk :]
 
     def _forward(self, tokens: list[list[int]], positions: list[list[int]], mask_BT: Tensor | None) -> Tensor:
         declared = self.model.declared()
@@ -173,13 +177,18 @@ def stream(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], *,
     """
     if max_new_tokens < 1:
         raise GenerationError("nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens)
+    if "" in stop:
+        raise GenerationError("a stop sequence is empty", where="stop", expected="texts of at least one character",
+                              found=list(stop), fix="remove the empty one; it would stop everything at once")
+    if not prompts:
+        return
     results = [Completion() for _ in prompts]
     if completions is not None:
         completions.extend(results)
     ids = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
     decoding = Decoding(model, ids, sampling=sampling or Sampling(), seed=seed, max_new_tokens=max_new_tokens)
     pieces = [_Piece(tokenizer, tuple(stop)) for _ in prompts]
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]  # a frozen part may be in eval already
     model.eval()
     try:
         for count in range(max_new_tokens):
@@ -203,7 +212,8 @@ def stream(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], *,
             if not decoding.live:
                 return
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 class _Piece:

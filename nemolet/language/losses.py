@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
@@ -48,11 +50,63 @@ class CrossEntropy(NeuralModule):
 
     def forward(self, logits: LogitsBTV, labels: LabelsBT) -> TokenLoss:
         flat_logits, flat_labels = logits.flatten(0, -2), labels.flatten()
-        loss = F.cross_entropy(
-            flat_logits, flat_labels, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing
-        )
-        counted = flat_labels.ne(IGNORED)
+        if torch.compiler.is_compiling():  # a compiler fuses the plain formula by itself
+            loss = self._plain(flat_logits, flat_labels)
+        else:
+            loss = _ChunkedLoss.apply(flat_logits, flat_labels, self.label_smoothing, self.z_loss)
+        return TokenLoss(loss, flat_labels.ne(IGNORED).sum())
+
+    def _plain(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+        wide_NV = logits_NV.to(_wide(logits_NV))
+        loss = F.cross_entropy(wide_NV, labels_N, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing)
         if self.z_loss:
-            partition = torch.logsumexp(flat_logits.float(), dim=-1)
-            loss = loss + self.z_loss * (partition.square() * counted).sum()
-        return TokenLoss(loss, counted.sum())
+            loss = loss + self.z_loss * wide_NV.logsumexp(-1)[labels_N != IGNORED].square().sum()
+        return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """The same loss, a few rows at a time.
+
+    Log-probabilities of a whole batch are as large as its logits, and in float32 even where those are not. Only
+    the log-partition of each row is kept; the gradient comes from it and the logits, and is the one large tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor, smoothing: float, z_loss: float) -> Tensor:
+        wide, rows = _wide(logits_NV), _rows(logits_NV)
+        counted_N = labels_N.ne(IGNORED)
+        target_N1 = labels_N.masked_fill(~counted_N, 0)[:, None]
+        partition_N = torch.cat([chunk.to(wide).logsumexp(-1) for chunk in logits_NV.split(rows)])
+        loss_N = partition_N - (1 - smoothing) * logits_NV.gather(1, target_N1)[:, 0].to(wide)
+        if smoothing:
+            loss_N = loss_N - smoothing * logits_NV.mean(-1, dtype=wide)
+        if z_loss:
+            loss_N = loss_N + z_loss * partition_N.square()
+        ctx.save_for_backward(logits_NV, partition_N, target_N1, counted_N)
+        ctx.smoothing, ctx.z_loss = smoothing, z_loss
+        return loss_N.where(counted_N, 0).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        logits_NV, partition_N, target_N1, counted_N = ctx.saved_tensors
+        smoothing, rows = ctx.smoothing, _rows(logits_NV)
+        grad_N1 = (grad * counted_N)[:, None]
+        slope_N1 = grad_N1 * (1 + 2 * ctx.z_loss * partition_N[:, None]) if ctx.z_loss else grad_N1
+        grad_NV = torch.empty_like(logits_NV)
+        pieces = zip(*(t.split(rows) for t in (logits_NV, grad_NV, partition_N[:, None], slope_N1, grad_N1, target_N1)))
+        for chunk, into, partition, slope, each, target in pieces:
+            probs = torch.sub(chunk, partition).exp_().mul_(slope)
+            if smoothing:
+                probs.sub_(each * (smoothing / chunk.shape[1]))
+            into.copy_(probs.scatter_add_(1, target, each * (smoothing - 1)))
+        return grad_NV, None, None, None
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _rows(logits_NV: Tensor) -> int:
+    """How many rows a chunk has: few enough for a CPU's cache, many enough to keep an accelerator busy."""
+    return max(1, 2 ** (18 if logits_NV.device.type == "cpu" else 26) // logits_NV.shape[1])

@@ -77,7 +77,7 @@ class Head(NeuralModule):
         vocab = tied.vocab if tied is not None else vocab
         if width is None or vocab is None:
             raise ShapeError("a head needs its sizes", where="Head", expected="tied=..., or width and vocab",
-                             found=f"width={width}, vocab={vocab}")
+                             found=f"width={width}, vocab={vocab}", fix="give both sizes, or an embedding to share")
         super().__init__(D=Axis(in_axis, width), V=Axis(out_axis, vocab))
         self.vocab, self.softcap, self.tied = vocab, softcap, tied is not None
         rows = padded(vocab, pad_to_multiple_of)

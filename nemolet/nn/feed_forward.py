@@ -60,7 +60,7 @@ class FeedForward(NeuralModule):
         if activation not in ACTIVATIONS:
             close = nearest(activation, ACTIVATIONS)
             raise ShapeError("unknown activation", where="FeedForward.activation", expected=", ".join(ACTIVATIONS),
-                             found=activation, fix=f"did you mean {close!r}?" if close else None)
+                             found=activation, fix=f"did you mean {close!r}?" if close else "choose one of them")
         self.activate, self.dropout = ACTIVATIONS[activation], dropout
         self.up = Linear("D", "F", width, hidden_width, bias=bias, init_std=init_std)
         self.gate = Linear("D", "F", width, hidden_width, bias=bias, init_std=init_std) if gated else None

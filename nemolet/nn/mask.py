@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nemolet.errors import ShapeError
+
 
 class AttentionMask(NamedTuple):
     """What scaled dot-product attention needs to know.
@@ -37,6 +39,9 @@ def attention_mask(
         window: how many positions back, itself included, a query sees.
         device: where the mask is made.
 
+    Raises:
+        ShapeError: for packed documents after cached keys, whose documents nobody knows any more.
+
     Example:
         >>> attention_mask(3)
         AttentionMask(allowed=None, causal=True)
@@ -47,6 +52,9 @@ def attention_mask(
     windowed = window is not None and window < keys
     if segments_BT is None and valid_BS is None and not windowed and (offset == 0 or length == 1):
         return AttentionMask(None, causal=length > 1)
+    if segments_BT is not None and offset:
+        raise ShapeError("packed documents cannot be continued from a cache", where="segments", expected="an empty cache",
+                         found=f"{offset} cached tokens", fix="read one document per row, without segments")
     query_T1 = torch.arange(offset, keys, device=device)[:, None]
     key_S = torch.arange(keys, device=device)
     allowed = (key_S <= query_T1)[None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -54,10 +55,18 @@ class RotaryEmbedding(torch.nn.Module):
         if head_size % 2:
             raise ShapeError("rotary positions need an even head size", where="RotaryEmbedding.head_size",
                              expected="an even number", found=head_size, fix="choose width / heads even")
-        frequencies = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+        exponents = -torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size
+        frequencies = base**exponents
         if scaling:
             frequencies = _scale(frequencies, dict(scaling))
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self._exact = frequencies.float()
+        self.register_buffer("frequencies", self._exact.to(torch.get_default_device()), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
+        """Follow the model to another device, but not to half precision, where far positions would be wrong."""
+        super()._apply(fn, recurse)
+        self.frequencies = self._exact.to(self.frequencies.device)
+        return self
 
     def forward(self, positions_BT: Tensor) -> Rotation:
         angles = positions_BT[..., None, None, None].float() * self.frequencies
@@ -76,10 +85,10 @@ def _scale(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
     if kind not in _SCALINGS:
         close = nearest(str(kind), _SCALINGS)
         raise ShapeError("unknown rotary scaling", where="rope_scaling.kind", expected=", ".join(_SCALINGS), found=kind,
-                         fix=f"did you mean {close!r}?" if close else None)
+                         fix=f"did you mean {close!r}?" if close else f"set kind={next(iter(_SCALINGS))}, or no scaling")
     if set(scaling) != set(_SCALINGS[kind]):
         raise ShapeError(f"{kind} scaling has other fields", where="rope_scaling", expected=", ".join(_SCALINGS[kind]),
-                         found=", ".join(scaling) or "nothing")
+                         found=", ".join(scaling) or "nothing", fix=f"give exactly {', '.join(_SCALINGS[kind])}")
     if kind == "linear":
         return frequencies / float(scaling["factor"])
     wavelengths = 2 * math.pi / frequencies

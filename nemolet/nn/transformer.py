@@ -128,7 +128,7 @@ class Decoder(NeuralModule):
         if self.dropout:
             hidden = F.dropout(hidden, self.dropout, self.training)
         for layer, block in enumerate(self.blocks):
-            if self.training and self.checkpoint_every and layer % self.checkpoint_every == 0:
+            if self.training and cache is None and self.checkpoint_every and layer % self.checkpoint_every == 0:
                 hidden = checkpoint(block, hidden, attend, rotation, use_reentrant=False)
             else:
                 hidden = block(hidden, attend, rotation, cache, layer)

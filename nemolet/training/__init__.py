@@ -1,0 +1,34 @@
+"""Training with Lightning: the one model, optimizers, schedules, checkpoints, experiment folders."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS = {
+    "Checkpoints": "nemolet.training.checkpoint",
+    "ExponentialAverage": "nemolet.training.callbacks",
+    "LightningModel": "nemolet.training.lightning_model",
+    "Optim": "nemolet.training.optim",
+    "Recorder": "nemolet.training.callbacks",
+    "Result": "nemolet.training.experiment",
+    "Schedule": "nemolet.training.schedule",
+    "Training": "nemolet.training.experiment",
+    "fit": "nemolet.training.experiment",
+    "training_graph": "nemolet.training.experiment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"nemolet.training has no {name!r}; it has {', '.join(_EXPORTS)}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+if TYPE_CHECKING:
+    from nemolet.training.callbacks import ExponentialAverage, Recorder
+    from nemolet.training.checkpoint import Checkpoints
+    from nemolet.training.experiment import Result, Training, fit, training_graph
+    from nemolet.training.lightning_model import LightningModel
+    from nemolet.training.optim import Optim
+    from nemolet.training.schedule import Schedule

@@ -1,0 +1,90 @@
+"""Addresses of the YAML form of a graph: which ports the wires name, and the order they imply.
+
+``decoder.output`` is an output of a module, ``decoder.hidden`` a port, and a word without a dot an input
+of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from nemolet.errors import WiringError, did_you_mean
+from nemolet.module import NeuralModule
+from nemolet.types import DictOf, ListOf, PortType, compare
+from nemolet.wiring import Port
+
+
+def check_addresses(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> None:
+    """Refuse a wire that starts or ends at no port, with the nearest one that exists.
+
+    Raises:
+        WiringError: naming the address.
+    """
+    targets = [f"{name}.{port}" for name, module in modules.items() for port in module.input_ports]
+    sources = [f"{name}.{port}" for name, module in modules.items() for port in module.output_ports]
+    for target, source in wires.items():
+        if target not in targets:
+            raise WiringError("this wire ends at no port", where=f"wires.{target}", expected=", ".join(targets),
+                              found=f"{target} from {source}", fix=did_you_mean(target, targets))
+        for address in flat(source):
+            if "." in address and address not in sources:
+                raise WiringError("this wire starts at no port", where=f"wires.{target}", expected=", ".join(sources),
+                                  found=f"{target} from {address}", fix=did_you_mean(address, sources))
+
+
+def wired_inputs(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> dict[str, Port]:
+    """The inputs that wires name: of the narrowest type they flow into, and optional if it all can do without."""
+    found: dict[str, Port] = {}
+
+    def meet(address: Any, port: Port) -> None:
+        if isinstance(address, (list, dict)):
+            for item in address.values() if isinstance(address, dict) else address:
+                meet(item, replace(port, type=item_type(port.type)))
+        elif address is not None and "." not in address:
+            known = found.get(address, port)
+            narrowest = port.type if compare(known.type, port.type).flows else known.type
+            found[address] = Port(address, narrowest, port.optional and known.optional)
+
+    for target, source in wires.items():
+        name, _, port = target.partition(".")
+        meet(source, modules[name].input_ports[port])
+    return found
+
+
+def running_order(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> list[str]:
+    """The given order, changed only where a wire needs a module earlier.
+
+    Raises:
+        WiringError: naming the modules and wires of a cycle.
+    """
+    needs: dict[str, dict[str, str]] = {name: {} for name in modules}
+    for target, source in wires.items():
+        for address in flat(source):
+            if "." in address:
+                needs[target.split(".")[0]][address.split(".")[0]] = f"{address} -> {target}"
+    order: list[str] = []
+    while len(order) < len(modules):
+        ready = [n for n in modules if n not in order and all(need in order for need in needs[n])]
+        if not ready:
+            stuck = [n for n in modules if n not in order]
+            loop = [w for n in stuck for need, w in needs[n].items() if need in stuck]
+            raise WiringError("the wires form a cycle", where=", ".join(stuck), expected="wires that lead forward",
+                              found="; ".join(loop), fix="remove one of these wires, or put the loop inside one module")
+        order.append(ready[0])
+    return order
+
+
+def flat(source: Any) -> list[str]:
+    """All addresses in the source of a wire, which may be a list, a dictionary, or null."""
+    if isinstance(source, dict):
+        source = list(source.values())
+    if source is None:
+        return []
+    return [a for item in source for a in flat(item)] if isinstance(source, list) else [str(source)]
+
+
+def item_type(declared: PortType) -> PortType:
+    """The type of what a container holds."""
+    return declared.item if isinstance(declared, (ListOf, DictOf)) else declared

@@ -1,0 +1,132 @@
+"""Which classes a config may name: those of nemolet, and those a user registered in this process."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nemolet.config.schema import Schema, find, schema_of, schema_of_object
+from nemolet.errors import ConfigError, nearest
+
+_registered: dict[str, Any] = {}  # filled by the user's own imports; a config cannot add to it
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def register(thing: T) -> T:
+    """Let configs and archives name a class (or function) of yours; use it as a decorator.
+
+    Its name is ``module.Class``. The process that loads an archive has to import the module first.
+
+    Example:
+        >>> @register
+        ... class Twice:
+        ...     def __init__(self, *, factor: int = 2) -> None:
+        ...         self.factor = factor
+        >>> build({"_target_": "nemolet.config.registry.Twice", "factor": 3}).factor
+        3
+    """
+    _registered[f"{thing.__module__}.{thing.__qualname__}"] = thing
+    return thing
+
+
+def schema_of_target(target: Any, where: str = "_target_") -> Schema:
+    """The schema of a target, without importing it.
+
+    Raises:
+        ConfigError: for a target outside the allowlist.
+    """
+    if target in _registered:
+        return schema_of_object(_registered[target])
+    module, name = _split(target, where)
+    schema = schema_of(module, name)
+    if schema is None:
+        names = _classes(module)
+        close = nearest(name, names)
+        raise ConfigError("there is no such class", where=where, expected=f"a class that {module} defines", found=target,
+                          fix=f"did you mean {module}.{close}?" if close else "register a class of your own with nemolet.register")
+    return schema
+
+
+def resolve(target: Any, where: str = "_target_") -> Callable[..., Any]:
+    """Import what a target names.
+
+    Only a class that is defined below ``nemolet.`` and says that it may be built, or a registered one, is
+    returned; never an attribute of a module that happens to be reachable, such as ``nemolet.module.torch.load``.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if target in _registered:
+        return _registered[target]  # type: ignore[no-any-return]
+    module, name = _split(target, where)
+    schema_of_target(target, where)  # defined there, by its source text, before anything is imported
+    found = getattr(importlib.import_module(module), name, None)
+    defined_here = str(getattr(found, "__module__", "")).split(".")[0] == "nemolet" and getattr(found, "__name__", "") == name
+    if found is None or not defined_here or not getattr(found, "__buildable__", False):
+        raise ConfigError("a config may not build this", where=where, expected="a typed module or a registered class", found=target,
+                          fix="register a class of your own with nemolet.register")
+    return found  # type: ignore[no-any-return]
+
+
+def _split(target: Any, where: str) -> tuple[str, str]:
+    parts = target.split(".") if isinstance(target, str) else []
+    plain = all(part.isidentifier() and not part.startswith("_") for part in parts)
+    if len(parts) < 3 or parts[0] != "nemolet" or not plain:
+        close = nearest(str(target), _registered)
+        raise ConfigError(
+            "this target is not allowed", where=where, expected="a class of nemolet, or one registered in this process",
+            found=repr(target), fix=f"did you mean {close}?" if close else "register your class with nemolet.register, and import "
+            "its module first (imports=[my_module])",
+        )
+    return ".".join(parts[:-1]), parts[-1]
+
+
+def _classes(module: str) -> list[str]:
+    exports = find(module, "_EXPORTS")
+    names = [k.value for k in getattr(exports[1], "keys", []) if hasattr(k, "value")] if exports else []
+    return [str(name) for name in names]
+
+
+def build(config: Any, *, parts: dict[str, Any] | None = None, where: str = "") -> Any:
+    """Build objects from plain data.
+
+    A mapping with ``_target_`` becomes an object, its values being built first; ``{"_ref_": name}`` stands for a
+    part that was built earlier under this name.
+
+    Args:
+        config: plain data.
+        parts: objects that may be referred to.
+        where: place of the data, for errors.
+
+    Raises:
+        ConfigError: for a target outside the allowlist, unknown, missing or wrong arguments, all at once.
+
+    Example:
+        >>> build({"_target_": "nemolet.nn.Linear", "in_axis": "D", "out_axis": "F", "in_size": 2, "out_size": 3})
+        Linear()
+    """
+    from nemolet.config.validation import check_tree, refuse
+
+    refuse(check_tree(config, where), where or "build")
+    return _build(config, dict(parts or {}), where)
+
+
+def _build(config: Any, parts: dict[str, Any], where: str) -> Any:
+    if isinstance(config, (list, tuple)):
+        return [_build(item, parts, f"{where}[{i}]") for i, item in enumerate(config)]
+    if not isinstance(config, dict):
+        return config
+    if "_ref_" in config:
+        if config["_ref_"] not in parts:
+            close = nearest(str(config["_ref_"]), parts)
+            raise ConfigError("nothing was built under this name yet", where=f"{where}._ref_", expected=", ".join(parts) or
+                              "an earlier part", found=config["_ref_"], fix=f"did you mean {close!r}?" if close else None)
+        return parts[config["_ref_"]]
+    values: dict[str, Any] = {}
+    inner = dict(parts)  # siblings see each other, outsiders do not see inside
+    for name, value in config.items():
+        if name != "_target_":
+            values[name] = inner[name] = _build(value, inner, f"{where}.{name}" if where else str(name))
+    return resolve(config["_target_"], f"{where}._target_")(**values) if "_target_" in config else values

@@ -1,0 +1,236 @@
+"""Checking a whole config against schemas; every problem is found, not only the first."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nemolet.config.registry import schema_of_target
+from nemolet.config.schema import (
+    REQUIRED,
+    Anything,
+    Block,
+    Choice,
+    Either,
+    Many,
+    Plain,
+    Schema,
+    Table,
+    Target,
+    Type,
+)
+from nemolet.errors import ConfigError, nearest
+
+MISSING = "???"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a config."""
+
+    path: str
+    what: str
+    expected: str | None = None
+    found: str | None = None
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        details = [f"{label} {text}" for label, text in (("expected", self.expected), ("found", self.found)) if text]
+        return f"{self.path}: {self.what}" + (f" ({'; '.join(details)})" if details else "") + (f"; {self.fix}" if self.fix else "")
+
+
+def refuse(problems: Iterable[Problem], where: str) -> None:
+    """Raise one error that lists all problems, if there are any."""
+    found = list(dict.fromkeys(problems))
+    if len(found) == 1:
+        only = found[0]
+        raise ConfigError(only.what, where=only.path, expected=only.expected, found=only.found, fix=only.fix)
+    if found:
+        raise ConfigError(f"{len(found)} problems\n" + "\n".join(f"  - {problem}" for problem in found), where=where)
+
+
+def check_block(schema: Schema, values: Mapping[str, Any], path: str = "", supplied: Collection[str] = ()) -> list[Problem]:
+    """All problems of a block.
+
+    Args:
+        schema: what the block builds.
+        values: what it holds.
+        path: where it lies in the config.
+        supplied: paths that the program fills in, so that they may be null or absent.
+    """
+    problems: list[Problem] = []
+    for name, value in values.items():
+        here = _join(path, name)
+        if name in ("_target_", "_ref_"):
+            continue
+        if name not in schema.parameters:
+            if not schema.open:
+                close = nearest(name, schema.parameters)
+                problems.append(Problem(
+                    here, f"{schema.name} has no such setting", found=name,
+                    expected=None if close else ", ".join(schema.parameters) or "nothing",
+                    fix=f"did you mean {_join(path, close)}?" if close else "remove it",
+                ))
+        elif not (here in supplied and value is None):
+            problems += check_value(schema.parameters[name][0], value, here, supplied)
+    for name, (kind, default) in schema.parameters.items():
+        here = _join(path, name)
+        if default is REQUIRED and name not in values and here not in supplied:
+            problems.append(Problem(here, "a value is missing", expected=str(kind), fix=f"set {here}=..."))
+    return problems or _broken_rules(schema, values, path)
+
+
+def check_value(kind: Type, value: Any, path: str, supplied: Collection[str] = ()) -> list[Problem]:
+    """All problems of one value."""
+    if value == MISSING:
+        return [Problem(path, "a value is missing", expected=str(kind), fix=f"set {path}=...")]
+    if isinstance(kind, Either):
+        attempts = [check_value(option, value, path, supplied) for option in kind.options]
+        if not all(attempts):
+            return []
+        if isinstance(value, Mapping):  # the error inside a block says more than "no block"
+            inner = [a for a, o in zip(attempts, kind.options) if isinstance(o, (Block, Target, Table))]
+            return inner[0] if inner else attempts[0]
+        return [_mismatch(kind, value, path)]
+    if isinstance(kind, Anything):
+        return check_tree(value, path, supplied)
+    if isinstance(kind, Plain):
+        return [] if _is_plain(kind.name, value) else [_mismatch(kind, value, path)]
+    if isinstance(kind, Choice):
+        if any(value == option and type(value) is type(option) for option in kind.values):
+            return []
+        close = nearest(str(value), map(str, kind.values))
+        return [Problem(path, "unknown choice", expected=str(kind), found=repr(value),
+                        fix=f"did you mean {path}={close}?" if close else None)]
+    if isinstance(kind, Many):
+        if not isinstance(value, (list, tuple)) or (kind.fixed and len(value) != len(kind.items)):
+            return [_mismatch(kind, value, path)]
+        kinds = kind.items if kind.fixed else kind.items * len(value)
+        return [p for i, (k, v) in enumerate(zip(kinds, value)) for p in check_value(k, v, f"{path}[{i}]", supplied)]
+    if not isinstance(value, Mapping):
+        return [_mismatch(kind, value, path)]
+    if isinstance(kind, Table):
+        if "_target_" in value:
+            return check_tree(value, path, supplied)
+        return [p for k, v in value.items() for p in check_value(kind.value, v, _join(path, str(k)), supplied)]
+    if isinstance(kind, Block):
+        return check_block(kind.schema, value, path, supplied)
+    if "_ref_" not in value and "_target_" not in value:
+        return [Problem(path, "the block does not say what to build", expected=str(kind), fix=f"set {path}._target_=...")]
+    return check_tree(value, path, supplied)
+
+
+def check_tree(value: Any, path: str, supplied: Collection[str] = ()) -> list[Problem]:
+    """All problems of a value of which only its ``_target_`` blocks are known."""
+    if value == MISSING:
+        return [Problem(path, "a value is missing", fix=f"set {path}=...")]
+    if isinstance(value, (list, tuple)):
+        return [p for i, item in enumerate(value) for p in check_tree(item, f"{path}[{i}]", supplied)]
+    if not isinstance(value, Mapping):
+        return []
+    if "_target_" not in value:
+        return [p for k, v in value.items() for p in check_tree(v, _join(path, str(k)), supplied)]
+    try:
+        schema = schema_of_target(value["_target_"], _join(path, "_target_"))
+    except ConfigError as error:
+        return [Problem(error.where or path, error.what, _text(error.expected), _text(error.found), error.fix)]
+    return check_block(schema, value, path, supplied)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _join(path: str, name: str | None) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    if name == "None":
+        return value is None
+    if name == "bool":
+        return isinstance(value, bool)
+    if name == "float":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, {"int": int, "str": str}[name]) and not isinstance(value, bool)
+
+
+def _mismatch(kind: Type, value: Any, path: str) -> Problem:
+    fix = None
+    if isinstance(value, str) and isinstance(kind, (Plain, Either)) and value.replace(".", "").replace("e-", "").isdigit():
+        fix = f"write {path}={value} without quotes"
+    elif isinstance(value, (int, float, bool)) and kind == Plain("str"):
+        fix = f"""write {path}="'{value}'" """.strip()
+    elif isinstance(value, float) and kind == Plain("int") and value.is_integer():
+        fix = f"write {path}={int(value)}"
+    return Problem(path, "wrong type of value", expected=str(kind), found=f"{value!r} ({type(value).__name__})", fix=fix)
+
+
+# --------------------------------------------------------------------------------------------------
+# Rules between settings
+# --------------------------------------------------------------------------------------------------
+
+_OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Eq: operator.eq, ast.NotEq: operator.ne,
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.USub: operator.neg,
+}
+
+
+class _Unknown(Exception):
+    """A rule speaks of a setting that is not set."""
+
+
+def _broken_rules(schema: Schema, values: Mapping[str, Any], path: str) -> list[Problem]:
+    defaults = {name: default for name, (_, default) in schema.parameters.items() if default is not REQUIRED}
+    known = {**defaults, **values}
+    problems = []
+    for expression, sentence in schema.rules:
+        tree = ast.parse(expression, mode="eval").body
+        try:
+            holds = evaluate(tree, known)
+        except (_Unknown, TypeError):
+            continue
+        except ZeroDivisionError:
+            holds = False
+        if not holds:
+            names = dict.fromkeys(_dotted(n) for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute)))
+            settings = [n for n in names if n and not any(o and o.startswith(f"{n}.") for o in names)]
+            found = ", ".join(f"{_join(path, n)}={_lookup(n, known)}" for n in settings if n)
+            problems.append(Problem(path or schema.name, sentence, found=found))
+    return problems
+
+
+def evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """The value of a rule: numbers, text, names, arithmetic, comparisons, and, or; nothing else."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        value = _lookup(_dotted(node), known)
+        if value is None:
+            raise _Unknown
+        return value
+    if isinstance(node, ast.BoolOp):
+        every = all if isinstance(node.op, ast.And) else any
+        return every(evaluate(value, known) for value in node.values)
+    if isinstance(node, ast.UnaryOp):
+        return _OPERATORS[type(node.op)](evaluate(node.operand, known))
+    if isinstance(node, ast.BinOp):
+        return _OPERATORS[type(node.op)](evaluate(node.left, known), evaluate(node.right, known))
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        return _OPERATORS[type(node.ops[0])](evaluate(node.left, known), evaluate(node.comparators[0], known))
+    raise ConfigError("a rule can only compare and calculate", where=ast.unparse(node))
+
+
+def _dotted(node: ast.AST) -> str:
+    return f"{_dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _lookup(name: str, known: Mapping[str, Any]) -> Any:
+    value: Any = known
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -1,0 +1,190 @@
+"""Checkpoints that are whole or absent, written while training goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from nemolet.errors import TrainingError
+
+LAST, BEST = "last", "best"
+
+
+class AtomicCheckpoints(CheckpointIO):
+    """Writes checkpoints in a thread; each appears under its name only when it is complete (final).
+
+    The state is copied before training goes on. ``last`` is moved to a checkpoint after it is on the disk, so
+    it always points to a whole one.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None  # made when needed: trainers are copied between processes
+        self._writing: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        """Copy the state and write it in the background."""
+        self.wait()
+        self._pool = self._pool or ThreadPoolExecutor(1, "checkpoint")
+        self._writing = self._pool.submit(_write, _copied(checkpoint), Path(path))
+
+    def wait(self) -> None:
+        """Until the last one is on the disk; raises what went wrong there."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        """Read a checkpoint; nothing in it is executed."""
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise TrainingError("the checkpoint cannot be read", where=str(path), found=str(error).splitlines()[0],
+                                fix=f"point {Path(path).parent / LAST} to an older one, or train under another name") from error
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+    def teardown(self) -> None:
+        """Finish writing."""
+        self.wait()
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+def _copied(value: Any) -> Any:
+    """A copy that training no longer changes."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item) for item in value) if not hasattr(value, "_fields") else value
+    return value
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        point(path.parent / LAST, path)
+    except OSError as error:
+        raise TrainingError("the checkpoint cannot be written", where=str(path), found=error.strerror,
+                            fix="free space; the checkpoint before it is whole, and the same command goes on from there") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def point(link: Path, target: Path) -> None:
+    """Move a link to a checkpoint beside it, in one step."""
+    partial = link.with_name(f".{link.name}.link")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target.name)
+    partial.replace(link)
+
+
+class Checkpoints(pl.Callback):
+    """Saves at intervals, at a signal and at a time limit; keeps the last and the best (final).
+
+    Args:
+        folder: where checkpoints lie.
+        every: steps between two of them.
+        max_minutes: save and stop after so long; None for no limit.
+        keep: how many of the latest are kept, beside the best.
+    """
+
+    def __init__(self, folder: Path, *, every: int, max_minutes: float | None = None, keep: int = 1) -> None:
+        self.folder, self.every, self.keep = folder, every, keep
+        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.best: float | None = None
+        self.stopped: str | None = None  # why training ended early
+        self._before: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = signal.Signals(number).name
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any) -> None:
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.stopped = "the time limit"
+        stopping = self.stopped is not None
+        if trainer.world_size > 1:  # ranks stop together, whichever was told to
+            stopping = bool(trainer.strategy.reduce_boolean_decision(stopping, all=False))
+        if stopping or trainer.global_step % self.every == 0:
+            self._save(trainer)
+        if stopping:
+            self.stopped = self.stopped or "another rank"
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loss = float(trainer.callback_metrics["valid_loss"])
+        if trainer.sanity_checking or (self.best is not None and not loss < self.best):
+            return
+        self.best = loss
+        path = self._save(trainer)
+        self._finish(trainer)
+        if trainer.is_global_zero:
+            point(self.folder / BEST, path)
+            self._clean(path)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._path(trainer).exists():
+            self._save(trainer)
+        self._finish(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def _path(self, trainer: pl.Trainer) -> Path:
+        return self.folder / f"step_{trainer.global_step:08d}.ckpt"
+
+    def _save(self, trainer: pl.Trainer) -> Path:
+        path = self._path(trainer)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            self._clean(path)
+        return path
+
+    def _finish(self, trainer: pl.Trainer) -> None:
+        if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpoints):
+            trainer.strategy.checkpoint_io.wait()
+
+    def _clean(self, newest: Path) -> None:
+        """Remove what is neither pointed to nor among the latest."""
+        links = {(self.folder / name).resolve() for name in (LAST, BEST)}
+        old = sorted(p for p in self.folder.glob("step_*.ckpt") if p != newest)
+        for path in old[: max(0, len(old) - self.keep)]:
+            if path.resolve() not in links:
+                path.unlink(missing_ok=True)
+
+
+def remove_remains(folder: Path) -> None:
+    """Delete what a killed process left half-written."""
+    for path in [*folder.glob(".*.partial"), *folder.glob(".*.link")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

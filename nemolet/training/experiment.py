@@ -1,0 +1,293 @@
+"""One training run from its parts to its folder: the training story."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+
+from nemolet.archive import save
+from nemolet.data.corpus import PreparedCorpus
+from nemolet.data.loader import TokenLoader
+from nemolet.errors import TrainingError
+from nemolet.graph import Graph, compose
+from nemolet.module import NeuralModule
+from nemolet.training.callbacks import ExponentialAverage, Recorder
+from nemolet.training.checkpoint import LAST, AtomicCheckpoints, Checkpoints, remove_remains
+from nemolet.training.curve import draw_curve
+from nemolet.training.lightning_model import Batch, LightningModel
+from nemolet.training.optim import Optim
+from nemolet.training.schedule import Schedule
+from nemolet.training.throughput import flops_per_token, peak_flops
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, how precisely and how carefully to train.
+
+    Args:
+        max_steps: optimizer steps.
+        accumulate: micro-batches per step.
+        clip: largest norm of all gradients together; 0 for none.
+        precision: ``"32"``, ``"bf16-mixed"``, or ``"16-mixed"`` with loss scaling (on a GPU).
+        compile: whether the graph is compiled.
+        valid_every: steps between two validations.
+        valid_batches: batches of a validation; None for all.
+        log_every: steps between two records.
+        checkpoint_every: steps between two checkpoints; at most so much is lost.
+        keep_checkpoints: how many are kept beside the last and the best.
+        max_minutes: stop after so long, with a checkpoint.
+        ema: decay of an average of the weights, such as 0.999; null for none.
+        patience: validations without progress before training stops; null for no early stopping.
+        watch: steps between two looks for numbers that are none; 0 for never.
+        loggers: beside the CSV file.
+        accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        devices: processes on this machine, or ``"auto"``.
+        num_nodes: machines.
+        strategy: ``"auto"``, ``"ddp"`` or ``"fsdp"``.
+        progress: whether progress is shown.
+    """
+
+    max_steps: int = 1000
+    accumulate: int = 1
+    clip: float = 1.0
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    compile: bool = False
+    valid_every: int = 250
+    valid_batches: int | None = None
+    log_every: int = 10
+    checkpoint_every: int = 250
+    keep_checkpoints: int = 1
+    max_minutes: float | None = None
+    ema: float | None = None
+    patience: int | None = None
+    watch: int | None = None
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | Literal["auto"] = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    progress: bool = True
+
+    CONFIG_RULES = (
+        ("max_steps >= 1 and accumulate >= 1", "max_steps and accumulate are at least 1"),
+        ("valid_every >= 1 and log_every >= 1", "valid_every and log_every are at least 1"),
+        ("checkpoint_every >= 1", "checkpoint_every is at least 1"),
+        ("clip >= 0", "clip is at least 0; 0 for none"),
+        ("ema > 0 and ema < 1", "ema is between 0 and 1, for example 0.999"),
+        ("patience >= 1", "patience is at least 1"),
+        ("precision != '16-mixed' or accelerator != 'cpu'", "16-mixed needs a GPU; use bf16-mixed on a CPU"),
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind."""
+
+    folder: Path
+    archive: Path
+    steps: int
+    valid_loss: float
+    bits_per_byte: float
+    stopped: str | None  # why it ended early, if it did
+
+
+def training_graph(model: NeuralModule, loss: NeuralModule) -> Graph:
+    """The model followed by its loss; inputs of the model and labels become inputs of the graph."""
+    optional = {f"model.{name}": name for name, port in model.input_ports.items() if port.optional and name != "mask"}
+    return compose({"model": model, "loss": loss}, wires=optional)
+
+
+def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder: str | Path, optim: Optim | None = None,
+        schedule: Schedule | None = None, training: Training | None = None, seed: int = 0,
+        config: Mapping[str, Any] | None = None) -> Result:
+    """Train a model in an experiment folder, or go on where the folder left off.
+
+    Args:
+        model: from tokens to logits.
+        loss: from logits and labels to a sum and a count.
+        data: the corpus.
+        folder: receives ``config.yaml, git.txt, metrics.csv, loss.svg, checkpoints/, model.nemolet`` and logs.
+        optim: the optimizer.
+        schedule: the learning rate.
+        training: everything else.
+        seed: of what training itself draws at random.
+        config: what the parts were built from; a folder is only continued with an equal one.
+
+    Raises:
+        TrainingError: for a folder of another run, or numbers that are none.
+    """
+    folder, training = Path(folder), training or Training()
+    optim, schedule = optim or Optim(), schedule or Schedule()
+    _quiet()
+    _claim(folder, dict(config or {}))
+    graph = training_graph(model, loss)
+    on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
+    if training.precision == "16-mixed":
+        if not on_gpu:
+            raise TrainingError("16-mixed needs a GPU", where="trainer.precision", fix="set trainer.precision=bf16-mixed")
+        optim = Optim(**{**asdict(optim), "fused": False})  # the scaler has to see the gradients before the update
+    watch = training.watch if training.watch is not None else training.log_every if on_gpu else 1
+    lightning = LightningModel(graph, optim=optim, schedule=schedule, max_steps=training.max_steps, clip=training.clip, watch=watch)
+    if training.compile:
+        graph.compile()
+    checkpoints = Checkpoints(folder / "checkpoints", every=training.checkpoint_every, max_minutes=training.max_minutes,
+                              keep=training.keep_checkpoints)
+    recorder = _recorder(graph, data, folder, training, on_gpu)
+    average = ExponentialAverage(training.ema) if training.ema else None
+    callbacks: list[Callback] = [*([average] if average else []), recorder, checkpoints]
+    if training.patience is not None:
+        callbacks.append(EarlyStopping("valid_loss", patience=training.patience))
+    trainer = _trainer(training, folder, callbacks)
+    loader = data.train_loader(rank=trainer.global_rank, ranks=trainer.world_size)
+    valid = data.valid_loader(rank=trainer.global_rank, ranks=trainer.world_size, max_batches=training.valid_batches)
+    lightning.loader = loader
+    pl.seed_everything(seed + trainer.global_rank, verbose=False)
+    last = folder / "checkpoints" / LAST
+    trainer.fit(lightning, _Windows(loader, training.accumulate), valid, ckpt_path=last.resolve() if last.exists() else None)
+    trainer.strategy.teardown()
+    if checkpoints.stopped is None and average is not None:
+        average.swap(lightning)
+    archive = folder / "model.nemolet"
+    bits = recorder.valid_loss / 0.6931471805599453 / data.valid_bytes_per_token
+    if checkpoints.stopped is None and trainer.is_global_zero:
+        save(archive, model=model, tokenizer=data.tokenizer, card=_card(model, data, lightning, recorder, bits, training))
+        draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
+    return Result(folder, archive, trainer.global_step, recorder.valid_loss, bits, checkpoints.stopped)
+
+
+class _Windows:
+    """Batches in lists of ``accumulate``; hides the loader's state from Lightning, which would save it one batch late."""
+
+    def __init__(self, loader: TokenLoader, accumulate: int) -> None:
+        self.loader, self.accumulate = loader, accumulate
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        stream = iter(self.loader)
+        while True:
+            yield [next(stream) for _ in range(self.accumulate)]
+
+
+def _trainer(training: Training, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
+    precision: Any = {"32": "32-true"}.get(training.precision, training.precision)
+    return pl.Trainer(
+        max_steps=training.max_steps, accelerator=training.accelerator, devices=training.devices, num_nodes=training.num_nodes,
+        strategy=training.strategy, precision=precision, val_check_interval=training.valid_every, check_val_every_n_epoch=None,
+        callbacks=callbacks, logger=_loggers(training, folder), plugins=[AtomicCheckpoints()], default_root_dir=folder,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        log_every_n_steps=training.max_steps + 1,
+    )
+
+
+def _loggers(training: Training, folder: Path) -> list[Any]:
+    made: list[Any] = []
+    for name in training.loggers:
+        if name == "tensorboard":
+            from pytorch_lightning.loggers import TensorBoardLogger
+
+            made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        elif name == "wandb":
+            from pytorch_lightning.loggers import WandbLogger
+
+            made.append(WandbLogger(name=folder.name, save_dir=folder))
+        else:
+            from pytorch_lightning.loggers import MLFlowLogger
+
+            made.append(MLFlowLogger(experiment_name="nemolet", run_name=folder.name, save_dir=str(folder / "mlruns")))
+    return made
+
+
+def _recorder(graph: Graph, data: PreparedCorpus, folder: Path, training: Training, on_gpu: bool) -> Recorder:
+    batch = next(iter(data.valid_loader(max_batches=1)))
+    device = torch.device("cuda" if on_gpu else "cpu")
+    dtype = torch.float32 if training.precision == "32" else torch.bfloat16
+    plain = {name: tensor[:1] for name, tensor in batch.items() if name in ("tokens", "labels")}
+    return Recorder(folder / "metrics.csv", every=training.log_every, bytes_per_token=data.valid_bytes_per_token,
+                    flops_per_token=flops_per_token(graph, plain), peak_flops=peak_flops(device, dtype), show=training.progress)
+
+
+def _quiet() -> None:
+    """Keep advice meant for other loops off the screen."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*resuming from a checkpoint that ended.*", ".*isinstance.treespec, LeafSpec.*",
+                 ".*ModelCheckpoint.*", ".*lr_scheduler.step.*"):
+        warnings.filterwarnings("ignore", text)
+
+
+# What may change between two parts of one run: how long, and what is shown.
+_FREE = {"trainer": {"max_minutes", "progress", "loggers", "log_every", "keep_checkpoints", "checkpoint_every", "devices",
+                     "num_nodes", "strategy", "accelerator", "watch", "valid_batches", "patience"},
+         "data": {"workers", "cache"}, "sample": None, "name": None, "folder": None, "imports": None}
+
+
+def _claim(folder: Path, config: dict[str, Any]) -> None:
+    """Write the config into a new folder, or see that the folder belongs to the same run."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    remove_remains(folder / "checkpoints")
+    path = folder / "config.yaml"
+    if path.exists() and (folder / "checkpoints" / LAST).exists():
+        before = yaml.safe_load(path.read_text()) or {}
+        changes = [f"{name}: {old} -> {new}" for name, old, new in _differences(_relevant(before), _relevant(config))]
+        if changes:
+            raise TrainingError("the folder belongs to another run", where=str(folder), expected="the config it was started with",
+                                found="\n".join(changes[:10]), fix="choose another name=..., or remove the folder")
+    text = yaml.safe_dump(config, sort_keys=False)
+    partial = folder / ".config.partial"
+    partial.write_text(text)
+    partial.replace(path)
+    (folder / "git.txt").write_text(_git_state())
+
+
+def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in config.items():
+        free = _FREE.get(name, set())
+        if free is not None:
+            kept[name] = {k: v for k, v in value.items() if k not in free} if isinstance(value, dict) else value
+    return kept
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, old, new
+
+
+def _git_state() -> str:
+    """Commit and changes of the source, where it is a checkout."""
+    here = Path(__file__).parent
+    try:
+        runs = [subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
+                for a in (("rev-parse", "HEAD"), ("status", "--porcelain"))]
+    except (OSError, subprocess.SubprocessError):
+        return "not a checkout\n"
+    return "".join(runs)
+
+
+def _card(model: NeuralModule, data: PreparedCorpus, lightning: LightningModel, recorder: Recorder, bits: float,
+          training: Training) -> str:
+    parameters = sum(p.numel() for p in model.parameters())
+    source = data.corpus.path or "the text that Python carries"
+    return f"""# {type(model).__name__}
+
+- parameters: {parameters:,}
+- vocabulary: {data.tokenizer.vocab_size:,} ({data.tokenizer.kind})
+- trained on: {source}, {lightning.tokens_seen:,} tokens in {training.max_steps:,} steps, precision {training.precision}
+- validation loss: {recorder.valid_loss:.4f} per token
+- bits per byte: {bits:.3f}
+
+The model continues text as its training data does. It was not tested for anything else.
+"""
+
+

@@ -1,0 +1,205 @@
+"""The one LightningModule: any graph with a loss."""
+
+from __future__ import annotations
+
+import random
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from nemolet.errors import TrainingError
+from nemolet.module import NeuralModule
+from nemolet.training.optim import Optim
+from nemolet.training.schedule import Schedule
+from nemolet.training.watch import first_bad_module
+from nemolet.types import Count, Loss, NeuralType
+
+Batch = dict[str, Tensor]
+
+
+class LightningModel(pl.LightningModule):
+    """Train any graph that has an output of type Loss and one of type Count (final).
+
+    One training batch is one optimizer step. It may be a list of micro-batches; their losses are summed and
+    divided by the number of tokens of all of them, on all ranks, so the update does not depend on how tokens
+    are spread.
+
+    Args:
+        graph: from a batch to a loss (a sum) and a count.
+        optim: the optimizer.
+        schedule: the learning rate over the steps.
+        max_steps: over how many steps the schedule stretches.
+        clip: largest norm of all gradients together; 0 for none.
+        watch: steps between two looks for numbers that are none; 0 for never. On a GPU each look waits for it.
+
+    Raises:
+        TrainingError: for a graph without a loss; while training, for a loss or gradient that is no number.
+
+    Example:
+        >>> import nemolet as nl
+        >>> model = nl.language.CausalLM(vocab_size=9, layers=1, width=8, heads=2)
+        >>> tokens, labels = nl.Input(nl.TokenIdsBT), nl.Input(nl.LabelsBT)
+        >>> graph = nl.Graph(nl.language.CrossEntropy()(logits=model(tokens), labels=labels))
+        >>> lightning = LightningModel(graph, max_steps=10)
+        >>> lightning.loss_port, lightning.count_port
+        ('loss', 'count')
+    """
+
+    def __init__(self, graph: NeuralModule, *, optim: Optim | None = None, schedule: Schedule | None = None,
+                 max_steps: int = 1000, clip: float = 1.0, watch: int = 1) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # a window of micro-batches is one step, divided by its tokens
+        self.graph, self.optim, self.schedule = graph, optim or Optim(), schedule or Schedule()
+        self.max_steps, self.clip, self.watch = max_steps, clip, watch
+        self.loss_port, self.count_port = _port(graph, Loss), _port(graph, Count)
+        self.loader: Any = None  # what knows its position: an object with state_dict and load_state_dict
+        self.samples_seen = self.tokens_seen = 0
+        self.gradient_norm: Tensor | None = None
+        self._rescale: Tensor | float = 1.0
+        self._window: list[Batch] = []
+        self._valid: list[tuple[Tensor, Tensor]] = []
+        self._resumed: dict[str, Any] | None = None
+
+    def forward(self, **batch: Tensor) -> Any:
+        """Run the graph."""
+        return self.graph(**batch)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the schedule as a factor of each learning rate."""
+        optimizer = self.optim.make(self.graph)
+        return [optimizer], [LambdaLR(optimizer, lambda step: self.schedule.factor(step, self.max_steps))]
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of the loss, and what it is counted by."""
+        result = self.graph(**batch)
+        if isinstance(result, dict):
+            return result[self.loss_port], result[self.count_port]
+        return getattr(result, self.loss_port), getattr(result, self.count_port)
+
+    def training_step(self, batch: Batch | list[Batch], batch_idx: int) -> dict[str, Tensor]:
+        """One optimizer step on one or several micro-batches."""
+        window = batch if isinstance(batch, list) else [batch]
+        strategy = self.trainer.strategy
+        # Divided by a number that is known before the forward pass; what is missing is made up for before the step.
+        nominal = sum(next(iter(micro.values())).numel() for micro in window)
+        loss_sum, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for index, micro in enumerate(window):
+            last = index == len(window) - 1
+            with nullcontext() if last else getattr(strategy, "block_backward_sync", nullcontext)():
+                loss, terms = self.losses(micro)
+                self.manual_backward(loss / nominal)
+            loss_sum += loss.detach()
+            count += terms
+        if self.trainer.world_size > 1:
+            loss_sum, count = strategy.reduce(torch.stack((loss_sum, count)), reduce_op="sum")
+        self._rescale = nominal * self.trainer.world_size / count.clamp(min=1)
+        self._window = window
+        optimizer = self.optimizers()
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+        samples = sum(next(iter(micro.values())).shape[0] for micro in window)
+        self.samples_seen += samples * self.trainer.world_size
+        self.tokens_seen += nominal * self.trainer.world_size
+        return {"loss": loss_sum / count.clamp(min=1)}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Finish the mean over tokens, and clip; one pass over the gradients does both."""
+        gradients = [p.grad for p in self.graph.parameters() if p.grad is not None]
+        factor = self._rescale
+        look = self.watch and self.trainer.global_step % self.watch == 0
+        if self.clip or look:
+            norm = self.gradient_norm = torch.nn.utils.get_total_norm(gradients) * factor
+            if look and not norm.isfinite():
+                self._refuse(norm)
+        if self.clip:
+            factor = factor * (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        if isinstance(factor, Tensor) and factor.device.type == "cpu" and factor.item() == 1.0:
+            return
+        torch._foreach_mul_(gradients, factor)
+
+    def _refuse(self, norm: Tensor) -> None:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # a loss scaler meets infinite gradients on purpose, and skips them
+        origin = first_bad_module(self.graph, lambda: [self.losses(micro) for micro in self._window])
+        raise TrainingError(
+            "training met a number that is none", where=f"step {self.trainer.global_step}", expected="finite gradients",
+            found=f"gradient norm {float(norm):g}; first in {origin}",
+            fix="lower optim.lr, lengthen schedule.warmup_steps, or set trainer.clip=1; the same command goes on from the last "
+            "checkpoint",
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect sums; their quotient is the mean over all tokens, not over batches."""
+        loss, count = self.losses(batch)
+        self._valid.append((loss.detach().double(), count.detach().double()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``valid_loss``, the mean over all validation tokens of all ranks."""
+        sums = torch.stack([torch.stack(pair) for pair in self._valid]).sum(0)
+        self._valid = []
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self.log("valid_loss", (sums[0] / sums[1]).float(), logger=False)
+
+    # ---------------------------------------------------------------- exact resume
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know: the position in the data, and the random states of all ranks."""
+        states: list[Any] = [random_state()]
+        if self.trainer.world_size > 1:
+            states = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, random_state())
+        checkpoint["nemolet"] = {"samples": self.samples_seen, "tokens": self.tokens_seen, "random": states}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep it until training starts: what happens before then may draw random numbers."""
+        self._resumed = checkpoint["nemolet"]
+
+    def on_train_start(self) -> None:
+        """Go on exactly where the checkpoint was written."""
+        if self._resumed is None:
+            return
+        state, self._resumed = self._resumed, None
+        self.samples_seen, self.tokens_seen = state["samples"], state["tokens"]
+        if self.loader is not None:
+            self.loader.load_state_dict({"consumed": self.samples_seen})
+        if self.global_rank < len(state["random"]):
+            set_random_state(state["random"][self.global_rank])
+
+
+def _port(graph: NeuralModule, element: type) -> str:
+    names = [n for n, p in graph.output_ports.items() if isinstance(p.type, NeuralType) and isinstance(p.type.element, element)]
+    if len(names) != 1:
+        raise TrainingError(f"the graph needs one output of type {element.__name__}", where=graph.label,
+                            expected="for example the outputs of nemolet.language.CrossEntropy",
+                            found=", ".join(map(str, graph.output_ports.values())), fix="end the graph in a loss module")
+    return names[0]
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all random generators, as data that loads without unpickling code."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [str(name), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what :func:`random_state` returned."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

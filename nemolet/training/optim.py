@@ -1,0 +1,145 @@
+"""Optimizers and their parameter groups, made from the declared axes of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from nemolet.errors import TrainingError
+from nemolet.module import NeuralModule
+from nemolet.types import Axis
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How weights are updated.
+
+    Args:
+        name: ``"adamw"``; ``"muon"`` for the matrices inside the network, with AdamW for the rest (Jordan et al.,
+            2024); ``"adafactor"`` where memory is short (Shazeer and Stern, 2018).
+        lr: learning rate; the peak of the schedule. Muon's is scaled so that one value serves both halves.
+        weight_decay: of matrices; norms, biases and learned positions have none.
+        betas: of AdamW.
+        eps: of AdamW.
+        momentum: of Muon.
+        muon_lr: learning rate of Muon; None for ``lr``.
+        fused: AdamW in one kernel; None where that is faster.
+    """
+
+    name: Literal["adamw", "muon", "adafactor"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    momentum: float = 0.95
+    muon_lr: float | None = None
+    fused: bool | None = None
+
+    CONFIG_RULES = (
+        ("lr > 0", "the learning rate is above 0"),
+        ("weight_decay >= 0", "weight decay is at least 0"),
+        ("momentum >= 0 and momentum < 1", "momentum is at least 0 and below 1"),
+    )
+
+    def make(self, module: nn.Module) -> Optimizer:
+        """The optimizer of a module's parameters."""
+        groups = group_parameters(module)
+        rest = [{"params": groups["table"], "weight_decay": self.weight_decay},
+                {"params": groups["vector"], "weight_decay": 0.0}]
+        matrices = {"params": groups["matrix"], "weight_decay": self.weight_decay}
+        if self.name == "adafactor":
+            return torch.optim.Adafactor(_filled([matrices, *rest]), lr=self.lr)
+        if self.name == "adamw":
+            return self._adamw([matrices, *rest])
+        if not groups["matrix"]:
+            raise TrainingError("there is no matrix for Muon", where="optim.name", expected="a parameter with two axes inside the "
+                                "network", found="none", fix="set optim=adamw")
+        muon = torch.optim.Muon([matrices], lr=self.muon_lr or self.lr, momentum=self.momentum, adjust_lr_fn="match_rms_adamw")
+        return Pair(muon, self._adamw(rest))
+
+    def _adamw(self, groups: list[dict[str, Any]]) -> Optimizer:
+        return torch.optim.AdamW(_filled(groups), lr=self.lr, betas=self.betas, eps=self.eps,
+                                 fused=True if self.fused is None else self.fused)
+
+
+def _filled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [group for group in groups if group["params"]]
+
+
+def group_parameters(module: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Parameters by their axes: ``matrix`` (inside the network), ``table`` (has a V), ``vector`` (no decay).
+
+    A parameter whose axes are not declared is a matrix if it has two or more dims, else a vector.
+
+    Example:
+        >>> import nemolet as nl
+        >>> groups = group_parameters(nl.language.CausalLM(vocab_size=9, layers=1, width=8, heads=2))
+        >>> {name: len(parameters) for name, parameters in groups.items()}
+        {'matrix': 5, 'table': 1, 'vector': 3}
+    """
+    groups: dict[str, list[nn.Parameter]] = {"matrix": [], "table": [], "vector": []}
+    declared = _declared(module)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        letters = declared.get(name)
+        if parameter.ndim < 2 or (letters is not None and "T" in letters):
+            groups["vector"].append(parameter)
+        else:
+            groups["table" if letters is not None and "V" in letters else "matrix"].append(parameter)
+    return groups
+
+
+def _declared(module: nn.Module) -> dict[str, set[str]]:
+    """The letters of each parameter's axes, by name."""
+    found: dict[str, set[str]] = {}
+    for prefix, child in module.named_modules():
+        if isinstance(child, NeuralModule):
+            for name, dims in child.parameter_dims.items():
+                letters = {factor.letter for dim in dims for factor in dim if isinstance(factor, Axis)}
+                found.setdefault(f"{prefix}.{name}" if prefix else name, letters)
+    return found
+
+
+class Pair(Optimizer):
+    """Two optimizers that step as one (final). Their groups are shared, so a schedule reaches both."""
+
+    def __init__(self, first: Optimizer, second: Optimizer) -> None:
+        self.both = (first, second)
+        super().__init__([*first.param_groups, *second.param_groups], {})
+        self.param_groups = [*first.param_groups, *second.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.both:
+            optimizer.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.both:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        first, second = (optimizer.state_dict() for optimizer in self.both)
+        return {"state": {}, "param_groups": [], "first": first, "second": second}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for optimizer, key in zip(self.both, ("first", "second")):
+            optimizer.load_state_dict(state_dict[key])
+        self.param_groups = [*self.both[0].param_groups, *self.both[1].param_groups]
+
+
+def state_tensors(optimizer: Optimizer) -> Iterable[torch.Tensor]:
+    """Every tensor an optimizer remembers, for comparing two of them."""
+    for inner in optimizer.both if isinstance(optimizer, Pair) else (optimizer,):
+        for state in inner.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
