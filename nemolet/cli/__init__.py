@@ -1,8 +1,7 @@
 """The command line: ``nemolet <verb> [overrides]``.
 
-Every verb is a function with typed keyword arguments in a module of this package; its config in
-``conf/<verb>.yaml`` holds the values. This file finds the verb, composes and validates its config, and
-calls it. A plain run composes the config itself, so that a mistake is answered before anything heavy is
+Every verb is a module of this package with a ``Settings`` dataclass and a ``run`` function; ``conf/<verb>.yaml``
+holds the values. This file finds the verb, composes and validates its config, and runs it. A plain run composes the config itself, so that a mistake is answered before anything heavy is
 imported; flags that belong to Hydra (``--multirun``, ``--cfg``, ``--info``, ``--shell-completion``) are
 handed to Hydra.
 """
@@ -69,10 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             from nemolet.cli.hydra_app import run
 
             return run(verb, overrides)
-        from nemolet.cli.configs import composed
-
-        config = composed(verb, overrides)
-        return call(verb, config)
+        return call(verb, composed(verb, overrides))
     except ConfigError as error:
         return _report(error, 2)
     except NemoletError as error:
@@ -82,11 +78,32 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def home(verb: str) -> str:
+    """The module of a verb."""
+    return f"nemolet.cli.{'listing' if verb == 'list' else verb}"
+
+
+def composed(verb: str, overrides: list[str]) -> dict[str, Any]:
+    """The whole config of a verb, validated against its Settings without importing the verb.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
+    from nemolet.config import schema_of, validated
+
+    schema = schema_of(home(verb), "Settings")
+    assert schema is not None
+    return validated(verb, overrides, schema, supplied=("model.vocab_size",))
+
+
 def call(verb: str, config: dict[str, Any]) -> int:
-    """Import the verb and run it with its config."""
-    module = importlib.import_module(f"nemolet.cli.{'listing' if verb == 'list' else verb}")
-    module.run(**config)
-    return 0
+    """Import the verb and run it; a verb may return an exit status."""
+    from nemolet.config import construct, schema_of
+
+    schema = schema_of(home(verb), "Settings")
+    assert schema is not None
+    settings = construct(schema, config)
+    return importlib.import_module(home(verb)).run(settings) or 0
 
 
 def _report(error: NemoletError, status: int) -> int:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from dataclasses import dataclass
+
+from nemolet.config import config_folder
 
 
-def run(*, group: str | None = None) -> None:
-    """Print the config groups and their options.
+@dataclass(frozen=True)
+class Settings:
+    """What to list.
 
     Args:
-        group: only this one.
+        group: only this group.
     """
-    root = config_folder()
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("_")):
-        if group in (None, folder.name):
+
+    group: str | None = None
+
+
+def run(settings: Settings) -> None:
+    """Print the config groups and their options."""
+    for folder in sorted(path for path in config_folder().iterdir() if path.is_dir() and not path.name.startswith("_")):
+        if settings.group in (None, folder.name):
             options = sorted(path.stem for path in folder.glob("*.yaml"))
             print(f"{folder.name + '=':<12} {' '.join(options)}")
-
-
-def config_folder() -> Path:
-    """Where the installed configs lie, or those of an uninstalled checkout."""
-    spec = importlib.util.find_spec("nemolet.conf")
-    if spec is not None and spec.origin:
-        return Path(spec.origin).parent
-    return Path(__file__).parents[2] / "conf"

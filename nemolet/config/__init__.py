@@ -1,11 +1,11 @@
 """Configs: compose, validate with suggestions, build objects from an allowlist."""
 
 from nemolet.config.composition import compose, config_folder, validated
-from nemolet.config.registry import build, register, resolve, schema_of_target
+from nemolet.config.registry import ModuleConfig, build, construct, register, resolve, schema_of_target
 from nemolet.config.schema import Schema, schema_of
 from nemolet.config.validation import Problem, check_block, check_tree, refuse
 
 __all__ = [
-    "Problem", "Schema", "build", "check_block", "check_tree", "compose", "config_folder", "refuse", "register", "resolve",
+    "ModuleConfig", "Problem", "Schema", "build", "check_block", "check_tree", "compose", "config_folder", "construct", "refuse", "register", "resolve",
     "schema_of", "schema_of_target", "validated",
 ]

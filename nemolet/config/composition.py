@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nemolet.config.schema import Schema
 from nemolet.config.validation import Problem, check_block, refuse
-from nemolet.errors import nearest
+from nemolet.errors import ConfigError, nearest
 
 
 def config_folder() -> Path:
@@ -64,12 +66,14 @@ def compose(name: str, overrides: Sequence[str] = (), *, folder: Path | None = N
 
 def validated(name: str, overrides: Sequence[str], schema: Schema, *, supplied: Sequence[str] = (),
               folder: Path | None = None) -> dict[str, Any]:
-    """Compose a config and check all of it.
+    """Compose a config and check all of it. Modules that its ``imports`` names are imported first.
 
     Raises:
         ConfigError: listing every problem with its path and a suggestion.
     """
     config, problems = compose(name, overrides, folder=folder)
+    for module in config.get("imports") or []:
+        import_user_module(module)
     refuse([*problems, *check_block(schema, config, supplied=supplied)], f"nemolet {name}")
     return config
 
@@ -106,3 +110,14 @@ def _usable(overrides: Sequence[str], folder: Path) -> tuple[list[str], list[Pro
     return usable, problems
 
 
+
+
+def import_user_module(name: str) -> None:
+    """Import a module of the user's, also from the current folder, so that it registers its classes."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError("this module cannot be imported", where="imports", expected="a module on the Python path or in the "
+                          "current folder", found=str(error)) from error

@@ -6,10 +6,12 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from nemolet.config.schema import Schema, find, schema_of, schema_of_object
+from nemolet.config.schema import Block, Either, Schema, find, schema_of, schema_of_object
 from nemolet.errors import ConfigError, nearest
 
 _registered: dict[str, Any] = {}  # filled by the user's own imports; a config cannot add to it
+
+ModuleConfig = dict[str, Any]  # a block with _target_; annotate settings with it
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -130,3 +132,22 @@ def _build(config: Any, parts: dict[str, Any], where: str) -> Any:
         if name != "_target_":
             values[name] = inner[name] = _build(value, inner, f"{where}.{name}" if where else str(name))
     return resolve(config["_target_"], f"{where}._target_")(**values) if "_target_" in config else values
+
+
+def construct(schema: Schema, values: dict[str, Any]) -> Any:
+    """A settings dataclass from a block that was validated against its schema; nested settings likewise.
+
+    Blocks with ``_target_`` stay plain data.
+    """
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = _block(schema.parameters[name][0])
+        if inner is not None and isinstance(value, dict) and "_target_" not in value:
+            value = construct(inner, value)
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return getattr(importlib.import_module(schema.home), schema.name)(**made)
+
+
+def _block(kind: Any) -> Schema | None:
+    options = kind.options if isinstance(kind, Either) else (kind,)
+    return next((option.schema for option in options if isinstance(option, Block)), None)

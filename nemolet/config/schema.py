@@ -81,12 +81,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Block:
-    """A nested block that builds this class."""
+    """A nested block that builds this dataclass; its schema is read when it is asked for, since types may nest."""
 
-    schema: Schema
+    home: str
+    name: str
+
+    @property
+    def schema(self) -> Schema:
+        """The fields of the dataclass."""
+        schema = schema_of(self.home, self.name)
+        assert schema is not None
+        return schema
 
     def __str__(self) -> str:
-        return f"the settings of {self.schema.name}"
+        return f"the settings of {self.name}"
 
 
 @dataclass(frozen=True)
@@ -111,12 +119,14 @@ class Schema:
         parameters: type and default of each.
         rules: ``(expression, sentence)`` pairs that must hold between parameters.
         open: whether further parameters are accepted.
+        home: the module that defines it.
     """
 
     name: str
     parameters: Mapping[str, tuple[Type, Any]]
     rules: tuple[tuple[str, str], ...] = ()
     open: bool = False
+    home: str = ""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -192,9 +202,13 @@ def _schema(node: Definition, module: str) -> Schema:
     if isinstance(node, ast.FunctionDef):
         rules = find(module, "CONFIG_RULES")
         parameters = _parameters(node.args, module)
-        return Schema(node.name, parameters, _literal(rules[1]) if rules and isinstance(rules[1], ast.expr) else ())
+        return Schema(node.name, parameters, _literal(rules[1]) if rules and isinstance(rules[1], ast.expr) else (), home=module)
     rules_here: tuple[tuple[str, str], ...] = ()
     fields: dict[str, tuple[Type, Any]] = {}
+    for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
+        parent = schema_of(module, base)  # a dataclass has the fields of the dataclass it extends
+        if parent is not None:
+            fields, rules_here = dict(parent.parameters), parent.rules
     for item in node.body:
         if isinstance(item, (ast.Assign, ast.AnnAssign)):
             target = item.targets[0] if isinstance(item, ast.Assign) else item.target
@@ -206,7 +220,7 @@ def _schema(node: Definition, module: str) -> Schema:
     init = next((i for i in node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__"), None)
     if init is not None:
         fields = _parameters(init.args, module, skip=1)
-    return Schema(node.name, fields, rules_here, open=bool(init and init.args.kwarg))
+    return Schema(node.name, fields, rules_here, open=bool(init and init.args.kwarg), home=module)
 
 
 def _parameters(arguments: ast.arguments, module: str, skip: int = 0) -> dict[str, tuple[Type, Any]]:
@@ -267,6 +281,8 @@ def _named(name: str, module: str, depth: int) -> Type:
         return Plain(name)
     if name in ("Any", "object"):
         return Anything()
+    if name == "ModuleConfig":
+        return Target("typed module")
     if name in _CONTAINERS:
         return Many((Anything(),))
     if name in _TABLES:
@@ -277,5 +293,5 @@ def _named(name: str, module: str, depth: int) -> Type:
     home, definition = found
     if isinstance(definition, ast.ClassDef):
         dataclass_like = any("dataclass" in ast.unparse(d) for d in definition.decorator_list)
-        return Block(_schema(definition, home)) if dataclass_like else Target(definition.name)
+        return Block(home, definition.name) if dataclass_like else Target(definition.name)
     return _type(definition, home, depth + 1) if isinstance(definition, ast.expr) else Anything()

@@ -70,7 +70,7 @@ def check_block(schema: Schema, values: Mapping[str, Any], path: str = "", suppl
             if not schema.open:
                 close = nearest(name, schema.parameters)
                 problems.append(Problem(
-                    here, f"{schema.name} has no such setting", found=name,
+                    here, f"{schema.name if path else 'the config'} has no such setting", found=name,
                     expected=None if close else ", ".join(schema.parameters) or "nothing",
                     fix=f"did you mean {_join(path, close)}?" if close else "remove it",
                 ))
@@ -80,7 +80,7 @@ def check_block(schema: Schema, values: Mapping[str, Any], path: str = "", suppl
         here = _join(path, name)
         if default is REQUIRED and name not in values and here not in supplied:
             problems.append(Problem(here, "a value is missing", expected=str(kind), fix=f"set {here}=..."))
-    return problems or _broken_rules(schema, values, path)
+    return problems + _broken_rules(schema, values, path)
 
 
 def check_value(kind: Type, value: Any, path: str, supplied: Collection[str] = ()) -> list[Problem]:

@@ -13,9 +13,10 @@ _EXPORTS = {
     "Recorder": "nemolet.training.callbacks",
     "Result": "nemolet.training.experiment",
     "Schedule": "nemolet.training.schedule",
-    "Training": "nemolet.training.experiment",
+    "Training": "nemolet.training.settings",
     "fit": "nemolet.training.experiment",
-    "training_graph": "nemolet.training.experiment",
+    "score": "nemolet.training.evaluation",
+    "training_graph": "nemolet.training.graphs",
 }
 
 
@@ -28,7 +29,10 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:
     from nemolet.training.callbacks import ExponentialAverage, Recorder
     from nemolet.training.checkpoint import Checkpoints
-    from nemolet.training.experiment import Result, Training, fit, training_graph
+    from nemolet.training.evaluation import score
+    from nemolet.training.experiment import Result, fit
+    from nemolet.training.graphs import training_graph
     from nemolet.training.lightning_model import LightningModel
     from nemolet.training.optim import Optim
     from nemolet.training.schedule import Schedule
+    from nemolet.training.settings import Training

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,74 +19,17 @@ from nemolet.archive import save
 from nemolet.data.corpus import PreparedCorpus
 from nemolet.data.loader import TokenLoader
 from nemolet.errors import TrainingError
-from nemolet.graph import Graph, compose
+from nemolet.graph import Graph
 from nemolet.module import NeuralModule
 from nemolet.training.callbacks import ExponentialAverage, Recorder
 from nemolet.training.checkpoint import LAST, AtomicCheckpoints, Checkpoints, remove_remains
 from nemolet.training.curve import draw_curve
+from nemolet.training.graphs import training_graph
 from nemolet.training.lightning_model import Batch, LightningModel
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
+from nemolet.training.settings import Training
 from nemolet.training.throughput import flops_per_token, peak_flops
-
-
-@dataclass(frozen=True)
-class Training:
-    """How long, how precisely and how carefully to train.
-
-    Args:
-        max_steps: optimizer steps.
-        accumulate: micro-batches per step.
-        clip: largest norm of all gradients together; 0 for none.
-        precision: ``"32"``, ``"bf16-mixed"``, or ``"16-mixed"`` with loss scaling (on a GPU).
-        compile: whether the graph is compiled.
-        valid_every: steps between two validations.
-        valid_batches: batches of a validation; None for all.
-        log_every: steps between two records.
-        checkpoint_every: steps between two checkpoints; at most so much is lost.
-        keep_checkpoints: how many are kept beside the last and the best.
-        max_minutes: stop after so long, with a checkpoint.
-        ema: decay of an average of the weights, such as 0.999; null for none.
-        patience: validations without progress before training stops; null for no early stopping.
-        watch: steps between two looks for numbers that are none; 0 for never.
-        loggers: beside the CSV file.
-        accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
-        devices: processes on this machine, or ``"auto"``.
-        num_nodes: machines.
-        strategy: ``"auto"``, ``"ddp"`` or ``"fsdp"``.
-        progress: whether progress is shown.
-    """
-
-    max_steps: int = 1000
-    accumulate: int = 1
-    clip: float = 1.0
-    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    compile: bool = False
-    valid_every: int = 250
-    valid_batches: int | None = None
-    log_every: int = 10
-    checkpoint_every: int = 250
-    keep_checkpoints: int = 1
-    max_minutes: float | None = None
-    ema: float | None = None
-    patience: int | None = None
-    watch: int | None = None
-    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int | Literal["auto"] = 1
-    num_nodes: int = 1
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    progress: bool = True
-
-    CONFIG_RULES = (
-        ("max_steps >= 1 and accumulate >= 1", "max_steps and accumulate are at least 1"),
-        ("valid_every >= 1 and log_every >= 1", "valid_every and log_every are at least 1"),
-        ("checkpoint_every >= 1", "checkpoint_every is at least 1"),
-        ("clip >= 0", "clip is at least 0; 0 for none"),
-        ("ema > 0 and ema < 1", "ema is between 0 and 1, for example 0.999"),
-        ("patience >= 1", "patience is at least 1"),
-        ("precision != '16-mixed' or accelerator != 'cpu'", "16-mixed needs a GPU; use bf16-mixed on a CPU"),
-    )
 
 
 @dataclass(frozen=True)
@@ -99,12 +42,6 @@ class Result:
     valid_loss: float
     bits_per_byte: float
     stopped: str | None  # why it ended early, if it did
-
-
-def training_graph(model: NeuralModule, loss: NeuralModule) -> Graph:
-    """The model followed by its loss; inputs of the model and labels become inputs of the graph."""
-    optional = {f"model.{name}": name for name, port in model.input_ports.items() if port.optional and name != "mask"}
-    return compose({"model": model, "loss": loss}, wires=optional)
 
 
 def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder: str | Path, optim: Optim | None = None,
@@ -154,7 +91,6 @@ def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder
     pl.seed_everything(seed + trainer.global_rank, verbose=False)
     last = folder / "checkpoints" / LAST
     trainer.fit(lightning, _Windows(loader, training.accumulate), valid, ckpt_path=last.resolve() if last.exists() else None)
-    trainer.strategy.teardown()
     if checkpoints.stopped is None and average is not None:
         average.swap(lightning)
     archive = folder / "model.nemolet"

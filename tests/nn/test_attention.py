@@ -131,12 +131,11 @@ def definition(length: int, offset: int, segments: list[int] | None, valid: list
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-@pytest.mark.parametrize("segments", [None, [1, 1, 1, 2, 2, 3]])
 @pytest.mark.parametrize("valid", [None, [False, False, True, True, True, True], [True, True, True, True, False, False]])
-@pytest.mark.parametrize(("length", "offset"), [(6, 0), (2, 4), (1, 5)])
-def test_masks_are_their_definition(window, segments, valid, length, offset):
-    if segments is not None and offset:
-        pytest.skip("packed documents are read whole")
+@pytest.mark.parametrize(
+    ("length", "offset", "segments"), [(6, 0, None), (6, 0, [1, 1, 1, 2, 2, 3]), (2, 4, None), (1, 5, None)]
+)
+def test_masks_are_their_definition(window, valid, length, offset, segments):
     mask = attention_mask(length, offset=offset, window=window,
                           segments_BT=None if segments is None else torch.tensor([segments]),
                           valid_BS=None if valid is None else torch.tensor([valid]))

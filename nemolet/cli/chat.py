@@ -1,0 +1,32 @@
+"""``nemolet chat``: a prompt loop for base models."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from nemolet.cli import generate
+
+
+@dataclass(frozen=True)
+class Settings(generate.Settings):
+    """As for generate; each line that is typed is continued."""
+
+
+def run(settings: Settings) -> None:
+    """Read lines and continue each until the input ends."""
+    from nemolet.language.decoding import stream
+
+    model, tokenizer = generate.opened(settings.archive, settings.device)
+    stop = (settings.stop,) if isinstance(settings.stop, str) else settings.stop or ()
+    if sys.stdin.isatty():
+        print("Type a beginning; an empty line or Ctrl-D ends.")
+    for turn, line in enumerate(sys.stdin):
+        text = line.rstrip("\n")
+        if not text:
+            return
+        for _, piece in stream(model, tokenizer, [text], max_new_tokens=settings.max_new_tokens,
+                               sampling=generate.sampling(settings), stop=stop, seed=settings.seed + turn):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print()

@@ -1,0 +1,47 @@
+"""``nemolet check``: wire and count a training run without memory or time for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemolet.cli.train import Settings as Settings
+from nemolet.cli.train import with_vocabulary
+from nemolet.config import build
+
+_GIGA = 2**30
+
+
+def run(settings: Settings) -> None:
+    """Print the graph, its parameters, the memory of a step, and its arithmetic."""
+    from nemolet.training.throughput import flops_per_token
+
+    graph = wired(settings)
+    print(graph.summary())
+    count = sum(p.numel() for p in graph.parameters())
+    states = {"adamw": 2, "muon": 1, "adafactor": 0}[settings.optim.name]
+    print(f"\n{count:,} parameters: {4 * count / _GIGA:.2f} GiB of weights, {4 * count / _GIGA:.2f} of gradients, about "
+          f"{4 * states * count / _GIGA:.2f} of optimizer state, in float32")
+    flops = flops_per_token(graph, example(settings))
+    if flops is not None:
+        print(f"{flops / 1e9:.2f} GFLOP per token of training; "
+              f"{flops * settings.data.sequence_length * settings.data.batch_size * settings.trainer.accumulate / 1e12:.2f} TFLOP per step")
+
+
+def wired(settings: Settings) -> Any:
+    """The training graph, on no device; a vocabulary that only the tokenizer knows is taken as the spec says."""
+    import torch
+
+    from nemolet.training.graphs import training_graph
+
+    size = settings.tokenizer.vocab_size if settings.tokenizer.kind == "sentencepiece" else 257
+    with torch.device("meta"):
+        model = build(with_vocabulary(settings.model, size if settings.model.get("vocab_size") is None else 0), where="model")
+        return training_graph(model, build(settings.loss, where="loss"))
+
+
+def example(settings: Settings) -> dict[str, Any]:
+    """A batch of shapes."""
+    import torch
+
+    shape = (1, settings.data.sequence_length)
+    return {name: torch.zeros(shape, dtype=torch.long, device="meta") for name in ("tokens", "labels")}

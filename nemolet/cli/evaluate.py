@@ -1,0 +1,46 @@
+"""``nemolet evaluate``: how well an archive predicts a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nemolet.data.corpus import Corpus
+from nemolet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to evaluate on what.
+
+    Args:
+        archive: a ``.nemolet`` file.
+        data: the text, all of which counts.
+        max_batches: stop after so many; null for the whole text.
+        device: where to compute.
+    """
+
+    archive: str
+    data: Corpus
+    max_batches: int | None = None
+    device: str = "cpu"
+
+
+def run(settings: Settings) -> None:
+    """Print loss, perplexity and bits per byte."""
+    from nemolet.archive import load
+    from nemolet.language.losses import CrossEntropy
+    from nemolet.language.metrics import LanguageScore
+    from nemolet.training.evaluation import score
+    from nemolet.training.graphs import training_graph
+
+    archive = load(settings.archive, device=settings.device)
+    if archive.tokenizer is None:
+        raise ConfigError("the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)")
+    context = getattr(archive.model, "context", settings.data.sequence_length)
+    path = settings.data.path if isinstance(settings.data.path, str) else None
+    data = replace(settings.data, valid_path=path, valid_fraction=0.999 if path is None else settings.data.valid_fraction,
+                   sequence_length=min(context, settings.data.sequence_length))
+    prepared = data.prepare(archive.tokenizer)
+    graph = training_graph(archive.model, CrossEntropy()).eval()
+    loss, count = score(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
+    print(LanguageScore(loss, count, count * prepared.valid_bytes_per_token))

@@ -1,0 +1,78 @@
+"""``nemolet generate``: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from nemolet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to continue, and how.
+
+    Args:
+        archive: a ``.nemolet`` file.
+        prompt: a text, or a list of texts.
+        max_new_tokens: length limit of each continuation.
+        temperature: 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens with this probability.
+        min_p: keep tokens at least this likely relative to the best one.
+        repetition_penalty: above 1 makes repetition less likely.
+        stop: texts that end a continuation.
+        seed: of the choice.
+        device: where to compute.
+    """
+
+    archive: str
+    prompt: str | list[str] = ""
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: list[str] | str | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+def run(settings: Settings) -> None:
+    """Print prompts and continuations; a single one is shown as it is written."""
+    from nemolet.language.decoding import generate, stream
+
+    model, tokenizer = opened(settings.archive, settings.device)
+    choice = sampling(settings)
+    stop = (settings.stop,) if isinstance(settings.stop, str) else settings.stop or ()
+    if isinstance(settings.prompt, str):
+        sys.stdout.write(settings.prompt)
+        for _, piece in stream(model, tokenizer, [settings.prompt], max_new_tokens=settings.max_new_tokens, sampling=choice,
+                               stop=stop, seed=settings.seed):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print()
+        return
+    completions = generate(model, tokenizer, settings.prompt, max_new_tokens=settings.max_new_tokens, sampling=choice,
+                           stop=stop, seed=settings.seed)
+    for prompt, completion in zip(settings.prompt, completions):
+        print(f"--- {prompt!r}\n{prompt}{completion.text}")
+
+
+def opened(path: str, device: str) -> tuple[Any, Any]:
+    """The model and the tokenizer of an archive."""
+    from nemolet.archive import load
+
+    archive = load(path, device=device)
+    if archive.tokenizer is None:
+        raise ConfigError("the archive has no tokenizer", where=path, fix="save it with nl.save(..., tokenizer=...)")
+    return archive.model, archive.tokenizer
+
+
+def sampling(settings: Any) -> Any:
+    """The choice of tokens that settings describe."""
+    from nemolet.language.sampling import Sampling
+
+    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)

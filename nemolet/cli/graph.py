@@ -1,0 +1,35 @@
+"""``nemolet graph``: a picture of a training graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemolet.cli import check, train
+from nemolet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings(train.Settings):
+    """A training config, and what to draw.
+
+    Args:
+        out: a ``.svg`` or ``.md`` file; null prints a table.
+        inside: draw the inside of the model instead of the model and its loss.
+    """
+
+    out: str | None = None
+    inside: bool = False
+
+
+def run(settings: Settings) -> None:
+    """Print a table, or write a picture."""
+    graph = check.wired(settings)
+    if settings.inside:
+        graph = getattr(graph.model, "graph", None)
+        if graph is None:
+            raise ConfigError("this model has no graph inside", where="inside", fix="leave inside=true out")
+    if settings.out is None:
+        print(graph.summary())
+        return
+    graph.draw(settings.out)
+    print(settings.out)

@@ -1,0 +1,52 @@
+"""``nemolet tokenize``: text to token files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nemolet.cli.train import progress_bar
+from nemolet.data.corpus import TokenizerSpec
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to tokenise into what.
+
+    Args:
+        path: a file or folder; null for the text that Python carries.
+        out: common prefix of the ``.bin`` and ``.idx`` files; the tokenizer goes to ``<out>.tokenizer``.
+        tokenizer: the tokenizer, trained from the text where it does not exist yet.
+        workers: processes.
+        text_key: where the text lies in a JSON record.
+        invalid_utf8: what to do with bytes that are no UTF-8.
+        max_line_bytes: longest line of a JSON lines file.
+        eos: whether documents end with the end-of-text token.
+    """
+
+    out: str
+    tokenizer: TokenizerSpec
+    path: str | None = None
+    workers: int = 1
+    text_key: str = "text"
+    invalid_utf8: Literal["error", "replace", "ignore"] = "error"
+    max_line_bytes: int = 1 << 26
+    eos: bool = True
+
+
+def run(settings: Settings) -> None:
+    """Write the token files and their tokenizer."""
+    from nemolet.data.embedded import EmbeddedText
+    from nemolet.data.sources import TextFiles
+    from nemolet.data.tokenization import tokenize
+    from nemolet.tokenizers import save_tokenizer
+
+    source = (EmbeddedText() if settings.path is None
+              else TextFiles([settings.path], settings.text_key, settings.invalid_utf8, settings.max_line_bytes))
+    tokenizer = settings.tokenizer.make(source)
+    bar = progress_bar("tokenise", source.total_bytes())
+    done = tokenize(source, settings.out, tokenizer, workers=settings.workers, eos=settings.eos, progress=bar)
+    folder = Path(f"{settings.out}.tokenizer")
+    save_tokenizer(tokenizer, folder)
+    print(f"{settings.out}.bin, .idx: {done}; tokenizer {folder}")

@@ -1,0 +1,109 @@
+"""``nemolet train``: from a config to a trained archive."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemolet.config import ModuleConfig, build
+from nemolet.data.corpus import Corpus, TokenizerSpec
+from nemolet.errors import ConfigError
+from nemolet.training.optim import Optim
+from nemolet.training.schedule import Schedule
+from nemolet.training.settings import Training
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the trained model writes at the end.
+
+    Args:
+        prompt: what it continues.
+        max_new_tokens: how much it writes; 0 for nothing.
+        temperature: of the choice.
+    """
+
+    prompt: str = ""
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a training run is made of."""
+
+    model: ModuleConfig
+    loss: ModuleConfig
+    tokenizer: TokenizerSpec
+    data: Corpus
+    optim: Optim
+    schedule: Schedule
+    trainer: Training
+    sample: Sample
+    name: str = "run"
+    folder: str | None = None
+    seed: int = 0
+    imports: list[str] | None = None
+
+    CONFIG_RULES = (
+        ("data.sequence_length <= model.context", "sequences may not be longer than the model's context"),
+        ("schedule.warmup_steps < trainer.max_steps", "the warm-up has to end before the last step"),
+    )
+
+
+def run(settings: Settings) -> int:
+    """Train, or go on where the folder left off; then write a sample."""
+    import pytorch_lightning as pl
+
+    from nemolet.training.experiment import fit
+
+    folder = Path(settings.folder or f"runs/{settings.name}")
+    data = settings.data.prepare(settings.tokenizer, progress=progress_bar)
+    pl.seed_everything(settings.seed, verbose=False)
+    model_config = with_vocabulary(settings.model, data.tokenizer.vocab_size)
+    model = build(model_config, where="model")
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{size / 1e6:.2f}M parameters, {data.tokenizer.vocab_size} tokens in the vocabulary, "
+          f"{data.train_tokens:,} tokens of text; folder {folder}", flush=True)
+    result = fit(model, build(settings.loss, where="loss"), data, folder=folder, optim=settings.optim, schedule=settings.schedule,
+                 training=settings.trainer, seed=settings.seed, config={**as_plain(settings), "model": model_config})
+    if result.stopped:
+        print(f"stopped by {result.stopped} at step {result.steps}; the same command goes on from there")
+        return 143 if result.stopped == "SIGTERM" else 0
+    print(f"validation loss {result.valid_loss:.4f}  bits per byte {result.bits_per_byte:.3f}  archive {result.archive}")
+    if settings.sample.max_new_tokens and hasattr(model, "generate"):
+        text = model.generate(data.tokenizer, settings.sample.prompt, max_new_tokens=settings.sample.max_new_tokens,
+                              temperature=settings.sample.temperature, seed=settings.seed)[0].text
+        print(f"--- sample ---\n{settings.sample.prompt}{text}")
+    return 0
+
+
+def with_vocabulary(model: ModuleConfig, vocab_size: int) -> ModuleConfig:
+    """Fill in the size of the vocabulary where the config leaves it to the tokenizer."""
+    given = model.get("vocab_size", vocab_size)
+    if given is None:
+        given = vocab_size
+    if given < vocab_size:
+        raise ConfigError("the tokenizer has more tokens than the model", where="model.vocab_size", found=given,
+                          expected=f"at least {vocab_size}", fix="set model.vocab_size=null to take it from the tokenizer")
+    return {**model, "vocab_size": given} if "vocab_size" in model else model
+
+
+def as_plain(settings: Any) -> dict[str, Any]:
+    """Settings as data for a YAML file."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    result: dict[str, Any] = plain(asdict(settings))
+    return result
+
+
+def progress_bar(what: str, total: int) -> Any:
+    """A bar over bytes of text."""
+    from tqdm import tqdm
+
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False, mininterval=0.5).update
