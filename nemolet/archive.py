@@ -250,7 +250,7 @@ def _check_manifest(members: dict[str, bytes], where: str) -> int:
         if not isinstance(entry, dict) or entry.get("sha256") != actual or entry.get("size") != len(members[name]):
             raise ArchiveError("the content does not match its hash", where=f"{where}: {name}",
                                expected=entry.get("sha256") if isinstance(entry, dict) else "a hash", found=actual, fix="copy it again")
-    return version
+    return int(version)
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ _SWEEP = ("--multirun", "-m")
 def run(verb: str, arguments: list[str]) -> int:
     """Hand a command with flags to Hydra; every job of a sweep is validated before the first starts."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
     from nemolet.cli import call, composed
@@ -23,7 +24,7 @@ def run(verb: str, arguments: list[str]) -> int:
     status: list[int] = []
 
     def job(config: DictConfig) -> None:
-        overrides = OmegaConf.to_container(hydra.core.hydra_config.HydraConfig.get().overrides.task)
+        overrides = OmegaConf.to_container(HydraConfig.get().overrides.task)
         assert isinstance(overrides, list)
         status.append(call(verb, _named(composed(verb, [str(o) for o in overrides]))))
 

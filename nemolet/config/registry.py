@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from nemolet.config.schema import Block, Either, Schema, find, schema_of, schema_of_object
-from nemolet.errors import ConfigError, nearest
+from nemolet.config.schema import Block, Either, Schema, buildable, definitions, schema_of, schema_of_object
+from nemolet.errors import ConfigError, NemoletError, nearest
 
 _registered: dict[str, Any] = {}  # filled by the user's own imports; a config cannot add to it
 
@@ -34,20 +34,22 @@ def register(thing: T) -> T:
 
 
 def schema_of_target(target: Any, where: str = "_target_") -> Schema:
-    """The schema of a target, without importing it.
+    """The schema of a target that a config may build, without importing it.
 
     Raises:
         ConfigError: for a target outside the allowlist.
     """
-    if target in _registered:
+    if isinstance(target, str) and target in _registered:
         return schema_of_object(_registered[target])
     module, name = _split(target, where)
     schema = schema_of(module, name)
     if schema is None:
-        names = _classes(module)
-        close = nearest(name, names)
+        close = nearest(name, definitions(module))
         raise ConfigError("there is no such class", where=where, expected=f"a class that {module} defines", found=target,
-                          fix=f"did you mean {module}.{close}?" if close else "register a class of your own with nemolet.register")
+                          fix=f"did you mean {module}.{close}?" if close else _REGISTER)
+    if not buildable(module, name):
+        raise ConfigError("a config may not build this", where=where, found=target, fix=_REGISTER,
+                          expected="a typed module or a registered class")
     return schema
 
 
@@ -60,16 +62,19 @@ def resolve(target: Any, where: str = "_target_") -> Callable[..., Any]:
     Raises:
         ConfigError: for anything else.
     """
-    if target in _registered:
+    if isinstance(target, str) and target in _registered:
         return _registered[target]  # type: ignore[no-any-return]
-    module, name = _split(target, where)
     schema_of_target(target, where)  # defined there, by its source text, before anything is imported
+    module, name = _split(target, where)
     found = getattr(importlib.import_module(module), name, None)
-    defined_here = str(getattr(found, "__module__", "")).split(".")[0] == "nemolet" and getattr(found, "__name__", "") == name
-    if found is None or not defined_here or not getattr(found, "__buildable__", False):
-        raise ConfigError("a config may not build this", where=where, expected="a typed module or a registered class", found=target,
-                          fix="register a class of your own with nemolet.register")
+    home = str(getattr(found, "__module__", "")).split(".")[0]
+    if home != "nemolet" or getattr(found, "__name__", "") != name or not getattr(found, "__buildable__", False):
+        raise ConfigError("a config may not build this", where=where, found=target, fix=_REGISTER,
+                          expected="a typed module or a registered class")
     return found  # type: ignore[no-any-return]
+
+
+_REGISTER = "register a class of your own with nemolet.register"
 
 
 def _split(target: Any, where: str) -> tuple[str, str]:
@@ -78,17 +83,12 @@ def _split(target: Any, where: str) -> tuple[str, str]:
     if len(parts) < 3 or parts[0] != "nemolet" or not plain:
         close = nearest(str(target), _registered)
         raise ConfigError(
-            "this target is not allowed", where=where, expected="a class of nemolet, or one registered in this process",
-            found=repr(target), fix=f"did you mean {close}?" if close else "register your class with nemolet.register, and import "
-            "its module first (imports=[my_module])",
+            "this target is not allowed", where=where, found=repr(target),
+            expected="a class of nemolet, or one registered in this process",
+            fix=f"did you mean {close}?" if close else "register your class with nemolet.register, and import its module "
+            "first (imports=[my_module])",
         )
     return ".".join(parts[:-1]), parts[-1]
-
-
-def _classes(module: str) -> list[str]:
-    exports = find(module, "_EXPORTS")
-    names = [k.value for k in getattr(exports[1], "keys", []) if hasattr(k, "value")] if exports else []
-    return [str(name) for name in names]
 
 
 def build(config: Any, *, parts: dict[str, Any] | None = None, where: str = "") -> Any:
@@ -121,17 +121,30 @@ def _build(config: Any, parts: dict[str, Any], where: str) -> Any:
     if not isinstance(config, dict):
         return config
     if "_ref_" in config:
-        if config["_ref_"] not in parts:
-            close = nearest(str(config["_ref_"]), parts)
-            raise ConfigError("nothing was built under this name yet", where=f"{where}._ref_", expected=", ".join(parts) or
-                              "an earlier part", found=config["_ref_"], fix=f"did you mean {close!r}?" if close else None)
-        return parts[config["_ref_"]]
+        return _referred(config["_ref_"], parts, f"{where}._ref_")
     values: dict[str, Any] = {}
     inner = dict(parts)  # siblings see each other, outsiders do not see inside
     for name, value in config.items():
         if name != "_target_":
             values[name] = inner[name] = _build(value, inner, f"{where}.{name}" if where else str(name))
-    return resolve(config["_target_"], f"{where}._target_")(**values) if "_target_" in config else values
+    if "_target_" not in config:
+        return values
+    make = resolve(config["_target_"], f"{where}._target_" if where else "_target_")
+    try:
+        return make(**values)
+    except NemoletError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{make.__name__} cannot be built so", where=where or config["_target_"],
+                          found=f"{type(error).__name__}: {str(error)[:500]}") from error
+
+
+def _referred(name: Any, parts: dict[str, Any], where: str) -> Any:
+    if not isinstance(name, str) or name not in parts:
+        close = nearest(str(name), parts)
+        raise ConfigError("nothing was built under this name yet", where=where, found=name,
+                          expected=", ".join(parts) or "an earlier part", fix=f"did you mean {close!r}?" if close else None)
+    return parts[name]
 
 
 def construct(schema: Schema, values: dict[str, Any]) -> Any:

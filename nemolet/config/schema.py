@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import inspect
+import operator
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 REQUIRED = object()  # default of a parameter that has none
+_WORDS = {
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "None": "null",
+}
+_ROOT = Path(__file__).parents[1]  # the package; its files are read, not imported
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Plain:
     name: str
 
     def __str__(self) -> str:
-        return {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "None": "null"}[self.name]
+        return _WORDS[self.name]
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Block:
-    """A nested block that builds this dataclass; its schema is read when it is asked for, since types may nest."""
+    """A nested block that builds this dataclass; its schema is read when it is asked for: types may nest."""
 
     home: str
     name: str
@@ -138,25 +142,26 @@ Definition = ast.ClassDef | ast.FunctionDef
 
 @functools.lru_cache(maxsize=256)
 def _tree(module: str) -> ast.Module | None:
-    """The parsed source of a module below nemolet; parents are packages without side effects."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, AttributeError, ValueError):
+    """The parsed source of a module below nemolet. Nothing is imported: a name in a config may be hostile."""
+    top, *parts = module.split(".")
+    if top != "nemolet" or not all(part.isidentifier() for part in parts):
         return None
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        return None
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    here = _ROOT.joinpath(*parts)
+    for file in ([here.with_name(f"{here.name}.py")] if parts else []) + [here / "__init__.py"]:
+        if file.is_file():
+            return ast.parse(file.read_text(encoding="utf-8"))
+    return None
 
 
 def find(module: str, name: str, depth: int = 0) -> tuple[str, Definition | ast.expr] | None:
-    """Where a name of a module is defined, and its definition: a class, a function, or an assigned expression."""
-    tree = _tree(module) if module.split(".")[0] == "nemolet" else None
+    """Where a name of a module is defined, and as what: a class, a function, or an assigned expression."""
+    tree = _tree(module)
     if tree is None or depth > 8:
         return None
     for node in _statements(tree.body):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
             return module, node
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+        if isinstance(node, ast.Assign) and name in map(ast.unparse, node.targets):
             return module, node.value
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
@@ -165,9 +170,58 @@ def find(module: str, name: str, depth: int = 0) -> tuple[str, Definition | ast.
     return None
 
 
+def _found(node: ast.expr, module: str) -> tuple[str, Definition | ast.expr] | None:
+    """The definition of ``Name`` or of ``module.Name``, as they stand in the source of a module."""
+    if isinstance(node, ast.Name):
+        return find(module, node.id)
+    tree = _tree(module)
+    if tree is None or not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+        return None
+    for statement in _statements(tree.body):
+        if isinstance(statement, ast.ImportFrom) and not statement.level:
+            for alias in statement.names:
+                if (alias.asname or alias.name) == node.value.id:
+                    return find(f"{statement.module}.{alias.name}", node.attr)
+    return None
+
+
+def definitions(module: str) -> list[str]:
+    """The names of the classes that a module defines or hands on, for suggestions."""
+    tree = _tree(module)
+    names = [n.name for n in _statements(tree.body) if isinstance(n, ast.ClassDef)] if tree else []
+    exports = find(module, "_EXPORTS")
+    keys = exports[1].keys if exports and isinstance(exports[1], ast.Dict) else []
+    return names + [k.value for k in keys if isinstance(k, ast.Constant) and isinstance(k.value, str)]
+
+
+def buildable(module: str, name: str) -> bool:
+    """Whether the source marks a class (or one it extends) or a function with ``__buildable__ = True``."""
+    found = find(module, name)
+    if found is None or not isinstance(found[1], (ast.ClassDef, ast.FunctionDef)):
+        return False
+    home, node = found
+    if isinstance(node, ast.FunctionDef):
+        tree = _tree(home)
+        return tree is not None and _mark(tree.body, f"{node.name}.__buildable__") is True
+    own = _mark(node.body, "__buildable__")
+    if own is not None:
+        return own
+    bases = [_found(base, home) for base in node.bases]
+    return any(isinstance(b[1], ast.ClassDef) and buildable(b[0], b[1].name) for b in bases if b is not None)
+
+
+def _mark(body: list[ast.stmt], name: str) -> bool | None:
+    """What a body assigns to a mark, or None where it says nothing."""
+    for item in body:
+        if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == name:
+            return isinstance(item.value, ast.Constant) and item.value.value is True
+    return None
+
+
 def _statements(body: list[ast.stmt]) -> list[ast.stmt]:
     """Top-level statements, including those under ``if TYPE_CHECKING``."""
-    return [inner for node in body for inner in (_statements(node.body) if isinstance(node, ast.If) else [node])]
+    nested = (_statements(node.body) if isinstance(node, ast.If) else [node] for node in body)
+    return [statement for statements in nested for statement in statements]
 
 
 @functools.lru_cache(maxsize=256)
@@ -181,59 +235,81 @@ def schema_of(module: str, name: str) -> Schema | None:
 
 def schema_of_object(thing: Any) -> Schema:
     """The schema of a user's registered class: from its source where that is at hand, else only names."""
+    parameters = [p for p in inspect.signature(thing).parameters.values()
+                  if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     try:
         node = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
     except (OSError, TypeError, SyntaxError):
         node = None
     if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
         schema = _schema(node, thing.__module__)
-        if schema.parameters:
+        if list(schema.parameters) == [p.name for p in parameters]:  # else it inherits what is not read
             return schema
-    parameters = inspect.signature(thing).parameters.values()
+    rules = getattr(thing, "CONFIG_RULES", ())
     return Schema(
         thing.__name__,
-        {p.name: (Anything(), REQUIRED if p.default is p.empty else p.default) for p in parameters
-         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)},
-        open=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        {p.name: (Anything(), REQUIRED if p.default is p.empty else p.default) for p in parameters},
+        tuple(rules) if isinstance(rules, (tuple, list)) else (),
+        open=any(p.kind is p.VAR_KEYWORD for p in inspect.signature(thing).parameters.values()),
     )
 
 
 def _schema(node: Definition, module: str) -> Schema:
     if isinstance(node, ast.FunctionDef):
-        rules = find(module, "CONFIG_RULES")
-        parameters = _parameters(node.args, module)
-        return Schema(node.name, parameters, _literal(rules[1]) if rules and isinstance(rules[1], ast.expr) else (), home=module)
-    rules_here: tuple[tuple[str, str], ...] = ()
+        found = find(module, "CONFIG_RULES")
+        given = _literal(found[1]) if found and isinstance(found[1], ast.expr) else ()
+        return Schema(node.name, _parameters(node.args, module), given, bool(node.args.kwarg), module)
+    rules: tuple[tuple[str, str], ...] = ()
     fields: dict[str, tuple[Type, Any]] = {}
-    for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
-        parent = schema_of(module, base)  # a dataclass has the fields of the dataclass it extends
-        if parent is not None:
-            fields, rules_here = dict(parent.parameters), parent.rules
+    is_open = False
+    for base in node.bases:
+        parent = _found(base, module)
+        if parent is not None and isinstance(parent[1], ast.ClassDef):  # what a class extends, it also takes
+            inherited = _schema(parent[1], parent[0])
+            fields, rules, is_open = dict(inherited.parameters), inherited.rules, inherited.open
     for item in node.body:
-        if isinstance(item, (ast.Assign, ast.AnnAssign)):
+        if isinstance(item, (ast.Assign, ast.AnnAssign)) and item.value is not None:
             target = item.targets[0] if isinstance(item, ast.Assign) else item.target
-            name = target.id if isinstance(target, ast.Name) else ""
-            if name == "CONFIG_RULES" and item.value is not None:
-                rules_here = _literal(item.value)
-            elif isinstance(item, ast.AnnAssign):
-                fields[name] = (_type(item.annotation, module), REQUIRED if item.value is None else _literal(item.value))
+            if isinstance(target, ast.Name) and target.id == "CONFIG_RULES":
+                rules = _literal(item.value)
+    if _is_dataclass(node):
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
+                assert isinstance(item.target, ast.Name)
+                default = REQUIRED if item.value is None else _literal(item.value)
+                fields[item.target.id] = (_type(item.annotation, module), default)
     init = next((i for i in node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__"), None)
     if init is not None:
-        fields = _parameters(init.args, module, skip=1)
-    return Schema(node.name, fields, rules_here, open=bool(init and init.args.kwarg), home=module)
+        fields, is_open = _parameters(init.args, module, skip=1), bool(init.args.kwarg)
+    return Schema(node.name, fields, rules, is_open, module)
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
 def _parameters(arguments: ast.arguments, module: str, skip: int = 0) -> dict[str, tuple[Type, Any]]:
     positional = [*arguments.posonlyargs, *arguments.args]
-    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    pairs = list(zip(positional, defaults))[skip:] + list(zip(arguments.kwonlyargs, arguments.kw_defaults))
+    required: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
+    pairs = list(zip(positional, [*required, *arguments.defaults]))[skip:]
+    pairs += list(zip(arguments.kwonlyargs, arguments.kw_defaults))
     return {
-        arg.arg: (_type(arg.annotation, module), REQUIRED if default is None else _literal(default)) for arg, default in pairs
+        arg.arg: (_type(arg.annotation, module), REQUIRED if default is None else _literal(default))
+        for arg, default in pairs
     }
 
 
+_ARITHMETIC: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.LShift: operator.lshift, ast.Pow: operator.pow,
+}
+
+
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal; arithmetic and names are left open as None."""
+    """The value of a literal, or of arithmetic such as ``1 << 26``; names are left open as None."""
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        left, right = _literal(node.left), _literal(node.right)
+        return None if None in (left, right) else _ARITHMETIC[type(node.op)](left, right)
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
@@ -242,24 +318,42 @@ def _literal(node: ast.expr) -> Any:
 
 _CONTAINERS = {"list", "Sequence", "Iterable", "List"}
 _TABLES = {"dict", "Mapping", "Dict"}
+_PLAIN: dict[str, Type] = {
+    **{name: Plain(name) for name in ("int", "float", "str", "bool")},
+    **{name: Many((Anything(),)) for name in _CONTAINERS},
+    **{name: Table(Anything()) for name in _TABLES},
+    "Any": Anything(), "object": Anything(), "ModuleConfig": Target("typed module"),
+}
 
 
 def _type(node: ast.expr | None, module: str, depth: int = 0) -> Type:
     """An annotation as a type of configs."""
     if node is None or depth > 6:
         return Anything()
-    if isinstance(node, ast.Constant):
-        if node.value is None:
-            return Plain("None")
-        return _type(ast.parse(node.value, mode="eval").body, module, depth + 1) if isinstance(node.value, str) else Anything()
+    if isinstance(node, ast.Constant) and node.value is None:
+        return Plain("None")
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _type(ast.parse(node.value, mode="eval").body, module, depth + 1)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         sides = [_type(side, module, depth) for side in (node.left, node.right)]
-        return Either(tuple(o for side in sides for o in (side.options if isinstance(side, Either) else (side,))))
+        return _either(sides)
     if isinstance(node, ast.Subscript):
         return _generic(node, module, depth)
-    if isinstance(node, ast.Name):
-        return _named(node.id, module, depth)
-    return Anything()
+    if isinstance(node, ast.Name) and node.id in _PLAIN:
+        return _PLAIN[node.id]
+    found = _found(node, module)
+    if found is None:
+        return Anything()
+    home, definition = found
+    if isinstance(definition, ast.ClassDef):
+        return Block(home, definition.name) if _is_dataclass(definition) else Target(definition.name)
+    return _type(definition, home, depth + 1) if isinstance(definition, ast.expr) else Anything()
+
+
+def _either(options: list[Type]) -> Either:
+    """Types joined by ``|``, which may be joins themselves."""
+    nested = (option.options if isinstance(option, Either) else (option,) for option in options)
+    return Either(tuple(option for inner in nested for option in inner))
 
 
 def _generic(node: ast.Subscript, module: str, depth: int) -> Type:
@@ -273,25 +367,7 @@ def _generic(node: ast.Subscript, module: str, depth: int) -> Type:
         return Many((_type(inner[0], module, depth),))
     if outer in _TABLES:
         return Table(_type(inner[-1], module, depth))
+    if outer in ("Optional", "Union"):
+        missing: list[Type] = [Plain("None")] if outer == "Optional" else []
+        return _either([_type(item, module, depth) for item in inner] + missing)
     return Anything()
-
-
-def _named(name: str, module: str, depth: int) -> Type:
-    if name in ("int", "float", "str", "bool"):
-        return Plain(name)
-    if name in ("Any", "object"):
-        return Anything()
-    if name == "ModuleConfig":
-        return Target("typed module")
-    if name in _CONTAINERS:
-        return Many((Anything(),))
-    if name in _TABLES:
-        return Table(Anything())
-    found = find(module, name)
-    if found is None:
-        return Anything()
-    home, definition = found
-    if isinstance(definition, ast.ClassDef):
-        dataclass_like = any("dataclass" in ast.unparse(d) for d in definition.decorator_list)
-        return Block(home, definition.name) if dataclass_like else Target(definition.name)
-    return _type(definition, home, depth + 1) if isinstance(definition, ast.expr) else Anything()

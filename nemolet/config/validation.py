@@ -38,8 +38,9 @@ class Problem:
     fix: str | None = None
 
     def __str__(self) -> str:
-        details = [f"{label} {text}" for label, text in (("expected", self.expected), ("found", self.found)) if text]
-        return f"{self.path}: {self.what}" + (f" ({'; '.join(details)})" if details else "") + (f"; {self.fix}" if self.fix else "")
+        rows = (("expected", self.expected), ("found", self.found))
+        details = "; ".join(f"{label} {text}" for label, text in rows if text)
+        return f"{self.path}: {self.what}" + (f" ({details})" if details else "") + (f"; {self.fix}" if self.fix else "")
 
 
 def refuse(problems: Iterable[Problem], where: str) -> None:
@@ -52,7 +53,8 @@ def refuse(problems: Iterable[Problem], where: str) -> None:
         raise ConfigError(f"{len(found)} problems\n" + "\n".join(f"  - {problem}" for problem in found), where=where)
 
 
-def check_block(schema: Schema, values: Mapping[str, Any], path: str = "", supplied: Collection[str] = ()) -> list[Problem]:
+def check_block(schema: Schema, values: Mapping[str, Any], path: str = "",
+                supplied: Collection[str] = ()) -> list[Problem]:
     """All problems of a block.
 
     Args:
@@ -68,9 +70,9 @@ def check_block(schema: Schema, values: Mapping[str, Any], path: str = "", suppl
             continue
         if name not in schema.parameters:
             if not schema.open:
-                close = nearest(name, schema.parameters)
+                close = nearest(str(name), schema.parameters)
                 problems.append(Problem(
-                    here, f"{schema.name if path else 'the config'} has no such setting", found=name,
+                    here, f"{schema.name if path else 'the config'} has no such setting", found=str(name),
                     expected=None if close else ", ".join(schema.parameters) or "nothing",
                     fix=f"did you mean {_join(path, close)}?" if close else "remove it",
                 ))
@@ -81,6 +83,21 @@ def check_block(schema: Schema, values: Mapping[str, Any], path: str = "", suppl
         if default is REQUIRED and name not in values and here not in supplied:
             problems.append(Problem(here, "a value is missing", expected=str(kind), fix=f"set {here}=..."))
     return problems + _broken_rules(schema, values, path)
+
+
+def settled(schema: Schema, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A block in which numbers stand as text where only a word of a choice can be meant.
+
+    ``trainer.precision=32`` arrives as a number, although the choices are ``"32"`` and ``"bf16-mixed"``.
+    """
+    result: dict[str, Any] = dict(values)
+    for name, value in values.items():
+        kind = schema.parameters.get(name, (Anything(), None))[0]
+        if isinstance(kind, Choice) and type(value) in (int, float) and str(value) in kind.values:
+            result[name] = str(value)
+        elif isinstance(kind, Block) and isinstance(value, Mapping):
+            result[name] = settled(kind.schema, value)
+    return result
 
 
 def check_value(kind: Type, value: Any, path: str, supplied: Collection[str] = ()) -> list[Problem]:
@@ -160,13 +177,21 @@ def _is_plain(name: str, value: Any) -> bool:
 
 def _mismatch(kind: Type, value: Any, path: str) -> Problem:
     fix = None
-    if isinstance(value, str) and isinstance(kind, (Plain, Either)) and value.replace(".", "").replace("e-", "").isdigit():
+    if isinstance(value, str) and isinstance(kind, (Plain, Either)) and _is_number(value):
         fix = f"write {path}={value} without quotes"
     elif isinstance(value, (int, float, bool)) and kind == Plain("str"):
         fix = f"""write {path}="'{value}'" """.strip()
     elif isinstance(value, float) and kind == Plain("int") and value.is_integer():
         fix = f"write {path}={int(value)}"
     return Problem(path, "wrong type of value", expected=str(kind), found=f"{value!r} ({type(value).__name__})", fix=fix)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 # --------------------------------------------------------------------------------------------------
@@ -192,20 +217,21 @@ def _broken_rules(schema: Schema, values: Mapping[str, Any], path: str) -> list[
         tree = ast.parse(expression, mode="eval").body
         try:
             holds = evaluate(tree, known)
-        except (_Unknown, TypeError):
-            continue
+        except (_Unknown, TypeError, IndexError, KeyError):
+            continue  # a value that is not set, or of a wrong type, which is a problem of its own
         except ZeroDivisionError:
             holds = False
         if not holds:
-            names = dict.fromkeys(_dotted(n) for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute)))
+            named = [n for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))]
+            names = dict.fromkeys(_dotted(n) for n in named)
             settings = [n for n in names if n and not any(o and o.startswith(f"{n}.") for o in names)]
             found = ", ".join(f"{_join(path, n)}={_lookup(n, known)}" for n in settings if n)
-            problems.append(Problem(path or schema.name, sentence, found=found))
+            problems.append(Problem(path or "config", sentence, found=found))
     return problems
 
 
 def evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """The value of a rule: numbers, text, names, arithmetic, comparisons, and, or; nothing else."""
+    """The value of a rule: numbers, text, names, items, arithmetic, comparisons, and, or; nothing else."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, (ast.Name, ast.Attribute)):
@@ -220,6 +246,10 @@ def evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
         return _OPERATORS[type(node.op)](evaluate(node.operand, known))
     if isinstance(node, ast.BinOp):
         return _OPERATORS[type(node.op)](evaluate(node.left, known), evaluate(node.right, known))
+    if isinstance(node, ast.Subscript):
+        return evaluate(node.value, known)[evaluate(node.slice, known)]
+    if isinstance(node, ast.Compare) and ast.unparse(node).endswith(" is not None"):
+        return _lookup(_dotted(node.left), known) is not None
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
         return _OPERATORS[type(node.ops[0])](evaluate(node.left, known), evaluate(node.comparators[0], known))
     raise ConfigError("a rule can only compare and calculate", where=ast.unparse(node))

@@ -20,7 +20,7 @@ class TokenLoss(NamedTuple):
     """A loss summed over tokens, and the number of tokens: dividing is left to whoever knows them all."""
 
     loss: LossScalar
-    count: CountScalar
+    count: CountScalar  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
 
 class CrossEntropy(NeuralModule):
@@ -96,10 +96,12 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_NV = torch.empty_like(logits_NV)
         pieces = zip(*(t.split(rows) for t in (logits_NV, grad_NV, partition_N[:, None], slope_N1, grad_N1, target_N1)))
         for chunk, into, partition, slope, each, target in pieces:
-            probs = torch.sub(chunk, partition).exp_().mul_(slope)
+            probs = torch.sub(chunk, partition, out=into if into.dtype == partition.dtype else None).exp_().mul_(slope)
             if smoothing:
                 probs.sub_(each * (smoothing / chunk.shape[1]))
-            into.copy_(probs.scatter_add_(1, target, each * (smoothing - 1)))
+            probs.scatter_add_(1, target, each * (smoothing - 1))
+            if probs is not into:
+                into.copy_(probs)
         return grad_NV, None, None, None
 
 

@@ -72,26 +72,19 @@ class Attention(NeuralModule):
         if cache is not None:
             key, value = cache.update(layer, key, value)
         mixed_BHTK = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask.allowed,
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2).contiguous(), attn_mask=mask.allowed,
             is_causal=mask.causal, dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.queries_per_group > 1,
         )
         return self.out(mixed_BHTK.transpose(1, 2).reshape(batch, length, -1))  # type: ignore[no-any-return]
 
     def _split(self, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, T, H, K], keys and values [B, T, G, K]; rotated in one go while they lie together."""
-        group = self.queries_per_group
-        if self.query_norm is None or self.key_norm is None:
-            if rotation is None:
-                query, key, value = qkv.split((group, 1, 1), dim=3)
-            else:
-                query_key, value = qkv.split((group + 1, 1), dim=3)
-                query, key = rotate(query_key, rotation).split((group, 1), dim=3)
-        else:
-            query, key, value = qkv.split((group, 1, 1), dim=3)
+        """Queries [B, T, H, K], keys and values [B, T, G, K]."""
+        query, key, value = qkv.split((self.queries_per_group, 1, 1), dim=3)
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-            if rotation is not None:
-                query, key = rotate(query, rotation), rotate(key, rotation)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         return query.flatten(2, 3), key.squeeze(3), value.squeeze(3)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nemolet.module import NeuralModule
 from nemolet.types import Axis, HiddenRestD
@@ -59,4 +62,27 @@ class RMSNorm(NeuralModule):
         self.declare_axes(weight=f"{axis}={size}")
 
     def forward(self, hidden: HiddenRestD) -> HiddenRestD:
-        return F.rms_norm(hidden, self.size, self.weight, self.eps)
+        fused = hidden.device.type != "cpu" or torch.compiler.is_compiling()
+        if fused or hidden.dtype != self.weight.dtype or hidden.dtype.itemsize < 4:
+            return F.rms_norm(hidden, self.size, self.weight, self.eps)
+        return _CpuRMSNorm.apply(hidden, self.weight, self.eps)  # type: ignore[no-any-return]
+
+
+class _CpuRMSNorm(torch.autograd.Function):
+    """The same norm in a third of the steps: on a CPU torch has no kernel for it and differentiates its parts."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        square_sum = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_()
+        scale = square_sum.div_(hidden.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(hidden, weight, scale)
+        return (hidden * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, scale = ctx.saved_tensors
+        product = grad * hidden
+        weight_grad = scale.flatten() @ product.flatten(0, -2)
+        along = (product @ weight)[..., None] * scale**3 / hidden.shape[-1]  # what the scale's own change takes away
+        return torch.mul(grad, weight, out=product).mul_(scale).addcmul_(hidden, along, value=-1), weight_grad, None

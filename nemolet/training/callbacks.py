@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nemolet.training.lightning_model import LightningModel
+
 
 class ExponentialAverage(pl.Callback):
     """A moving average of the weights, used for validation and for the archive (Polyak and Juditsky, 1992; final).
@@ -42,6 +44,7 @@ class ExponentialAverage(pl.Callback):
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
         """Exchange the weights of a module with their average; again to undo."""
+        self.average = self.average or self._loaded or []  # a finished run that is opened again does not train
         for weight, average in zip(_weights(module), self.average):
             kept = weight.detach().clone()
             weight.copy_(average)
@@ -91,6 +94,7 @@ class Recorder(pl.Callback):
         self._printed = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, LightningModel)
         self.started = (time.perf_counter(), time.process_time())
         self._mark = (*self._clocks(), pl_module.tokens_seen)
         if trainer.is_global_zero:
@@ -103,11 +107,12 @@ class Recorder(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
+        assert isinstance(pl_module, LightningModel)
         self.losses.append(outputs["loss"])
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._record(trainer, pl_module)
 
-    def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _record(self, trainer: pl.Trainer, pl_module: LightningModel) -> None:
         loss = float(torch.stack(self.losses).mean())  # the only time the device is waited for
         self.losses = []
         wall, cpu = self._clocks()
@@ -134,6 +139,7 @@ class Recorder(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        assert isinstance(pl_module, LightningModel)
         self.valid_loss = float(trainer.callback_metrics["valid_loss"])
         bits = None if self.bytes_per_token is None else self.valid_loss / math.log(2) / self.bytes_per_token
         wall, cpu = self._clocks()

@@ -116,7 +116,8 @@ class Checkpoints(pl.Callback):
         self.stopped: str | None = None  # why training ended early
         self._before: Any = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Late enough to replace Lightning's own handler, which would end the process without a checkpoint.
         self._before = signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Result:
 
 def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder: str | Path, optim: Optim | None = None,
         schedule: Schedule | None = None, training: Training | None = None, seed: int = 0,
-        config: Mapping[str, Any] | None = None) -> Result:
+        config: Mapping[str, Any] | None = None, callbacks: Sequence[Callback] = ()) -> Result:
     """Train a model in an experiment folder, or go on where the folder left off.
 
     Args:
@@ -59,6 +59,7 @@ def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder
         training: everything else.
         seed: of what training itself draws at random.
         config: what the parts were built from; a folder is only continued with an equal one.
+        callbacks: further callbacks of Lightning.
 
     Raises:
         TrainingError: for a folder of another run, or numbers that are none.
@@ -81,10 +82,10 @@ def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder
                               keep=training.keep_checkpoints)
     recorder = _recorder(graph, data, folder, training, on_gpu)
     average = ExponentialAverage(training.ema) if training.ema else None
-    callbacks: list[Callback] = [*([average] if average else []), recorder, checkpoints]
+    watching: list[Callback] = [*([average] if average else []), recorder, *callbacks, checkpoints]
     if training.patience is not None:
-        callbacks.append(EarlyStopping("valid_loss", patience=training.patience))
-    trainer = _trainer(training, folder, callbacks)
+        watching.append(EarlyStopping("valid_loss", patience=training.patience))
+    trainer = _trainer(training, folder, watching)
     loader = data.train_loader(rank=trainer.global_rank, ranks=trainer.world_size)
     valid = data.valid_loader(rank=trainer.global_rank, ranks=trainer.world_size, max_batches=training.valid_batches)
     lightning.loader = loader

@@ -102,7 +102,7 @@ class LightningModel(pl.LightningModule):
         optimizer = self.optimizers()
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
         samples = sum(next(iter(micro.values())).shape[0] for micro in window)
         self.samples_seen += samples * self.trainer.world_size
         self.tokens_seen += nominal * self.trainer.world_size
@@ -158,17 +158,17 @@ class LightningModel(pl.LightningModule):
         checkpoint["nemolet"] = {"samples": self.samples_seen, "tokens": self.tokens_seen, "random": states}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep it until training starts: what happens before then may draw random numbers."""
+        """Set the position in the data now, since Lightning fetches ahead, and the random states when training starts."""
         self._resumed = checkpoint["nemolet"]
+        self.samples_seen, self.tokens_seen = self._resumed["samples"], self._resumed["tokens"]
+        if self.loader is not None:
+            self.loader.load_state_dict({"consumed": self.samples_seen})
 
     def on_train_start(self) -> None:
         """Go on exactly where the checkpoint was written."""
         if self._resumed is None:
             return
         state, self._resumed = self._resumed, None
-        self.samples_seen, self.tokens_seen = state["samples"], state["tokens"]
-        if self.loader is not None:
-            self.loader.load_state_dict({"consumed": self.samples_seen})
         if self.global_rank < len(state["random"]):
             set_random_state(state["random"][self.global_rank])
 

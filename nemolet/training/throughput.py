@@ -41,7 +41,7 @@ def flops_per_token(graph: NeuralModule, batch: dict[str, Tensor]) -> float | No
     finally:
         graph.train(was_training)
     first = next(iter(batch.values()))
-    return 3.0 * counter.get_total_flops() / (first.shape[0] * first.shape[1])
+    return 3.0 * float(counter.get_total_flops()) / (first.shape[0] * first.shape[1])
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
