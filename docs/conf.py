@@ -1,6 +1,12 @@
 """Settings of the documentation build."""
 
+import sys
+from pathlib import Path
+
 import nemolet
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tree  # noqa: E402
 
 project = "nemolet"
 author = "the nemolet authors"
@@ -15,3 +21,13 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 exclude_patterns = ["_build"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
+
+
+def setup(app):  # type: ignore[no-untyped-def]
+    """Fill the table of files of today into the page that shows it."""
+
+    def fill(app, name, source):  # type: ignore[no-untyped-def]
+        if name == "architecture":
+            source[0] = tree.filled(source[0])
+
+    app.connect("source-read", fill)

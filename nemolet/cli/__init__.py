@@ -1,9 +1,9 @@
 """The command line: ``nemolet <verb> [overrides]``.
 
-Every verb is a module of this package with a ``Settings`` dataclass and a ``run`` function; ``conf/<verb>.yaml``
-holds the values. This file finds the verb, composes and validates its config, and runs it. A plain run composes the config itself, so that a mistake is answered before anything heavy is
-imported; flags that belong to Hydra (``--multirun``, ``--cfg``, ``--info``, ``--shell-completion``) are
-handed to Hydra.
+Every verb is a module of this package with a ``Settings`` dataclass and a ``run`` function; the values are in
+``conf/<verb>.yaml``. This file finds the verb, composes and validates its config, and runs it. A plain run
+composes the config itself, so that a mistake is answered before anything heavy is imported; flags that belong
+to Hydra (``--multirun``, ``--cfg``, ``--info``, ``--shell-completion``) are handed to Hydra.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ examples:
   nemolet <verb> --help       the config of a verb, with its groups
   nemolet <verb> --cfg job    the config as it would be used
 """
-_HYDRA_FLAGS = (
-    "--multirun", "-m", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--resolve", "--package", "-p",
-    "--help", "-h", "--hydra-help", "--experimental-rerun", "--config-dir", "-cd", "--config-name", "-cn",
-)
+# Flags of Hydra, and the values each takes: none (0), one (1), or perhaps one of these words.
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_FLAGS: dict[str, int | tuple[str, ...]] = {
+    "--multirun": 0, "-m": 0, "--cfg": 1, "-c": 1, "--resolve": 0, "--package": 1, "-p": 1, "--help": 0,
+    "-h": 0, "--hydra-help": 0, "--shell-completion": 0, "-sc": 0, "--info": _INFO, "-i": _INFO,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,24 +60,61 @@ def main(argv: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    verb, overrides = arguments[0], arguments[1:]
+    verb = arguments[0]
     try:
         if verb not in VERBS:
             close = nearest(verb, VERBS)
-            raise ConfigError("there is no such verb", where=f"nemolet {verb}", expected=", ".join(VERBS), found=verb,
-                              fix=f"did you mean `nemolet {close}`?" if close else "see nemolet --help")
-        if any(argument.split("=")[0] in _HYDRA_FLAGS for argument in overrides):
+            fix = f"did you mean `nemolet {close}`?" if close else "see nemolet --help"
+            raise ConfigError("there is no such verb", where=f"nemolet {verb}", expected=", ".join(VERBS),
+                              found=verb, fix=fix)
+        flags, overrides = _split(arguments[1:])
+        if flags:
             from nemolet.cli.hydra_app import run
 
-            return run(verb, overrides)
+            return run(verb, flags, overrides)
         return call(verb, composed(verb, overrides))
     except ConfigError as error:
-        return _report(error, 2)
+        return report(error, 2)
     except NemoletError as error:
-        return _report(error, 1)
+        return report(error, 1)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        found = error.strerror or str(error)
+        return report(NemoletError("the file system refuses", where=error.filename, found=found), 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides.
+
+    Raises:
+        ConfigError: for a flag that Hydra does not have, or one without its value.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        name, given, _ = argument.partition("=")
+        if name not in _FLAGS:
+            close = nearest(name, [flag for flag in _FLAGS if flag.startswith("--")])
+            raise ConfigError("there is no such flag", where=name,
+                              expected="key=value, group=option, or a flag of `nemolet --help`",
+                              fix=f"did you mean {close}?" if close else None)
+        takes = _FLAGS[name]
+        flags.append(argument)
+        if not given and takes == 1 and not rest:
+            raise ConfigError("this flag needs a value", where=name, fix=f"for example {name} job")
+        if not given and (takes == 1 or (isinstance(takes, tuple) and rest and rest[0] in takes)):
+            flags.append(rest.pop(0))
+    return flags, overrides
 
 
 def home(verb: str) -> str:
@@ -106,7 +145,8 @@ def call(verb: str, config: dict[str, Any]) -> int:
     return importlib.import_module(home(verb)).run(settings) or 0
 
 
-def _report(error: NemoletError, status: int) -> int:
+def report(error: NemoletError, status: int) -> int:
+    """Print an error for people, or raise it for developers; returns the status."""
     if os.environ.get("NEMOLET_TRACEBACK"):
         raise error
     print(f"{type(error).__name__}: {error}", file=sys.stderr)

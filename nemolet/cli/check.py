@@ -19,23 +19,25 @@ def run(settings: Settings) -> None:
     print(graph.summary())
     count = sum(p.numel() for p in graph.parameters())
     states = {"adamw": 2, "muon": 1, "adafactor": 0}[settings.optim.name]
-    print(f"\n{count:,} parameters: {4 * count / _GIGA:.2f} GiB of weights, {4 * count / _GIGA:.2f} of gradients, about "
-          f"{4 * states * count / _GIGA:.2f} of optimizer state, in float32")
+    size = 4 * count / _GIGA
+    print(f"\n{count:,} parameters: {size:.2f} GiB of weights, {size:.2f} of gradients, "
+          f"about {states * size:.2f} of optimizer state, in float32")
     flops = flops_per_token(graph, example(settings))
     if flops is not None:
-        print(f"{flops / 1e9:.2f} GFLOP per token of training; "
-              f"{flops * settings.data.sequence_length * settings.data.batch_size * settings.trainer.accumulate / 1e12:.2f} TFLOP per step")
+        tokens = settings.data.sequence_length * settings.data.batch_size * settings.trainer.accumulate
+        print(f"{flops / 1e9:.2f} GFLOP per token of training; {flops * tokens / 1e12:.2f} TFLOP per step")
 
 
 def wired(settings: Settings) -> Any:
-    """The training graph, on no device; a vocabulary that only the tokenizer knows is taken as the spec says."""
+    """The training graph, on no device; a vocabulary that only a tokenizer knows is as large as asked for."""
     import torch
 
     from nemolet.training.graphs import training_graph
 
     size = settings.tokenizer.vocab_size if settings.tokenizer.kind == "sentencepiece" else 257
+    given = settings.model.get("vocab_size") is not None
     with torch.device("meta"):
-        model = build(with_vocabulary(settings.model, size if settings.model.get("vocab_size") is None else 0), where="model")
+        model = build(with_vocabulary(settings.model, 0 if given else size), where="model")
         return training_graph(model, build(settings.loss, where="loss"))
 
 

@@ -17,12 +17,16 @@ class Settings:
         data: the text, all of which counts.
         max_batches: stop after so many; null for the whole text.
         device: where to compute.
+        imports: modules of yours that register classes which the archive names.
     """
 
     archive: str
     data: Corpus
     max_batches: int | None = None
     device: str = "cpu"
+    imports: list[str] | None = None
+
+    CONFIG_RULES = (("max_batches >= 1", "max_batches is at least 1; null for the whole text"),)
 
 
 def run(settings: Settings) -> None:
@@ -35,10 +39,12 @@ def run(settings: Settings) -> None:
 
     archive = load(settings.archive, device=settings.device)
     if archive.tokenizer is None:
-        raise ConfigError("the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)")
+        raise ConfigError("the archive has no tokenizer", where=settings.archive,
+                          fix="save it with nl.save(..., tokenizer=...)")
     context = getattr(archive.model, "context", settings.data.sequence_length)
     path = settings.data.path if isinstance(settings.data.path, str) else None
-    data = replace(settings.data, valid_path=path, valid_fraction=0.999 if path is None else settings.data.valid_fraction,
+    fraction = settings.data.valid_fraction if path else 0.999
+    data = replace(settings.data, valid_path=path, valid_fraction=fraction,
                    sequence_length=min(context, settings.data.sequence_length))
     prepared = data.prepare(archive.tokenizer)
     graph = training_graph(archive.model, CrossEntropy()).eval()

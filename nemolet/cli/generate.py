@@ -25,6 +25,7 @@ class Settings:
         stop: texts that end a continuation.
         seed: of the choice.
         device: where to compute.
+        imports: modules of yours that register classes which the archive names.
     """
 
     archive: str
@@ -38,6 +39,16 @@ class Settings:
     stop: list[str] | str | None = None
     seed: int = 0
     device: str = "cpu"
+    imports: list[str] | None = None
+
+    CONFIG_RULES = (
+        ("max_new_tokens >= 0", "max_new_tokens is at least 0"),
+        ("temperature >= 0", "temperature is at least 0"),
+        ("top_k >= 0", "top_k is at least 0; 0 keeps all"),
+        ("top_p > 0 and top_p <= 1", "top_p is above 0 and at most 1"),
+        ("min_p >= 0 and min_p <= 1", "min_p is between 0 and 1"),
+        ("repetition_penalty > 0", "repetition_penalty is above 0; 1 changes nothing"),
+    )
 
 
 def run(settings: Settings) -> None:
@@ -49,14 +60,14 @@ def run(settings: Settings) -> None:
     stop = (settings.stop,) if isinstance(settings.stop, str) else settings.stop or ()
     if isinstance(settings.prompt, str):
         sys.stdout.write(settings.prompt)
-        for _, piece in stream(model, tokenizer, [settings.prompt], max_new_tokens=settings.max_new_tokens, sampling=choice,
-                               stop=stop, seed=settings.seed):
+        for _, piece in stream(model, tokenizer, [settings.prompt], max_new_tokens=settings.max_new_tokens,
+                               sampling=choice, stop=stop, seed=settings.seed):
             sys.stdout.write(piece)
             sys.stdout.flush()
         print()
         return
-    completions = generate(model, tokenizer, settings.prompt, max_new_tokens=settings.max_new_tokens, sampling=choice,
-                           stop=stop, seed=settings.seed)
+    completions = generate(model, tokenizer, settings.prompt, max_new_tokens=settings.max_new_tokens,
+                           sampling=choice, stop=stop, seed=settings.seed)
     for prompt, completion in zip(settings.prompt, completions):
         print(f"--- {prompt!r}\n{prompt}{completion.text}")
 
@@ -67,7 +78,8 @@ def opened(path: str, device: str) -> tuple[Any, Any]:
 
     archive = load(path, device=device)
     if archive.tokenizer is None:
-        raise ConfigError("the archive has no tokenizer", where=path, fix="save it with nl.save(..., tokenizer=...)")
+        raise ConfigError("the archive has no tokenizer", where=path,
+                          fix="save it with nl.save(..., tokenizer=...)")
     return archive.model, archive.tokenizer
 
 
@@ -75,4 +87,5 @@ def sampling(settings: Any) -> Any:
     """The choice of tokens that settings describe."""
     from nemolet.language.sampling import Sampling
 
-    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
+    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p,
+                    settings.repetition_penalty)

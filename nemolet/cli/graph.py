@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nemolet.cli import check, train
 from nemolet.errors import ConfigError
@@ -20,9 +21,14 @@ class Settings(train.Settings):
     out: str | None = None
     inside: bool = False
 
+    CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = ()  # no data flows through a picture
+
 
 def run(settings: Settings) -> None:
     """Print a table, or write a picture."""
+    if settings.out is not None and not settings.out.endswith((".svg", ".md")):
+        raise ConfigError("this kind of picture is unknown", where="out", found=settings.out,
+                          expected="a name that ends in .svg or .md")
     graph = check.wired(settings)
     if settings.inside:
         graph = getattr(graph.model, "graph", None)

@@ -5,42 +5,81 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nemolet.errors import ConfigError
+from nemolet.errors import ConfigError, NemoletError
 
-_SWEEP = ("--multirun", "-m")
+_SWEEP = {"--multirun", "-m"}
+_UNCHECKED = {"--shell-completion", "-sc", "--hydra-help"}  # their words are no overrides of a config
+_QUIET = ["hydra.output_subdir=null", "hydra/job_logging=disabled"]  # a run has a folder and a log of its own
 
 
-def run(verb: str, arguments: list[str]) -> int:
-    """Hand a command with flags to Hydra; every job of a sweep is validated before the first starts."""
+def run(verb: str, flags: list[str], overrides: list[str]) -> int:
+    """Hand a command with flags to Hydra, which by then has nothing left to complain about.
+
+    Every job of a sweep is validated before the first starts.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from nemolet.cli import call, composed
+    from nemolet.cli import call, composed, report
     from nemolet.config import config_folder
 
-    if any(flag in arguments for flag in _SWEEP):
-        _validate_all(verb, [a for a in arguments if not a.startswith("-")])
     status: list[int] = []
 
     def job(config: DictConfig) -> None:
-        overrides = OmegaConf.to_container(HydraConfig.get().overrides.task)
-        assert isinstance(overrides, list)
-        status.append(call(verb, _named(composed(verb, [str(o) for o in overrides]))))
+        task = OmegaConf.to_container(HydraConfig.get().overrides.task)
+        assert isinstance(task, list)
+        try:
+            status.append(call(verb, _named(composed(verb, [str(override) for override in task]))))
+        except NemoletError as error:  # the other jobs of a sweep go on
+            status.append(report(error, 2 if isinstance(error, ConfigError) else 1))
 
-    before, sys.argv = sys.argv, [f"nemolet {verb}", *_folders(arguments)]
+    arguments = [*_settings(verb, flags), *_checked(verb, flags, overrides), *flags]
+    before, sys.argv = sys.argv, [f"nemolet {verb}", *arguments]
     try:
         hydra.main(config_path=str(config_folder()), config_name=verb, version_base="1.3")(job)()
+    except SystemExit as stop:  # Hydra has said why
+        return stop.code if isinstance(stop.code, int) else 1
     finally:
         sys.argv = before
     return max(status, default=0)
 
 
-def _folders(arguments: list[str]) -> list[str]:
-    """Runs keep their files in their own folders; Hydra's own stay out of the way."""
-    if not any(flag in arguments for flag in _SWEEP):
-        return ["hydra.output_subdir=null", "hydra.run.dir=.", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled", *arguments]
-    return ["hydra.output_subdir=null", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra/job_logging=disabled", *arguments]
+def _settings(verb: str, flags: list[str]) -> list[str]:
+    from nemolet.cli import VERBS
+
+    if _UNCHECKED.intersection(flags):
+        return []
+    if _SWEEP.intersection(flags):
+        return [*_QUIET, "hydra.sweep.dir=runs", "hydra.sweep.subdir=."]
+    title = f"hydra.help.header='nemolet {verb}: {VERBS[verb]}'"
+    return [*_QUIET, "hydra.run.dir=.", "hydra/hydra_logging=disabled", title]
+
+
+def _checked(verb: str, flags: list[str], overrides: list[str]) -> list[str]:
+    """Overrides as Hydra takes them, after all that can be said about them was said."""
+    from nemolet.cli import home
+    from nemolet.config import check_block, compose, hydra_overrides, import_user_modules, refuse, schema_of
+
+    if _UNCHECKED.intersection(flags):
+        return overrides
+    sweep = bool(_SWEEP.intersection(flags))
+    usable, problems = hydra_overrides(overrides, sweep=sweep)
+    refuse(problems, f"nemolet {verb}")
+    if sweep:
+        _validate_all(verb, overrides)
+        return usable
+    config, problems = compose(verb, overrides)
+    import_user_modules(config.get("imports"))
+    schema = schema_of(home(verb), "Settings")
+    assert schema is not None
+    found = check_block(schema, config, supplied=("model.vocab_size",))
+    # A config that is only looked at may lack values and break rules, but what it adds has to exist.
+    refuse([*problems, *(p for p in found if "no such setting" in p.what)], f"nemolet {verb}")
+    return usable
 
 
 def _validate_all(verb: str, overrides: list[str]) -> None:
@@ -54,12 +93,14 @@ def _validate_all(verb: str, overrides: list[str]) -> None:
         parsed = OverridesParser.create().parse_overrides([o for o in overrides if not o.startswith("hydra")])
         jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
     except HydraException as error:
-        raise ConfigError("the sweep cannot be read", where=f"nemolet {verb}", found=" ".join(str(error).split())) from error
+        raise ConfigError("the sweep cannot be read", where=f"nemolet {verb}",
+                          found=" ".join(str(error).split())) from error
     for number, job in enumerate(jobs):
         try:
             composed(verb, list(job))
         except ConfigError as error:
-            raise ConfigError(f"job {number} of {len(jobs)} is refused; none was started", where=" ".join(job), found=str(error)) from error
+            raise ConfigError(f"job {number} of {len(jobs)} is refused; none was started",
+                              where=" ".join(job), found=str(error)) from error
 
 
 def _named(config: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class Settings:
     max_line_bytes: int = 1 << 26
     eos: bool = True
 
+    CONFIG_RULES = (
+        ("tokenizer.kind != 'file' or tokenizer.path is not None", "kind=file needs tokenizer.path"),
+        ("workers >= 1", "workers is at least 1"),
+    )
+
 
 def run(settings: Settings) -> None:
     """Write the token files and their tokenizer."""
@@ -42,8 +47,9 @@ def run(settings: Settings) -> None:
     from nemolet.data.tokenization import tokenize
     from nemolet.tokenizers import save_tokenizer
 
-    source = (EmbeddedText() if settings.path is None
-              else TextFiles([settings.path], settings.text_key, settings.invalid_utf8, settings.max_line_bytes))
+    source: EmbeddedText | TextFiles = EmbeddedText()
+    if settings.path is not None:
+        source = TextFiles([settings.path], settings.text_key, settings.invalid_utf8, settings.max_line_bytes)
     tokenizer = settings.tokenizer.make(source)
     bar = progress_bar("tokenise", source.total_bytes())
     done = tokenize(source, settings.out, tokenizer, workers=settings.workers, eos=settings.eos, progress=bar)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nemolet.config import ModuleConfig, build
 from nemolet.data.corpus import Corpus, TokenizerSpec
@@ -28,6 +28,11 @@ class Sample:
     max_new_tokens: int = 200
     temperature: float = 0.8
 
+    CONFIG_RULES = (
+        ("max_new_tokens >= 0", "max_new_tokens is at least 0"),
+        ("temperature >= 0", "temperature is at least 0"),
+    )
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,15 +51,24 @@ class Settings:
     seed: int = 0
     imports: list[str] | None = None
 
-    CONFIG_RULES = (
+    CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("data.sequence_length <= model.context", "sequences may not be longer than the model's context"),
         ("schedule.warmup_steps < trainer.max_steps", "the warm-up has to end before the last step"),
+        ("tokenizer.kind != 'file' or tokenizer.path is not None", "kind=file needs tokenizer.path"),
+        ("optim.betas[0] >= 0 and optim.betas[0] < 1", "optim.betas are at least 0 and below 1"),
+        ("optim.betas[1] >= 0 and optim.betas[1] < 1", "optim.betas are at least 0 and below 1"),
+        ("optim.eps >= 0", "optim.eps is at least 0"),
+        ("trainer.devices >= 1", "trainer.devices is at least 1, or auto"),
+        ("trainer.valid_batches >= 1", "trainer.valid_batches is at least 1; null for all"),
+        ("seed >= 0 and seed < 4294967296", "seed is at least 0 and below 2 ** 32"),
     )
 
 
 def run(settings: Settings) -> int:
     """Train, or go on where the folder left off; then write a sample."""
     import pytorch_lightning as pl
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning.utilities import rank_zero_only
 
     from nemolet.training.experiment import fit
 
@@ -64,17 +78,27 @@ def run(settings: Settings) -> int:
     model_config = with_vocabulary(settings.model, data.tokenizer.vocab_size)
     model = build(model_config, where="model")
     size = sum(p.numel() for p in model.parameters())
-    print(f"{size / 1e6:.2f}M parameters, {data.tokenizer.vocab_size} tokens in the vocabulary, "
-          f"{data.train_tokens:,} tokens of text; folder {folder}", flush=True)
-    result = fit(model, build(settings.loss, where="loss"), data, folder=folder, optim=settings.optim, schedule=settings.schedule,
-                 training=settings.trainer, seed=settings.seed, config={**as_plain(settings), "model": model_config})
+    first = rank_zero_only.rank == 0
+    if first:
+        print(f"{size / 1e6:.2f}M parameters, {data.tokenizer.vocab_size} tokens in the vocabulary, "
+              f"{data.train_tokens:,} tokens of text; folder {folder}", flush=True)
+    try:
+        result = fit(model, build(settings.loss, where="loss"), data, folder=folder, optim=settings.optim,
+                     schedule=settings.schedule, training=settings.trainer, seed=settings.seed,
+                     config={**as_plain(settings), "model": model_config})
+    except MisconfigurationException as error:  # such as a GPU that this machine lacks
+        raise ConfigError("this machine cannot train so", where="trainer", found=str(error)) from error
+    if not first:
+        return 0
     if result.stopped:
         print(f"stopped by {result.stopped} at step {result.steps}; the same command goes on from there")
         return 143 if result.stopped == "SIGTERM" else 0
-    print(f"validation loss {result.valid_loss:.4f}  bits per byte {result.bits_per_byte:.3f}  archive {result.archive}")
+    print(f"validation loss {result.valid_loss:.4f}  bits per byte {result.bits_per_byte:.3f}  "
+          f"archive {result.archive}")
     if settings.sample.max_new_tokens and hasattr(model, "generate"):
-        text = model.generate(data.tokenizer, settings.sample.prompt, max_new_tokens=settings.sample.max_new_tokens,
-                              temperature=settings.sample.temperature, seed=settings.seed)[0].text
+        sample = settings.sample
+        text = model.generate(data.tokenizer, sample.prompt, max_new_tokens=sample.max_new_tokens,
+                              temperature=sample.temperature, seed=settings.seed)[0].text
         print(f"--- sample ---\n{settings.sample.prompt}{text}")
     return 0
 
@@ -85,8 +109,9 @@ def with_vocabulary(model: ModuleConfig, vocab_size: int) -> ModuleConfig:
     if given is None:
         given = vocab_size
     if given < vocab_size:
-        raise ConfigError("the tokenizer has more tokens than the model", where="model.vocab_size", found=given,
-                          expected=f"at least {vocab_size}", fix="set model.vocab_size=null to take it from the tokenizer")
+        raise ConfigError("the tokenizer has more tokens than the model", where="model.vocab_size",
+                          expected=f"at least {vocab_size}", found=given,
+                          fix="set model.vocab_size=null to take it from the tokenizer")
     return {**model, "vocab_size": given} if "vocab_size" in model else model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ def config_folder() -> Path:
     return Path(__file__).parents[2] / "conf"
 
 
-def compose(name: str, overrides: Sequence[str] = (), *, folder: Path | None = None) -> tuple[dict[str, Any], list[Problem]]:
+def compose(name: str, overrides: Sequence[str] = (), *,
+            folder: Path | None = None) -> tuple[dict[str, Any], list[Problem]]:
     """Compose ``conf/<name>.yaml`` with overrides in Hydra's grammar.
 
     Unknown keys are kept, so that validation reports all of them at once with suggestions.
@@ -51,13 +53,13 @@ def compose(name: str, overrides: Sequence[str] = (), *, folder: Path | None = N
     from omegaconf.errors import OmegaConfBaseException
 
     folder = folder or config_folder()
-    usable, problems = _usable(overrides, folder)
+    usable, problems = hydra_overrides(overrides, folder=folder)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
             config = OmegaConf.to_container(hydra_compose(name, usable), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        problems.append(Problem(f"conf/{name}.yaml", " ".join(str(error).split()).strip()))
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
+        problems.append(_composition_problem(name, error))
         refuse(problems, f"nemolet {name}")
         raise AssertionError from error
     assert isinstance(config, dict)
@@ -72,52 +74,95 @@ def validated(name: str, overrides: Sequence[str], schema: Schema, *, supplied: 
         ConfigError: listing every problem with its path and a suggestion.
     """
     config, problems = compose(name, overrides, folder=folder)
-    for module in config.get("imports") or []:
-        import_user_module(module)
+    import_user_modules(config.get("imports"))
     refuse([*problems, *check_block(schema, config, supplied=supplied)], f"nemolet {name}")
     return config
 
 
-def _usable(overrides: Sequence[str], folder: Path) -> tuple[list[str], list[Problem]]:
-    """Overrides that Hydra will take: choices of groups are checked here, values may add any key."""
+def hydra_overrides(overrides: Sequence[str], *, folder: Path | None = None,
+                    sweep: bool = False) -> tuple[list[str], list[Problem]]:
+    """Overrides in the form that Hydra takes: choices of groups are checked here, values may add any key.
+
+    Args:
+        overrides: of a command line.
+        folder: of the configs.
+        sweep: whether several values for one key are wanted.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    folder = folder or config_folder()
     parser = OverridesParser.create()
-    usable, problems = [], []
+    usable: list[str] = []
+    problems: list[Problem] = []
     for text in overrides:
         try:
             override = parser.parse_override(text)
         except HydraException:
-            problems.append(Problem(text, "this is no override", expected="key=value or group=option",
-                                    fix="put quotes around values with spaces or brackets: 'prompt=\"a b\"'"))
+            problems.append(_no_override(text))
             continue
         key = override.key_or_group
-        group = folder / key
-        if override.is_delete() or key.startswith("hydra"):
+        is_group = bool(key) and (folder / key).is_dir()
+        if not key:
+            problems.append(_no_override(text))
+        elif override.is_delete() or key.split(".")[0].split("/")[0] == "hydra":
             usable.append(text)
-        elif group.is_dir():
-            option = override.value()
-            options = sorted(p.stem for p in group.glob("*.yaml"))
-            if option is not None and str(option) not in options:
-                close = nearest(str(option), options)
-                problems.append(Problem(key, "there is no such option", expected="one of " + ", ".join(options), found=str(option),
-                                        fix=f"did you mean {key}={close}?" if close else None))
-            else:
-                usable.append(text.lstrip("+"))
+        elif override.is_sweep_override():
+            usable.append(text.lstrip("+") if is_group else "++" + text.lstrip("+"))
+            if not sweep:
+                usable.pop()
+                problems.append(Problem(key, "several values need a sweep", found=text,
+                                        fix=f"add --multirun, or write a list as {key}=[...]"))
+        elif is_group:
+            problem = _choice_problem(folder / key, key, override.value())
+            problems += [problem] if problem else []
+            usable += [] if problem else [text.lstrip("+")]
         else:
             usable.append("++" + text.lstrip("+"))
     return usable, problems
 
 
+def _no_override(text: str) -> Problem:
+    return Problem(text, "this is no override", expected="key=value or group=option",
+                   fix="put quotes around values with spaces or brackets: 'prompt=\"a b\"'")
 
 
-def import_user_module(name: str) -> None:
-    """Import a module of the user's, also from the current folder, so that it registers its classes."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError("this module cannot be imported", where="imports", expected="a module on the Python path or in the "
-                          "current folder", found=str(error)) from error
+def _choice_problem(group: Path, key: str, option: Any) -> Problem | None:
+    options = sorted(path.stem for path in group.glob("*.yaml"))
+    if option is None or str(option) in options:
+        return None
+    close = nearest(str(option), options)
+    return Problem(key, "there is no such option", expected="one of " + ", ".join(options), found=str(option),
+                   fix=f"did you mean {key}={close}?" if close else None)
+
+
+def _composition_problem(name: str, error: Exception) -> Problem:
+    """What Hydra or OmegaConf says, without what only their own users need to know."""
+    if isinstance(error, RecursionError):
+        return Problem(f"conf/{name}.yaml", "a value refers to itself")
+    text = " ".join(str(error).split())
+    unknown = re.match(r"Could not (?:override|delete).*?'([^']*)'", text)
+    if unknown:
+        return Problem(unknown[1], f"`nemolet {name}` has no such group or setting",
+                       fix=f"see `nemolet {name} --help`")
+    key = getattr(error, "full_key", None)
+    what = str(error).splitlines()[0].strip() if str(error).strip() else type(error).__name__
+    return Problem(str(key), what) if key else Problem(f"conf/{name}.yaml", text)
+
+
+def import_user_modules(names: Any) -> None:
+    """Import modules of the user's, also from the current folder, so that they register their classes.
+
+    Raises:
+        ConfigError: for a module that is not there, or that fails.
+    """
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return  # of another type, which validation reports
+    for name in names:
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ConfigError("this module cannot be imported", where="imports", found=f"{name}: {error}",
+                              expected="a module on the Python path or in the current folder") from error

@@ -45,8 +45,8 @@ def schema_of_target(target: Any, where: str = "_target_") -> Schema:
     schema = schema_of(module, name)
     if schema is None:
         close = nearest(name, definitions(module))
-        raise ConfigError("there is no such class", where=where, expected=f"a class that {module} defines", found=target,
-                          fix=f"did you mean {module}.{close}?" if close else _REGISTER)
+        raise ConfigError("there is no such class", where=where, expected=f"a class that {module} defines",
+                          found=target, fix=f"did you mean {module}.{close}?" if close else _REGISTER)
     if not buildable(module, name):
         raise ConfigError("a config may not build this", where=where, found=target, fix=_REGISTER,
                           expected="a typed module or a registered class")
@@ -57,7 +57,7 @@ def resolve(target: Any, where: str = "_target_") -> Callable[..., Any]:
     """Import what a target names.
 
     Only a class that is defined below ``nemolet.`` and says that it may be built, or a registered one, is
-    returned; never an attribute of a module that happens to be reachable, such as ``nemolet.module.torch.load``.
+    returned; never an attribute of a module that happens to be reachable, as ``nemolet.module.torch.load``.
 
     Raises:
         ConfigError: for anything else.
@@ -68,7 +68,8 @@ def resolve(target: Any, where: str = "_target_") -> Callable[..., Any]:
     module, name = _split(target, where)
     found = getattr(importlib.import_module(module), name, None)
     home = str(getattr(found, "__module__", "")).split(".")[0]
-    if home != "nemolet" or getattr(found, "__name__", "") != name or not getattr(found, "__buildable__", False):
+    named_so = home == "nemolet" and getattr(found, "__name__", "") == name
+    if found is None or not named_so or not getattr(found, "__buildable__", False):
         raise ConfigError("a config may not build this", where=where, found=target, fix=_REGISTER,
                           expected="a typed module or a registered class")
     return found  # type: ignore[no-any-return]
@@ -81,21 +82,20 @@ def _split(target: Any, where: str) -> tuple[str, str]:
     parts = target.split(".") if isinstance(target, str) else []
     plain = all(part.isidentifier() and not part.startswith("_") for part in parts)
     if len(parts) < 3 or parts[0] != "nemolet" or not plain:
-        close = nearest(str(target), _registered)
-        raise ConfigError(
-            "this target is not allowed", where=where, found=repr(target),
-            expected="a class of nemolet, or one registered in this process",
-            fix=f"did you mean {close}?" if close else "register your class with nemolet.register, and import its module "
-            "first (imports=[my_module])",
-        )
+        known = {name.split(".")[-1]: name for name in _registered}
+        close = known.get(nearest(str(target).split(".")[-1], known) or "")
+        register_it = f"{_REGISTER}, and import its module first (imports=[my_module])"
+        raise ConfigError("this target is not allowed", where=where, found=repr(target),
+                          expected="a class of nemolet, or one registered in this process",
+                          fix=f"did you mean {close}?" if close else register_it)
     return ".".join(parts[:-1]), parts[-1]
 
 
 def build(config: Any, *, parts: dict[str, Any] | None = None, where: str = "") -> Any:
     """Build objects from plain data.
 
-    A mapping with ``_target_`` becomes an object, its values being built first; ``{"_ref_": name}`` stands for a
-    part that was built earlier under this name.
+    A mapping with ``_target_`` becomes an object, its values being built first; ``{"_ref_": name}`` stands
+    for a part that was built earlier under this name.
 
     Args:
         config: plain data.
@@ -106,8 +106,8 @@ def build(config: Any, *, parts: dict[str, Any] | None = None, where: str = "") 
         ConfigError: for a target outside the allowlist, unknown, missing or wrong arguments, all at once.
 
     Example:
-        >>> build({"_target_": "nemolet.nn.Linear", "in_axis": "D", "out_axis": "F", "in_size": 2, "out_size": 3})
-        Linear()
+        >>> build({"_target_": "nemolet.nn.RMSNorm", "axis": "D", "size": 4})
+        RMSNorm()
     """
     from nemolet.config.validation import check_tree, refuse
 
@@ -143,7 +143,8 @@ def _referred(name: Any, parts: dict[str, Any], where: str) -> Any:
     if not isinstance(name, str) or name not in parts:
         close = nearest(str(name), parts)
         raise ConfigError("nothing was built under this name yet", where=where, found=name,
-                          expected=", ".join(parts) or "an earlier part", fix=f"did you mean {close!r}?" if close else None)
+                          expected=", ".join(parts) or "an earlier part",
+                          fix=f"did you mean {close!r}?" if close else None)
     return parts[name]
 
 

@@ -197,12 +197,14 @@ def definitions(module: str) -> list[str]:
 def buildable(module: str, name: str) -> bool:
     """Whether the source marks a class (or one it extends) or a function with ``__buildable__ = True``."""
     found = find(module, name)
-    if found is None or not isinstance(found[1], (ast.ClassDef, ast.FunctionDef)):
+    if found is None:
         return False
     home, node = found
     if isinstance(node, ast.FunctionDef):
         tree = _tree(home)
         return tree is not None and _mark(tree.body, f"{node.name}.__buildable__") is True
+    if not isinstance(node, ast.ClassDef):
+        return False
     own = _mark(node.body, "__buildable__")
     if own is not None:
         return own

@@ -40,7 +40,8 @@ class Problem:
     def __str__(self) -> str:
         rows = (("expected", self.expected), ("found", self.found))
         details = "; ".join(f"{label} {text}" for label, text in rows if text)
-        return f"{self.path}: {self.what}" + (f" ({details})" if details else "") + (f"; {self.fix}" if self.fix else "")
+        text = f"{self.path}: {self.what}" + (f" ({details})" if details else "")
+        return f"{text}; {self.fix}" if self.fix else text
 
 
 def refuse(problems: Iterable[Problem], where: str) -> None:
@@ -50,7 +51,8 @@ def refuse(problems: Iterable[Problem], where: str) -> None:
         only = found[0]
         raise ConfigError(only.what, where=only.path, expected=only.expected, found=only.found, fix=only.fix)
     if found:
-        raise ConfigError(f"{len(found)} problems\n" + "\n".join(f"  - {problem}" for problem in found), where=where)
+        lines = "\n".join(f"  - {problem}" for problem in found)
+        raise ConfigError(f"{len(found)} problems\n{lines}", where=where)
 
 
 def check_block(schema: Schema, values: Mapping[str, Any], path: str = "",
@@ -85,21 +87,6 @@ def check_block(schema: Schema, values: Mapping[str, Any], path: str = "",
     return problems + _broken_rules(schema, values, path)
 
 
-def settled(schema: Schema, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A block in which numbers stand as text where only a word of a choice can be meant.
-
-    ``trainer.precision=32`` arrives as a number, although the choices are ``"32"`` and ``"bf16-mixed"``.
-    """
-    result: dict[str, Any] = dict(values)
-    for name, value in values.items():
-        kind = schema.parameters.get(name, (Anything(), None))[0]
-        if isinstance(kind, Choice) and type(value) in (int, float) and str(value) in kind.values:
-            result[name] = str(value)
-        elif isinstance(kind, Block) and isinstance(value, Mapping):
-            result[name] = settled(kind.schema, value)
-    return result
-
-
 def check_value(kind: Type, value: Any, path: str, supplied: Collection[str] = ()) -> list[Problem]:
     """All problems of one value."""
     if value == MISSING:
@@ -126,17 +113,20 @@ def check_value(kind: Type, value: Any, path: str, supplied: Collection[str] = (
         if not isinstance(value, (list, tuple)) or (kind.fixed and len(value) != len(kind.items)):
             return [_mismatch(kind, value, path)]
         kinds = kind.items if kind.fixed else kind.items * len(value)
-        return [p for i, (k, v) in enumerate(zip(kinds, value)) for p in check_value(k, v, f"{path}[{i}]", supplied)]
+        checks = (check_value(k, v, f"{path}[{i}]", supplied) for i, (k, v) in enumerate(zip(kinds, value)))
+        return [problem for problems in checks for problem in problems]
     if not isinstance(value, Mapping):
         return [_mismatch(kind, value, path)]
     if isinstance(kind, Table):
         if "_target_" in value:
             return check_tree(value, path, supplied)
-        return [p for k, v in value.items() for p in check_value(kind.value, v, _join(path, str(k)), supplied)]
+        checks = (check_value(kind.value, v, _join(path, str(k)), supplied) for k, v in value.items())
+        return [problem for problems in checks for problem in problems]
     if isinstance(kind, Block):
         return check_block(kind.schema, value, path, supplied)
     if "_ref_" not in value and "_target_" not in value:
-        return [Problem(path, "the block does not say what to build", expected=str(kind), fix=f"set {path}._target_=...")]
+        return [Problem(path, "the block does not say what to build", expected=str(kind),
+                        fix=f"set {path}._target_=...")]
     return check_tree(value, path, supplied)
 
 
@@ -153,7 +143,8 @@ def check_tree(value: Any, path: str, supplied: Collection[str] = ()) -> list[Pr
     try:
         schema = schema_of_target(value["_target_"], _join(path, "_target_"))
     except ConfigError as error:
-        return [Problem(error.where or path, error.what, _text(error.expected), _text(error.found), error.fix)]
+        where = error.where or path
+        return [Problem(where, error.what, _text(error.expected), _text(error.found), error.fix)]
     return check_block(schema, value, path, supplied)
 
 
@@ -183,7 +174,8 @@ def _mismatch(kind: Type, value: Any, path: str) -> Problem:
         fix = f"""write {path}="'{value}'" """.strip()
     elif isinstance(value, float) and kind == Plain("int") and value.is_integer():
         fix = f"write {path}={int(value)}"
-    return Problem(path, "wrong type of value", expected=str(kind), found=f"{value!r} ({type(value).__name__})", fix=fix)
+    found = f"{value!r} ({type(value).__name__})"
+    return Problem(path, "wrong type of value", expected=str(kind), found=found, fix=fix)
 
 
 def _is_number(text: str) -> bool:
@@ -201,7 +193,8 @@ def _is_number(text: str) -> bool:
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Eq: operator.eq, ast.NotEq: operator.ne,
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.USub: operator.neg,
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
+    ast.USub: operator.neg,
 }
 
 
@@ -256,7 +249,9 @@ def evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
 
 
 def _dotted(node: ast.AST) -> str:
-    return f"{_dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return getattr(node, "id", "")
 
 
 def _lookup(name: str, known: Mapping[str, Any]) -> Any:

@@ -33,9 +33,9 @@ class CausalModel(Protocol):
 class Decoding:
     """A batch of sequences that grow by one token at each step (final).
 
-    Prompts of unequal length are padded on the left. Where a sequence outgrows the context, its oldest quarter
-    is dropped and the rest is read anew. What is dropped depends on the length of the sequence alone: a row's
-    text is the same in any batch, and with or without a cache.
+    Prompts of unequal length are padded on the left. Where a sequence outgrows the context, its oldest
+    quarter is dropped and the rest is read anew. What is dropped depends on the length of the sequence alone:
+    a row's text is the same in any batch, and with or without a cache.
 
     Args:
         model: from tokens to logits.
@@ -45,8 +45,8 @@ class Decoding:
         max_new_tokens: how much room the cache needs.
     """
 
-    def __init__(self, model: NeuralModule, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seed: int,
-                 max_new_tokens: int) -> None:
+    def __init__(self, model: NeuralModule, prompts: Sequence[Sequence[int]], *, sampling: Sampling,
+                 seed: int, max_new_tokens: int) -> None:
         self.model, self.sampling = model, sampling
         self.rows = [list(prompt) for prompt in prompts]
         parameter = next(model.parameters())
@@ -56,7 +56,8 @@ class Decoding:
         self.positions: dict[int, int] = {}  # of the token that each row reads next
         self.cached = "cache" in model.declared().options and hasattr(model, "new_cache")
         self.cache: KVCache | None = None
-        self.generators = [torch.Generator(self.device).manual_seed(seed + row) for row in range(len(self.rows))]
+        self.generators = [torch.Generator(self.device).manual_seed(seed + row)
+                           for row in range(len(self.rows))]
         self.seen_BV: Tensor | None = None
         self.live = list(range(len(self.rows)))
         _check_prompts(self.rows, getattr(model, "vocab_size", None))
@@ -69,7 +70,8 @@ class Decoding:
             logits_BV = self._forward(last, [[self.positions[row]] for row in self.live], None)
         else:
             logits_BV = self._read()
-        tokens = choose(logits_BV, self.sampling, [self.generators[row] for row in self.live], self._seen(logits_BV))
+        tokens = choose(logits_BV, self.sampling, [self.generators[row] for row in self.live],
+                        self._seen(logits_BV))
         chosen = dict(zip(self.live, tokens.tolist()))
         for index, (row, token) in enumerate(chosen.items()):
             self.rows[row].append(token)
@@ -142,8 +144,9 @@ class Decoding:
 def _check_prompts(rows: list[list[int]], vocab_size: int | None) -> None:
     for index, tokens in enumerate(rows):
         if not tokens:
-            raise GenerationError("the prompt has no tokens", where=f"prompt {index}", expected="at least one token",
-                                  found="an empty prompt", fix="start with a beginning-of-text token or a newline")
+            raise GenerationError("the prompt has no tokens", where=f"prompt {index}",
+                                  expected="at least one token", found="an empty prompt",
+                                  fix="start with a beginning-of-text token or a newline")
         if vocab_size is not None and not all(0 <= token < vocab_size for token in tokens):
             bad = next(token for token in tokens if not 0 <= token < vocab_size)
             raise GenerationError("a token is outside the vocabulary", where=f"prompt {index}",
@@ -176,10 +179,12 @@ def stream(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], *,
         completions: receives a :class:`Completion` for each prompt, filled while streaming.
     """
     if max_new_tokens < 1:
-        raise GenerationError("nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens)
+        raise GenerationError("nothing to generate", where="max_new_tokens", expected="at least 1",
+                              found=max_new_tokens)
     if "" in stop:
-        raise GenerationError("a stop sequence is empty", where="stop", expected="texts of at least one character",
-                              found=list(stop), fix="remove the empty one; it would stop everything at once")
+        raise GenerationError("a stop sequence is empty", where="stop",
+                              expected="texts of at least one character", found=list(stop),
+                              fix="remove the empty one; it would stop everything at once")
     if not prompts:
         return
     results = [Completion() for _ in prompts]
@@ -188,7 +193,7 @@ def stream(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], *,
     ids = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
     decoding = Decoding(model, ids, sampling=sampling or Sampling(), seed=seed, max_new_tokens=max_new_tokens)
     pieces = [_Piece(tokenizer, tuple(stop)) for _ in prompts]
-    training = [module for module in model.modules() if module.training]  # a frozen part may be in eval already
+    training = [module for module in model.modules() if module.training]  # all but parts that are frozen
     model.eval()
     try:
         for count in range(max_new_tokens):
@@ -236,9 +241,8 @@ class _Piece:
         if found:
             return self.held[: min(found)], True
         longest = max((len(s) for s in self.stop), default=0)
-        hold = next(
-            (n for n in range(min(longest, len(self.held)), 0, -1) if any(s.startswith(self.held[-n:]) for s in self.stop)), 0
-        )
+        lengths = range(min(longest, len(self.held)), 0, -1)
+        hold = next((n for n in lengths if any(s.startswith(self.held[-n:]) for s in self.stop)), 0)
         cut = len(self.held) - hold
         text, self.held = self.held[:cut], self.held[cut:]
         return text, False
@@ -257,7 +261,7 @@ def generate(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], 
              sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0) -> list[Completion]:
     """Continue each prompt and return the continuations; arguments as for :func:`stream`."""
     completions: list[Completion] = []
-    for _ in stream(model, tokenizer, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed,
-                    completions=completions):
+    for _ in stream(model, tokenizer, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop,
+                    seed=seed, completions=completions):
         pass
     return completions

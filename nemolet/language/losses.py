@@ -50,15 +50,16 @@ class CrossEntropy(NeuralModule):
 
     def forward(self, logits: LogitsBTV, labels: LabelsBT) -> TokenLoss:
         flat_logits, flat_labels = logits.flatten(0, -2), labels.flatten()
-        if torch.compiler.is_compiling():  # a compiler fuses the plain formula by itself
-            loss = self._plain(flat_logits, flat_labels)
-        else:
+        if type(logits) is Tensor and not torch.compiler.is_compiling():
             loss = _ChunkedLoss.apply(flat_logits, flat_labels, self.label_smoothing, self.z_loss)
+        else:  # a compiler fuses the plain formula by itself; a sharded tensor has its own rules
+            loss = self._plain(flat_logits, flat_labels)
         return TokenLoss(loss, flat_labels.ne(IGNORED).sum())
 
     def _plain(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
         wide_NV = logits_NV.to(_wide(logits_NV))
-        loss = F.cross_entropy(wide_NV, labels_N, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(wide_NV, labels_N, ignore_index=IGNORED, reduction="sum",
+                               label_smoothing=self.label_smoothing)
         if self.z_loss:
             loss = loss + self.z_loss * wide_NV.logsumexp(-1)[labels_N != IGNORED].square().sum()
         return loss
@@ -67,8 +68,9 @@ class CrossEntropy(NeuralModule):
 class _ChunkedLoss(torch.autograd.Function):
     """The same loss, a few rows at a time.
 
-    Log-probabilities of a whole batch are as large as its logits, and in float32 even where those are not. Only
-    the log-partition of each row is kept; the gradient comes from it and the logits, and is the one large tensor.
+    Log-probabilities of a whole batch are as large as its logits, and in float32 even where those are not.
+    Only the log-partition of each row is kept; the gradient comes from it and the logits, and is the one
+    large tensor.
     """
 
     @staticmethod
@@ -94,9 +96,11 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_N1 = (grad * counted_N)[:, None]
         slope_N1 = grad_N1 * (1 + 2 * ctx.z_loss * partition_N[:, None]) if ctx.z_loss else grad_N1
         grad_NV = torch.empty_like(logits_NV)
-        pieces = zip(*(t.split(rows) for t in (logits_NV, grad_NV, partition_N[:, None], slope_N1, grad_N1, target_N1)))
+        tensors = (logits_NV, grad_NV, partition_N[:, None], slope_N1, grad_N1, target_N1)
+        pieces = zip(*(tensor.split(rows) for tensor in tensors))
         for chunk, into, partition, slope, each, target in pieces:
-            probs = torch.sub(chunk, partition, out=into if into.dtype == partition.dtype else None).exp_().mul_(slope)
+            out = into if into.dtype == partition.dtype else None
+            probs = torch.sub(chunk, partition, out=out).exp_().mul_(slope)
             if smoothing:
                 probs.sub_(each * (smoothing / chunk.shape[1]))
             probs.scatter_add_(1, target, each * (smoothing - 1))

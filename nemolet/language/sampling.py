@@ -17,9 +17,11 @@ class Sampling:
     Args:
         temperature: 0 takes the most likely token; 1 samples from the model's own distribution.
         top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the smallest set of tokens with at least this probability (nucleus; Holtzman et al., 2020).
+        top_p: keep the smallest set of tokens with at least this probability (nucleus; Holtzman et al.,
+            2020).
         min_p: keep tokens at least this likely relative to the best one (Nguyen et al., 2024).
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen (Keskar et al., 2019).
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen (Keskar et al.,
+            2019).
 
     Raises:
         GenerationError: naming the field that is out of range.
@@ -45,7 +47,8 @@ class Sampling:
         }
         for name, (fits, expected) in bounds.items():
             if not fits:
-                raise GenerationError("out of range", where=f"sampling.{name}", expected=expected, found=getattr(self, name))
+                raise GenerationError("out of range", where=f"sampling.{name}", expected=expected,
+                                      found=getattr(self, name))
 
     @property
     def greedy(self) -> bool:
@@ -55,7 +58,8 @@ class Sampling:
 
 def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
     """Make tokens that were seen less likely. ``seen_BV`` is boolean."""
-    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty),
+                       logits_BV)
 
 
 def keep_likely(logits_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -70,7 +74,8 @@ def keep_likely(logits_BV: Tensor, sampling: Sampling) -> Tensor:
         logits_BV = logits_BV.masked_fill(logits_BV < kth, -torch.inf)
     if sampling.min_p > 0:
         probs_BV = logits_BV.softmax(-1)
-        logits_BV = logits_BV.masked_fill(probs_BV < sampling.min_p * probs_BV.amax(-1, keepdim=True), -torch.inf)
+        logits_BV = logits_BV.masked_fill(probs_BV < sampling.min_p * probs_BV.amax(-1, keepdim=True),
+                                          -torch.inf)
     if sampling.top_p < 1:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
         probs_BV = sorted_BV.softmax(-1)
@@ -80,8 +85,11 @@ def keep_likely(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     return logits_BV
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generator], seen_BV: Tensor | None) -> Tensor:
-    """Choose one token per row. Each row has its own generator, so a row's text does not depend on its neighbours.
+def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generator],
+           seen_BV: Tensor | None) -> Tensor:
+    """Choose one token per row.
+
+    Each row has its own generator, so a row's text does not depend on its neighbours.
 
     Shape: logits_BV -> tokens_B.
     """
@@ -92,5 +100,6 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generat
         return logits_BV.argmax(-1)
     logits_BV = keep_likely(logits_BV / sampling.temperature, sampling)
     # Exponential races: argmax of p / Exp(1) is a draw from p, without a cumulative sum.
-    noise_BV = torch.stack([torch.empty_like(row).exponential_(generator=g) for row, g in zip(logits_BV, generators)])
+    rows = zip(logits_BV, generators)
+    noise_BV = torch.stack([torch.empty_like(row).exponential_(generator=generator) for row, generator in rows])
     return (logits_BV.softmax(-1) / noise_BV).argmax(-1)

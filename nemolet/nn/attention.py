@@ -11,12 +11,12 @@ from nemolet.nn.cache import KVCache
 from nemolet.nn.linear import Linear
 from nemolet.nn.mask import AttentionMask
 from nemolet.nn.norm import RMSNorm
-from nemolet.nn.rope import Rotation, rotate
+from nemolet.nn.rope import Rotation, heads_first, rotate
 from nemolet.types import HiddenBTD
 
 
 class Attention(NeuralModule):
-    """Self-attention over ``scaled_dot_product_attention`` (Vaswani et al., 2017; Ainslie et al., 2023; final).
+    """Self-attention by ``scaled_dot_product_attention`` (Vaswani et al., 2017; Ainslie et al., 2023; final).
 
     Queries, keys and values come from one product. Its rows are grouped by key/value head, so that the
     weight can be sharded on G: for each group its queries, then its key, then its value.
@@ -49,8 +49,9 @@ class Attention(NeuralModule):
         super().__init__(D=width)
         kv_heads = heads if kv_heads is None else kv_heads
         if head_size is None and width % heads:
-            raise ShapeError("heads do not divide the width", where="Attention.heads", expected=f"a divisor of {width}",
-                             found=heads, fix=f"set heads={_nearest_divisor(width, heads)}, or give head_size")
+            raise ShapeError("heads do not divide the width", where="Attention.heads",
+                             expected=f"a divisor of {width}", found=heads,
+                             fix=f"set heads={_nearest_divisor(width, heads)}, or give head_size")
         if heads % kv_heads:
             raise ShapeError("key/value heads do not divide the query heads", where="Attention.kv_heads",
                              expected=f"a divisor of {heads}", found=kv_heads,
@@ -58,9 +59,10 @@ class Attention(NeuralModule):
         self.heads, self.kv_heads, self.head_size = heads, kv_heads, head_size or width // heads
         self.queries_per_group, self.dropout = heads // kv_heads, dropout
         rows = self.queries_per_group + 2
-        self.qkv = Linear("D", f"(G={kv_heads} {rows} K={self.head_size})", width, kv_heads * rows * self.head_size,
-                          bias=bias, init_std=init_std)
-        self.out = Linear(f"(H={heads} K={self.head_size})", "D", heads * self.head_size, width, bias=bias, init_std=out_std)
+        self.qkv = Linear("D", f"(G={kv_heads} {rows} K={self.head_size})", width,
+                          kv_heads * rows * self.head_size, bias=bias, init_std=init_std)
+        self.out = Linear(f"(H={heads} K={self.head_size})", "D", heads * self.head_size, width, bias=bias,
+                          init_std=out_std)
         self.query_norm = RMSNorm("K", self.head_size, eps=norm_eps) if qk_norm else None
         self.key_norm = RMSNorm("K", self.head_size, eps=norm_eps) if qk_norm else None
 
@@ -72,7 +74,7 @@ class Attention(NeuralModule):
         if cache is not None:
             key, value = cache.update(layer, key, value)
         mixed_BHTK = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2).contiguous(), attn_mask=mask.allowed,
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask.allowed,
             is_causal=mask.causal, dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.queries_per_group > 1,
         )
@@ -85,6 +87,7 @@ class Attention(NeuralModule):
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
+            value = heads_first(value)
         return query.flatten(2, 3), key.squeeze(3), value.squeeze(3)
 
 

@@ -39,8 +39,9 @@ class KVCache:
         """Add the keys and values of new tokens to one layer; returns all of that layer so far."""
         end = self.length + key_BTGK.shape[1]
         if end > self.capacity:
-            raise ShapeError("the cache is full", where="KVCache", expected=f"at most {self.capacity} tokens", found=end,
-                             fix="make it with a larger capacity, or drop the oldest tokens and read the rest anew")
+            raise ShapeError("the cache is full", where="KVCache", expected=f"at most {self.capacity} tokens",
+                             found=end,
+                             fix="make it larger, or drop the oldest tokens and read the rest anew")
         self.keys[layer, :, self.length : end] = key_BTGK
         self.values[layer, :, self.length : end] = value_BTGK
         return self.keys[layer, :, :end], self.values[layer, :, :end]
@@ -50,9 +51,12 @@ class KVCache:
         if mask_BT is None and self.valid_BS is None:
             return None
         batch, device = self.keys.shape[1], self.keys.device
-        before = torch.ones(batch, self.length, dtype=torch.bool, device=device) if self.valid_BS is None else self.valid_BS
-        new = torch.ones(batch, length, dtype=torch.bool, device=device) if mask_BT is None else mask_BT
-        return torch.cat((before, new), dim=1)
+        before_BS, new_BT = self.valid_BS, mask_BT
+        if before_BS is None:
+            before_BS = torch.ones(batch, self.length, dtype=torch.bool, device=device)
+        if new_BT is None:
+            new_BT = torch.ones(batch, length, dtype=torch.bool, device=device)
+        return torch.cat((before_BS, new_BT), dim=1)
 
     def advance(self, length: int, valid_BS: Tensor | None) -> None:
         """Count the tokens that all layers have added."""

@@ -35,7 +35,8 @@ class Linear(NeuralModule):
         std = in_size**-0.5 if init_std is None else init_std
         self.weight = nn.Parameter(torch.empty(out_size, in_size).normal_(std=std))
         self.bias = nn.Parameter(torch.zeros(out_size)) if bias else None
-        self.declare_axes(weight=f"{_sized(out_axis, out_size)} {_sized(in_axis, in_size)}", bias=_sized(out_axis, out_size))
+        self.declare_axes(weight=f"{_sized(out_axis, out_size)} {_sized(in_axis, in_size)}",
+                          bias=_sized(out_axis, out_size))
 
     def forward(self, hidden: HiddenRestI) -> HiddenRestO:
         return F.linear(hidden, self.weight, self.bias)

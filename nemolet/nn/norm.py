@@ -62,21 +62,30 @@ class RMSNorm(NeuralModule):
         self.declare_axes(weight=f"{axis}={size}")
 
     def forward(self, hidden: HiddenRestD) -> HiddenRestD:
-        fused = hidden.device.type != "cpu" or torch.compiler.is_compiling()
-        if fused or hidden.dtype != self.weight.dtype or hidden.dtype.itemsize < 4:
-            return F.rms_norm(hidden, self.size, self.weight, self.eps)
-        return _CpuRMSNorm.apply(hidden, self.weight, self.eps)  # type: ignore[no-any-return]
+        if _lacks_kernel(hidden) and hidden.dtype == self.weight.dtype:
+            out: Tensor = _CpuRMSNorm.apply(hidden, self.weight, self.eps)
+            return out
+        return F.rms_norm(hidden, self.size, self.weight, self.eps)
+
+
+def _lacks_kernel(hidden: Tensor) -> bool:
+    plain = type(hidden) is Tensor and not torch.compiler.is_compiling()  # neither sharded nor traced
+    return plain and hidden.device.type == "cpu" and hidden.dtype in (torch.float32, torch.float64)
 
 
 class _CpuRMSNorm(torch.autograd.Function):
-    """The same norm in a third of the steps: on a CPU torch has no kernel for it and differentiates its parts."""
+    """The same norm in a third of the steps: on a CPU torch has no kernel, and differentiates its parts.
+
+    With x the hidden state, s its scale and g the gradient, that of x is s w g - x s^3 (w g . x) / D.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         square_sum = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_()
         scale = square_sum.div_(hidden.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(hidden, weight, scale)
-        return (hidden * scale).mul_(weight)
+        out: Tensor = (hidden * scale).mul_(weight)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -84,5 +93,6 @@ class _CpuRMSNorm(torch.autograd.Function):
         hidden, weight, scale = ctx.saved_tensors
         product = grad * hidden
         weight_grad = scale.flatten() @ product.flatten(0, -2)
-        along = (product @ weight)[..., None] * scale**3 / hidden.shape[-1]  # what the scale's own change takes away
-        return torch.mul(grad, weight, out=product).mul_(scale).addcmul_(hidden, along, value=-1), weight_grad, None
+        along = (product @ weight)[..., None] * scale**3 / hidden.shape[-1]
+        hidden_grad = torch.mul(grad, weight, out=product).mul_(scale).addcmul_(hidden, along, value=-1)
+        return hidden_grad, weight_grad, None

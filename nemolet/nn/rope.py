@@ -17,8 +17,6 @@ _SCALINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-_HEADS_FIRST, _TIME_FIRST = (0, 2, 3, 1, 4), (0, 3, 1, 2, 4)
-
 
 class Rotation(NamedTuple):
     """Cosines and sines for one batch, computed once for all layers. Shape: [B or 1, T, 1, 1, K/2]."""
@@ -37,8 +35,8 @@ class RotaryEmbedding(torch.nn.Module):
         head_size: K, even.
         base: of the geometric series of wavelengths.
         scaling: ``{"kind": "linear", "factor": f}`` stretches positions (Chen et al., 2023);
-            ``{"kind": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_context"}`` stretches
-            long wavelengths only (Llama 3.1, 2024).
+            ``{"kind": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_context"}``
+            stretches long wavelengths only (Llama 3.1, 2024).
 
     Raises:
         ShapeError: for an odd head size, or scaling fields that are unknown or missing.
@@ -53,7 +51,8 @@ class RotaryEmbedding(torch.nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, head_size: int, *, base: float = 10000.0, scaling: dict[str, Any] | None = None) -> None:
+    def __init__(self, head_size: int, *, base: float = 10000.0,
+                 scaling: dict[str, Any] | None = None) -> None:
         super().__init__()
         if head_size % 2:
             raise ShapeError("rotary positions need an even head size", where="RotaryEmbedding.head_size",
@@ -66,7 +65,7 @@ class RotaryEmbedding(torch.nn.Module):
         self.register_buffer("frequencies", self._exact.to(torch.get_default_device()), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
-        """Follow the model to another device, but not to half precision, where far positions would be wrong."""
+        """Follow the model to another device, but not to half precision: far positions would be wrong."""
         super()._apply(fn, recurse)
         self.frequencies = self._exact.to(self.frequencies.device)
         return self
@@ -74,6 +73,17 @@ class RotaryEmbedding(torch.nn.Module):
     def forward(self, positions_BT: Tensor) -> Rotation:
         angles = positions_BT[..., None, None, None].float() * self.frequencies
         return Rotation(angles.cos(), angles.sin())
+
+
+_HEADS_FIRST, _TIME_FIRST = (0, 2, 3, 1, 4), (0, 3, 1, 2, 4)
+
+
+def heads_first(heads: Tensor) -> Tensor:
+    """The same tensor, with the positions of one head together in memory.
+
+    Attention reads one head at a time, and is faster so. Shape: [B, T, ..., K] with two axes between T and K.
+    """
+    return heads.permute(_HEADS_FIRST).contiguous().permute(_TIME_FIRST)
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
@@ -88,9 +98,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        first, second = _turn(heads, cos, sin)
-        # Attention reads one head at a time, and is faster where its positions lie together.
-        return torch.cat((first.permute(_HEADS_FIRST), second.permute(_HEADS_FIRST)), dim=-1).permute(_TIME_FIRST)
+        halves = _turn(*(tensor.permute(_HEADS_FIRST) for tensor in (heads, cos, sin)))
+        return torch.cat(halves, dim=-1).permute(_TIME_FIRST)  # laid out as by heads_first
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -107,11 +116,13 @@ def _scale(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
     kind = scaling.pop("kind", None)
     if kind not in _SCALINGS:
         close = nearest(str(kind), _SCALINGS)
-        raise ShapeError("unknown rotary scaling", where="rope_scaling.kind", expected=", ".join(_SCALINGS), found=kind,
-                         fix=f"did you mean {close!r}?" if close else f"set kind={next(iter(_SCALINGS))}, or no scaling")
+        raise ShapeError("unknown rotary scaling", where="rope_scaling.kind", expected=", ".join(_SCALINGS),
+                         found=kind, fix=f"did you mean {close!r}?" if close
+                         else f"set kind={next(iter(_SCALINGS))}, or no scaling")
     if set(scaling) != set(_SCALINGS[kind]):
-        raise ShapeError(f"{kind} scaling has other fields", where="rope_scaling", expected=", ".join(_SCALINGS[kind]),
-                         found=", ".join(scaling) or "nothing", fix=f"give exactly {', '.join(_SCALINGS[kind])}")
+        raise ShapeError(f"{kind} scaling has other fields", where="rope_scaling",
+                         expected=", ".join(_SCALINGS[kind]), found=", ".join(scaling) or "nothing",
+                         fix=f"give exactly {', '.join(_SCALINGS[kind])}")
     if kind == "linear":
         return frequencies / float(scaling["factor"])
     wavelengths = 2 * math.pi / frequencies

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.utilities import rank_zero_only
 
 from nemolet.archive import save
 from nemolet.data.corpus import PreparedCorpus
@@ -67,7 +68,8 @@ def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder
     folder, training = Path(folder), training or Training()
     optim, schedule = optim or Optim(), schedule or Schedule()
     _quiet()
-    _claim(folder, dict(config or {}))
+    if rank_zero_only.rank == 0:
+        _claim(folder, dict(config or {}))
     graph = training_graph(model, loss)
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
     if training.precision == "16-mixed":
@@ -78,14 +80,14 @@ def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder
     lightning = LightningModel(graph, optim=optim, schedule=schedule, max_steps=training.max_steps, clip=training.clip, watch=watch)
     if training.compile:
         graph.compile()
-    checkpoints = Checkpoints(folder / "checkpoints", every=training.checkpoint_every, max_minutes=training.max_minutes,
-                              keep=training.keep_checkpoints)
+    checkpoints = Checkpoints(folder / "checkpoints", every=training.checkpoint_every, valid_every=training.valid_every,
+                              max_minutes=training.max_minutes, keep=training.keep_checkpoints)
     recorder = _recorder(graph, data, folder, training, on_gpu)
     average = ExponentialAverage(training.ema) if training.ema else None
-    watching: list[Callback] = [*([average] if average else []), recorder, *callbacks, checkpoints]
+    watching: list[Callback] = [*([average] if average else []), recorder, *callbacks]
     if training.patience is not None:
         watching.append(EarlyStopping("valid_loss", patience=training.patience))
-    trainer = _trainer(training, folder, watching)
+    trainer = _trainer(training, folder, [*watching, checkpoints], on_gpu)  # last: they save what the others know
     loader = data.train_loader(rank=trainer.global_rank, ranks=trainer.world_size)
     valid = data.valid_loader(rank=trainer.global_rank, ranks=trainer.world_size, max_batches=training.valid_batches)
     lightning.loader = loader
@@ -114,12 +116,13 @@ class _Windows:
             yield [next(stream) for _ in range(self.accumulate)]
 
 
-def _trainer(training: Training, folder: Path, callbacks: list[Callback]) -> pl.Trainer:
-    precision: Any = {"32": "32-true"}.get(training.precision, training.precision)
+def _trainer(training: Training, folder: Path, callbacks: list[Callback], on_gpu: bool) -> pl.Trainer:
+    background = on_gpu if training.background_checkpoints is None else training.background_checkpoints
+    precision: Any = "32-true" if training.precision == 32 else training.precision
     return pl.Trainer(
         max_steps=training.max_steps, accelerator=training.accelerator, devices=training.devices, num_nodes=training.num_nodes,
         strategy=training.strategy, precision=precision, val_check_interval=training.valid_every, check_val_every_n_epoch=None,
-        callbacks=callbacks, logger=_loggers(training, folder), plugins=[AtomicCheckpoints()], default_root_dir=folder,
+        callbacks=callbacks, logger=_loggers(training, folder), plugins=[AtomicCheckpoints(background=background)], default_root_dir=folder,
         num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         log_every_n_steps=training.max_steps + 1,
     )
@@ -146,7 +149,7 @@ def _loggers(training: Training, folder: Path) -> list[Any]:
 def _recorder(graph: Graph, data: PreparedCorpus, folder: Path, training: Training, on_gpu: bool) -> Recorder:
     batch = next(iter(data.valid_loader(max_batches=1)))
     device = torch.device("cuda" if on_gpu else "cpu")
-    dtype = torch.float32 if training.precision == "32" else torch.bfloat16
+    dtype = torch.float32 if training.precision == 32 else torch.bfloat16
     plain = {name: tensor[:1] for name, tensor in batch.items() if name in ("tokens", "labels")}
     return Recorder(folder / "metrics.csv", every=training.log_every, bytes_per_token=data.valid_bytes_per_token,
                     flops_per_token=flops_per_token(graph, plain), peak_flops=peak_flops(device, dtype), show=training.progress)
@@ -156,12 +159,12 @@ def _quiet() -> None:
     """Keep advice meant for other loops off the screen."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     for text in (".*does not have many workers.*", ".*resuming from a checkpoint that ended.*", ".*isinstance.treespec, LeafSpec.*",
-                 ".*ModelCheckpoint.*", ".*lr_scheduler.step.*"):
+                 ".*ModelCheckpoint.*", ".*lr_scheduler.step.*", ".*sync_dist=True.*", ".*no .val_dataloader.*"):
         warnings.filterwarnings("ignore", text)
 
 
 # What may change between two parts of one run: how long, and what is shown.
-_FREE = {"trainer": {"max_minutes", "progress", "loggers", "log_every", "keep_checkpoints", "checkpoint_every", "devices",
+_FREE = {"trainer": {"max_minutes", "progress", "loggers", "log_every", "keep_checkpoints", "checkpoint_every", "background_checkpoints", "devices",
                      "num_nodes", "strategy", "accelerator", "watch", "valid_batches", "patience"},
          "data": {"workers", "cache"}, "sample": None, "name": None, "folder": None, "imports": None}
 

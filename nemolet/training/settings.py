@@ -14,13 +14,15 @@ class Training:
         max_steps: optimizer steps.
         accumulate: micro-batches per step.
         clip: largest norm of all gradients together; 0 for none.
-        precision: ``"32"``, ``"bf16-mixed"``, or ``"16-mixed"`` with loss scaling (on a GPU).
+        precision: ``32``, ``"bf16-mixed"``, or ``"16-mixed"`` with loss scaling (on a GPU).
         compile: whether the graph is compiled.
         valid_every: steps between two validations.
         valid_batches: batches of a validation; None for all.
         log_every: steps between two records.
         checkpoint_every: steps between two checkpoints; at most so much is lost.
         keep_checkpoints: how many are kept beside the last and the best.
+        background_checkpoints: write them while training goes on, from a copy in the memory of the host; null does so
+            where the model is on a GPU.
         max_minutes: stop after so long, with a checkpoint.
         ema: decay of an average of the weights, such as 0.999; null for none.
         patience: validations without progress before training stops; null for no early stopping.
@@ -36,13 +38,14 @@ class Training:
     max_steps: int = 1000
     accumulate: int = 1
     clip: float = 1.0
-    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    precision: Literal[32, "bf16-mixed", "16-mixed"] = 32
     compile: bool = False
     valid_every: int = 250
     valid_batches: int | None = None
     log_every: int = 10
     checkpoint_every: int = 250
     keep_checkpoints: int = 1
+    background_checkpoints: bool | None = None
     max_minutes: float | None = None
     ema: float | None = None
     patience: int | None = None

@@ -1,4 +1,4 @@
-"""Decoding against a loop over argmax, scripted models, and itself: alone or in a batch, with or without a cache."""
+"""Decoding against a loop over argmax, scripted models, and itself: alone or in a batch, cached or not."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,8 @@ KINDS = {
 def make(kind: str = "llama", vocab_size: int = LETTERS.vocab_size, context: int = 64) -> CausalLM:
     """A random model that is sure of itself, in float64, so that no tie hangs on rounding."""
     torch.manual_seed(0)
-    model = CausalLM(vocab_size=vocab_size, layers=2, width=16, heads=4, context=context, **KINDS[kind]).double()
+    model = CausalLM(vocab_size=vocab_size, layers=2, width=16, heads=4, context=context,
+                     **KINDS[kind]).double()
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.data.normal_(std=0.4)
@@ -43,7 +44,8 @@ class Uncached(NeuralModule):
         super().__init__()
         self.model, self.context, self.vocab_size = model, model.context, model.vocab_size
 
-    def forward(self, tokens: TokenIdsBT, positions: PositionsBT | None = None, mask: MaskBT | None = None) -> LogitsBTV:
+    def forward(self, tokens: TokenIdsBT, positions: PositionsBT | None = None,
+                mask: MaskBT | None = None) -> LogitsBTV:
         return self.model(tokens, positions=positions, mask=mask)
 
 
@@ -113,7 +115,7 @@ PROMPTS = ["the quick brown fox", "a", "lazy dogs, sleeping", "jumps"]
 def test_greedy_with_and_without_a_cache_is_the_argmax_loop(kind):
     model = make(kind)
     expected = [argmax_loop(model, prompt, 20) for prompt in PROMPTS]
-    assert len({text[-5:] for text in expected}) > 1, "the model says the same whatever the prompt; a poor test"
+    assert len({text[-5:] for text in expected}) > 1, "a poor test: the prompt does not matter"
     for prompt, text in zip(PROMPTS, expected):
         assert texts(model, [prompt], max_new_tokens=20, sampling=GREEDY) == [text]
         assert texts(Uncached(model), [prompt], max_new_tokens=20, sampling=GREEDY) == [text]
@@ -123,7 +125,8 @@ def test_greedy_with_and_without_a_cache_is_the_argmax_loop(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "sampling", [GREEDY, Sampling(), Sampling(temperature=0.7, top_k=9, top_p=0.9, repetition_penalty=1.3)], ids=str
+    "sampling", [GREEDY, Sampling(), Sampling(temperature=0.7, top_k=9, top_p=0.9, repetition_penalty=1.3)],
+    ids=str
 )
 @pytest.mark.parametrize("context", [64, 16], ids=["fits", "overflows"])
 def test_a_row_says_the_same_alone_and_in_a_batch(kind, sampling, context):
@@ -136,7 +139,8 @@ def test_a_row_says_the_same_alone_and_in_a_batch(kind, sampling, context):
 
 def test_rows_that_stop_early_do_not_disturb_the_others():
     model = make()
-    options = {"max_new_tokens": 30, "stop": ["e", "q"], "sampling": Sampling(temperature=1.5)}
+    options = {"max_new_tokens": 30, "stop": ["e", "q"],
+               "sampling": Sampling(temperature=1.5, repetition_penalty=2.0)}
     alone = [texts(model, [prompt], seed=row, **options)[0] for row, prompt in enumerate(PROMPTS)]
     assert len({len(text) for text in alone}) > 1
     assert texts(model, PROMPTS, **options) == alone
@@ -144,7 +148,8 @@ def test_rows_that_stop_early_do_not_disturb_the_others():
 
 def test_the_model_reads_each_token_once():
     model, lengths = make(), []
-    model.register_forward_pre_hook(lambda _, args, kwargs: lengths.append(kwargs["tokens"].shape[1]), with_kwargs=True)
+    model.register_forward_pre_hook(lambda _, args, kwargs: lengths.append(kwargs["tokens"].shape[1]),
+                                    with_kwargs=True)
     texts(model, ["the quick", "fox"], max_new_tokens=5)
     assert lengths == [9, 1, 1, 1, 1]
 
@@ -161,7 +166,8 @@ def test_a_full_context_keeps_going(kind, prompt):
 
 def test_no_more_than_the_context_is_read_and_rarely_anew():
     model, lengths = make(context=16), []
-    model.register_forward_pre_hook(lambda _, args, kwargs: lengths.append(kwargs["tokens"].shape[1]), with_kwargs=True)
+    model.register_forward_pre_hook(lambda _, args, kwargs: lengths.append(kwargs["tokens"].shape[1]),
+                                    with_kwargs=True)
     texts(model, ["abcdefghij"], max_new_tokens=40)
     # Full at 16 tokens; then the oldest quarter goes, 13 are read anew, and three more fit.
     assert lengths == [10] + [1] * 6 + ([13] + [1] * 3) * 8 + [13]
@@ -174,11 +180,13 @@ def test_a_context_of_one_token_works():
 # -------------------------------------------------------------------------------- text from tokens
 
 
-def pieces_of(text: str, stop: Sequence[str] = (), tokenizer: Any = LETTERS, extra: int = 0) -> tuple[list[str], Completion]:
+def pieces_of(text: str, stop: Sequence[str] = (), tokenizer: Any = LETTERS,
+              extra: int = 0) -> tuple[list[str], Completion]:
     script = tokenizer.encode(text)
     completions: list[Completion] = []
     pieces = [piece for _, piece in stream(
-        Scripted(script, tokenizer.vocab_size), tokenizer, ["a"], max_new_tokens=len(script) + extra, sampling=GREEDY,
+        Scripted(script, tokenizer.vocab_size), tokenizer, ["a"], max_new_tokens=len(script) + extra,
+        sampling=GREEDY,
         stop=stop, completions=completions)]
     return pieces, completions[0]
 
@@ -198,7 +206,8 @@ def test_no_piece_is_half_a_character():
 def test_a_character_left_unfinished_is_replaced_once():
     tokenizer = ByteTokenizer()
     script = tokenizer.encode("a😀")[:-1]
-    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=len(script), sampling=GREEDY)
+    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=len(script),
+                             sampling=GREEDY)
     assert completion.text == "a\ufffd"
 
 
@@ -207,8 +216,8 @@ def test_random_bytes_stream_as_they_decode(seed):
     tokenizer, model = ByteTokenizer(), make(vocab_size=257)
     completions: list[Completion] = []
     rows: dict[int, list[str]] = {0: [], 1: []}
-    for row, piece in stream(model, tokenizer, ["hé", "x"], max_new_tokens=40, seed=seed, sampling=Sampling(temperature=2.0),
-                             completions=completions):
+    for row, piece in stream(model, tokenizer, ["hé", "x"], max_new_tokens=40, seed=seed,
+                             sampling=Sampling(temperature=2.0), completions=completions):
         assert piece
         rows[row].append(piece)
     for row, completion in enumerate(completions):
@@ -227,7 +236,8 @@ def test_a_stop_sequence_is_never_shown():
 def test_what_only_looked_like_a_stop_sequence_is_shown_after_all():
     pieces, completion = pieces_of("an enemy", stop=["end"])
     assert "".join(pieces) == completion.text == "an enemy"
-    assert pieces == ["a", "n", " ", "en", "em", "y"]  # each "e" waits, since it might begin the stop sequence
+    # Each "e" waits, since it might begin the stop sequence.
+    assert pieces == ["a", "n", " ", "en", "em", "y"]
     assert pieces_of("the en", stop=["end"])[1] == Completion("the en", LETTERS.encode("the en"), "length")
 
 
@@ -241,8 +251,9 @@ def test_a_stop_sequence_may_begin_and_end_inside_tokens():
         ([5, 1, 5, 2], "EcE", "stop"),
     ]:
         completions: list[Completion] = []
-        pieces = [piece for _, piece in stream(Scripted(script, 6), tokenizer, ["?"], max_new_tokens=len(script),
-                                               sampling=GREEDY, stop=["END"], completions=completions)]
+        pieces = [piece for _, piece in stream(Scripted(script, 6), tokenizer, ["?"],
+                                               max_new_tokens=len(script), sampling=GREEDY, stop=["END"],
+                                               completions=completions)]
         assert "".join(pieces) == completions[0].text == expected
         assert completions[0].finish == finish
 
@@ -279,7 +290,8 @@ def test_the_end_of_text_token_ends_it_and_is_not_shown():
 def test_a_held_beginning_of_a_stop_sequence_is_shown_at_the_end_of_text():
     tokenizer = ByteTokenizer()
     script = [*tokenizer.encode("the en"), tokenizer.eos_id]
-    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=20, sampling=GREEDY, stop=["end"])
+    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=20, sampling=GREEDY,
+                             stop=["end"])
     assert completion.text == "the en" and completion.finish == "stop"
 
 
@@ -293,7 +305,8 @@ def test_an_empty_prompt_starts_a_new_document():
     assert completion.tokens == [decoding.step()[0] for _ in completion.tokens]
     lines = CharTokenizer(["\n", "a"])  # no end-of-text token: a document starts at a new line
     model = make(vocab_size=2)
-    assert generate(model, lines, [""], max_new_tokens=4)[0] == generate(model, lines, ["\n"], max_new_tokens=4)[0]
+    assert generate(model, lines, [""], max_new_tokens=4)[0] == generate(model, lines, ["\n"],
+                                                                         max_new_tokens=4)[0]
 
 
 def test_no_prompts_give_no_completions():
@@ -302,7 +315,8 @@ def test_no_prompts_give_no_completions():
 
 def test_a_single_text_is_a_prompt():
     model = make()
-    assert model.generate(LETTERS, "fox", max_new_tokens=6) == model.generate(LETTERS, ["fox"], max_new_tokens=6)
+    assert model.generate(LETTERS, "fox", max_new_tokens=6) == model.generate(LETTERS, ["fox"],
+                                                                              max_new_tokens=6)
     pieces = list(model.stream(LETTERS, "fox", max_new_tokens=6))
     assert "".join(pieces) == model.generate(LETTERS, "fox", max_new_tokens=6)[0].text
 
@@ -348,7 +362,8 @@ def test_the_seed_decides():
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.5), Sampling(top_k=3), Sampling(top_p=0.7)],
+@pytest.mark.parametrize("sampling",
+                         [Sampling(), Sampling(temperature=0.5), Sampling(top_k=3), Sampling(top_p=0.7)],
                          ids=str)
 def test_tokens_come_as_often_as_they_should(sampling):
     logits_V, rows = torch.tensor([2.0, 1.0, 0.0, 0.5, -1.0]), 3000
@@ -376,7 +391,8 @@ def test_the_model_is_left_as_it_was(training):
     model.graph.embed.train(not training)  # as for a part that is frozen
     before = [module.training for module in model.modules()]
     during: list[bool] = []
-    model.register_forward_pre_hook(lambda module, _: during.append(any(m.training for m in module.modules())))
+    model.register_forward_pre_hook(lambda module,
+                                    _: during.append(any(m.training for m in module.modules())))
     model.generate(LETTERS, "fox", max_new_tokens=2)
     unfinished = model.stream(LETTERS, "fox", max_new_tokens=5)
     next(unfinished)

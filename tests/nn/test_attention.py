@@ -104,7 +104,8 @@ def test_dropout_acts_in_training_only():
     assert not torch.allclose(layer.train()(hidden, mask), plain)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "fix"), [(3, None, "heads=2"), (4, 3, "kv_heads=2"), (4, 8, "kv_heads=4")])
+@pytest.mark.parametrize(("heads", "kv_heads", "fix"),
+                         [(3, None, "heads=2"), (4, 3, "kv_heads=2"), (4, 8, "kv_heads=4")])
 def test_heads_that_do_not_divide_name_the_nearest(heads, kv_heads, fix):
     with pytest.raises(ShapeError) as caught:
         Attention(16, heads, kv_heads)
@@ -131,7 +132,9 @@ def definition(length: int, offset: int, segments: list[int] | None, valid: list
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-@pytest.mark.parametrize("valid", [None, [False, False, True, True, True, True], [True, True, True, True, False, False]])
+@pytest.mark.parametrize("valid",
+                         [None, [False, False, True, True, True, True],
+                          [True, True, True, True, False, False]])
 @pytest.mark.parametrize(
     ("length", "offset", "segments"), [(6, 0, None), (6, 0, [1, 1, 1, 2, 2, 3]), (2, 4, None), (1, 5, None)]
 )

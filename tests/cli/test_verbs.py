@@ -1,0 +1,285 @@
+"""Each verb from end to end on a tiny model, and what it says where the world is not as asked."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import nemolet as nl
+from nemolet.cli import VERBS, main
+
+from .conftest import TINY
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def succeed(capsys, *command):
+    assert main(list(map(str, command))) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def fail(capsys, status, *command):
+    assert main(list(map(str, command))) == status
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert 1 <= len(err.splitlines()) <= 24
+    return err
+
+
+# ---------------------------------------------------------------- train
+
+
+def test_train_leaves_one_folder_with_everything(tiny_run):
+    names = {path.name for path in tiny_run.folder.iterdir()}
+    assert {"config.yaml", "git.txt", "metrics.csv", "loss.svg", "checkpoints", "model.nemolet"} <= names
+    assert "parameters" in tiny_run.output
+    assert "bits per byte" in tiny_run.output
+    assert "--- sample ---" in tiny_run.output
+
+
+def test_the_same_command_again_is_done_at_once_with_the_same_end(tiny_run, capsys):
+    before = tiny_run.archive.read_bytes()
+    rows = (tiny_run.folder / "metrics.csv").read_text()
+    out = succeed(capsys, *tiny_run.command)
+    last = [line for line in tiny_run.output.splitlines() if line.startswith("validation loss")]
+    assert last[-1] in out
+    assert tiny_run.archive.read_bytes() == before
+    assert (tiny_run.folder / "metrics.csv").read_text() == rows
+
+
+def test_a_folder_is_not_continued_with_another_config(tiny_run, capsys):
+    err = fail(capsys, 1, *tiny_run.command, "optim.lr=5e-4", "model.dropout=0.1")
+    assert "TrainingError" in err
+    assert "optim.lr: 0.001 -> 0.0005" in err
+    assert "model.dropout: 0.0 -> 0.1" in err
+    assert "choose another name" in err
+
+
+def test_a_longer_run_goes_on_where_the_short_one_stopped(poem, capsys):
+    command = ["train", *TINY, f"data.path={poem}", "trainer.checkpoint_every=1", "folder=here"]
+    assert "stopped by the time limit at step 1" in succeed(capsys, *command, "trainer.max_minutes=0")
+    out = succeed(capsys, *command)
+    assert "2/2" in out
+    assert "archive here/model.nemolet" in out
+
+
+def test_a_sweep_is_one_folder_for_each_job(poem, capsys, tmp_path):
+    out = succeed(capsys, "train", *TINY, f"data.path={poem}", "optim.lr=1e-3,2e-3", "name=sweep", "--multirun")
+    assert "Launching 2 jobs" in out
+    rates = [yaml.safe_load((tmp_path / f"runs/sweep/{job}/config.yaml").read_text())["optim"]["lr"] for job in (0, 1)]
+    assert rates == [1e-3, 2e-3]
+    assert all((tmp_path / f"runs/sweep/{job}/model.nemolet").is_file() for job in (0, 1))
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_a_failing_job_of_a_sweep_leaves_the_others_alone(poem, capsys, tmp_path):
+    err = fail(capsys, 1, "train", *TINY, f"data.path=nowhere.txt,{poem}", "sample.max_new_tokens=0", "name=s", "-m")
+    assert "DataError: nowhere.txt" in err
+    assert (tmp_path / "runs/s/1/model.nemolet").is_file()
+
+
+# ---------------------------------------------------------------- use
+
+
+def test_evaluate_scores_a_text(tiny_run, poem, capsys):
+    out = succeed(capsys, "evaluate", f"archive={tiny_run.archive}", f"data.path={poem}", "max_batches=2")
+    assert all(words in out for words in ("loss", "perplexity", "bits per byte"))
+
+
+def test_generate_is_the_same_for_the_same_seed(tiny_run, capsys):
+    command = ["generate", f"archive={tiny_run.archive}", "prompt='the '", "max_new_tokens=8"]
+    first = succeed(capsys, *command, "seed=3")
+    assert first.startswith("the ")
+    assert len(first.rstrip("\n")) <= len("the ") + 8
+    assert succeed(capsys, *command, "seed=3") == first
+    assert succeed(capsys, *command, "seed=4") != first
+
+
+def test_generate_from_several_prompts(tiny_run, capsys):
+    out = succeed(capsys, "generate", f"archive={tiny_run.archive}", "prompt=[the,rain]", "max_new_tokens=4",
+                  "temperature=0")
+    assert out.count("---") == 2
+    assert "--- 'the'\nthe" in out
+    assert "--- 'rain'\nrain" in out
+
+
+def test_generate_ends_at_a_stop_text(tiny_run, capsys):
+    command = ["generate", f"archive={tiny_run.archive}", "prompt=the", "max_new_tokens=12", "temperature=0"]
+    free = succeed(capsys, *command).rstrip("\n").removeprefix("the")
+    letter = next(c for c in free if c.isalnum())
+    stopped = succeed(capsys, *command, f"stop=\"{letter}\"").rstrip("\n").removeprefix("the")
+    assert stopped == free[: free.index(letter)]
+
+
+def test_chat_continues_each_line(tiny_run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the\nrain\n\nplain\n"))
+    out = succeed(capsys, "chat", f"archive={tiny_run.archive}", "max_new_tokens=3", "temperature=0")
+    assert len(out.splitlines()) >= 2
+    assert "Type a beginning" not in out  # nobody sits at a keyboard
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_tokens_and_their_tokenizer_are_enough_to_train(poem, capsys, tmp_path):
+    out = succeed(capsys, "tokenize", f"path={poem}", "out=data/poem", "tokenizer=char")
+    assert "1 documents" in out
+    assert {p.name for p in (tmp_path / "data").iterdir()} == {"poem.bin", "poem.idx", "poem.tokenizer"}
+    command = [c for c in TINY if c != "tokenizer=char"]
+    out = succeed(capsys, "train", *command, "tokenizer=file", "tokenizer.path=data/poem.tokenizer",
+                  "data.path=data/poem.bin", "folder=from_tokens")
+    assert "archive from_tokens/model.nemolet" in out
+    tokenizer = nl.load(tmp_path / "from_tokens/model.nemolet").tokenizer
+    assert tokenizer.decode(tokenizer.encode("the rain")) == "the rain"
+
+
+# ---------------------------------------------------------------- looking
+
+
+def test_check_counts_without_training(capsys, tmp_path):
+    out = succeed(capsys, "check", "model=llama3_8b")
+    assert "8,030,261,248 parameters" in out
+    assert "GFLOP per token" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graph_as_table_picture_and_text(capsys, tmp_path):
+    table = succeed(capsys, "graph", "model=gpt_tiny")
+    assert "CausalLM" in table
+    assert "CrossEntropy" in table
+    assert "decoder" in succeed(capsys, "graph", "model=gpt_tiny", "inside=true")
+    assert succeed(capsys, "graph", "model=gpt_tiny", "out=pictures/graph.svg") == "pictures/graph.svg\n"
+    assert (tmp_path / "pictures/graph.svg").read_text().startswith("<svg")
+    succeed(capsys, "graph", "model=gpt_tiny", "out=graph.md", "inside=true")
+    assert "flowchart" in (tmp_path / "graph.md").read_text()
+
+
+def test_list_shows_groups_and_options(capsys):
+    out = succeed(capsys, "list")
+    for words in ("model=", "gpt2_xl", "llama3_70b", "optim=", "muon", "experiment=", "demo"):
+        assert words in out
+    assert succeed(capsys, "list", "group=optim").split() == ["optim=", "adafactor", "adamw", "muon"]
+
+
+@pytest.mark.parametrize("command", [[], ["--help"], ["-h"], ["help"]])
+def test_help_names_every_verb(command, capsys):
+    out = succeed(capsys, *command)
+    assert all(verb in out for verb in VERBS)
+
+
+def test_version(capsys):
+    assert succeed(capsys, "--version") == f"{nl.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_shows_its_config(verb, capsys):
+    out = succeed(capsys, verb, "--help")
+    assert out.startswith(f"nemolet {verb}: {VERBS[verb]}")
+    assert "== Config ==" in out
+
+
+@pytest.mark.parametrize("command", [
+    ["train", "--cfg", "job", "model=gpt_tiny"], ["train", "model=gpt_tiny", "--cfg=job"],
+    ["train", "model=gpt_tiny", "-c", "job", "+optim.eps=1e-6", "optim.momentum=0.9"],
+])
+def test_a_config_is_printed_and_nothing_is_done(command, capsys, tmp_path):
+    config = yaml.safe_load(succeed(capsys, *command))
+    assert config["model"]["width"] == 128
+    if "optim.momentum=0.9" in command:
+        assert (config["optim"]["eps"], config["optim"]["momentum"]) == (1e-6, 0.9)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_of_a_config_is_printed(capsys):
+    assert "max_steps: 1000" in succeed(capsys, "train", "--cfg", "job", "--package", "trainer")
+    assert "archive: ???" in succeed(capsys, "generate", "--cfg", "job")  # not yet said, and no mistake here
+
+
+def test_words_that_hydra_does_not_know_are_its_own_answer(capsys):
+    err = fail(capsys, 2, "train", "--cfg", "everything")
+    assert "invalid choice" in err
+
+
+# ---------------------------------------------------------------- a world that is not as asked
+
+
+@pytest.mark.parametrize("command, words", [
+    (["train", "data.path=nowhere.txt"], "nowhere.txt: there is no such file"),
+    (["train", "data.path=empty"], "empty"),
+    (["train", "data.path=nowhere.bin"], "nowhere"),
+    (["train", "tokenizer=file", "tokenizer.path=nowhere"], "nowhere: there is no tokenizer here"),
+    (["tokenize", "out=a", "path=nowhere.txt"], "nowhere.txt: there is no such file"),
+    (["evaluate", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
+    (["generate", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
+    (["chat", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
+    (["generate", "archive=empty"], "a folder"),
+    (["generate", "archive=junk"], "this is no whole archive"),
+])
+def test_missing_and_broken_files(command, words, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk").write_bytes(b"junk" * 999)
+    assert words in fail(capsys, 1, *command)
+
+
+def test_a_vocabulary_too_small_for_the_tokenizer(poem, capsys):
+    err = fail(capsys, 2, "train", *TINY, f"data.path={poem}", "model.vocab_size=3")
+    assert "model.vocab_size" in err
+    assert "model.vocab_size=null" in err
+
+
+def test_a_device_that_is_not_there(tiny_run, poem, capsys):
+    for device in ("gpu", "cuda:99"):
+        assert "device" in fail(capsys, 2, "generate", f"archive={tiny_run.archive}", f"device={device}")
+    err = fail(capsys, 2, "train", *TINY, f"data.path={poem}", "trainer.accelerator=gpu", "trainer.devices=64")
+    assert "ConfigError: trainer" in err
+
+
+def test_a_prompt_that_the_tokenizer_cannot_write(tiny_run, capsys):
+    assert "'Q'" in fail(capsys, 1, "generate", f"archive={tiny_run.archive}", "prompt=Q")
+
+
+def test_an_archive_without_a_tokenizer(capsys, tmp_path, poem):
+    nl.save("bare.nemolet", model=nl.language.CausalLM(vocab_size=9, layers=1, width=8, heads=2))
+    for verb in ("generate", "chat", "evaluate"):
+        assert "no tokenizer" in fail(capsys, 2, verb, "archive=bare.nemolet")
+
+
+def test_a_folder_that_cannot_be_made(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in fail(capsys, 1, "graph", "model=gpt_tiny", "out=file/graph.svg")
+
+
+def test_an_archive_of_a_users_class_needs_its_module(tmp_path):
+    (tmp_path / "mine.py").write_text('''
+import nemolet as nl
+from nemolet.types import LogitsBTV, TokenIdsBT
+
+@nl.register
+class Bigram(nl.NeuralModule):
+    """The next token from the last one."""
+
+    def __init__(self, *, vocab_size: int) -> None:
+        super().__init__(V=vocab_size)
+        self.table = nl.nn.Embedding("V", "V", vocab_size, vocab_size)
+
+    def forward(self, tokens: TokenIdsBT) -> LogitsBTV:
+        return self.table(tokens)
+
+if __name__ == "__main__":
+    import mine
+    nl.save("b.nemolet", model=mine.Bigram(vocab_size=257), tokenizer=nl.tokenizers.ByteTokenizer())
+''')
+    subprocess.run([sys.executable, "mine.py"], check=True)
+    code = ("from nemolet.cli import main\n"
+            "assert main(['generate', 'archive=b.nemolet', 'prompt=a', 'max_new_tokens=3']) == 1\n"
+            "assert main(['generate', 'archive=b.nemolet', 'prompt=a', 'max_new_tokens=3', 'imports=[mine]']) == 0\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "register" in done.stderr
