@@ -17,7 +17,7 @@ _HOME = {
         " LengthsB Lengths LogProbsBTV LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD NeuralType"
         " Outcome PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds Void"
     ),
-    "nemolet.wiring": "Input Symbol",
+    "nemolet.symbols": "Input Symbol",
     "nemolet.module": "NeuralModule checked parameter_axes",
     "nemolet.graph": "Graph compose",
     "nemolet.config": "build register",
@@ -53,5 +53,5 @@ if TYPE_CHECKING:
     from nemolet.errors import NemoletError
     from nemolet.graph import Graph, compose
     from nemolet.module import NeuralModule, checked, parameter_axes
+    from nemolet.symbols import Input, Symbol
     from nemolet.types import *  # noqa: F403
-    from nemolet.wiring import Input, Symbol

@@ -12,8 +12,8 @@ from typing import Any
 
 from nemolet.errors import WiringError, did_you_mean
 from nemolet.module import NeuralModule
+from nemolet.symbols import Port
 from nemolet.types import DictOf, ListOf, PortType, compare
-from nemolet.wiring import Port
 
 
 def check_addresses(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> None:

@@ -15,8 +15,9 @@ from nemolet.addresses import check_addresses, item_type, running_order, wired_i
 from nemolet.draw import Arrow, Box, Picture, mermaid, svg, text_table, write
 from nemolet.errors import WiringError, did_you_mean
 from nemolet.module import NeuralModule, Signature
+from nemolet.symbols import Node, Port, Symbol, Wire, symbols_of, upstream
 from nemolet.types import ANY, LEGEND, REST, Axis, NeuralType, PortType, compare
-from nemolet.wiring import Node, Port, Solution, Symbol, Var, Wire, bind_call, check, symbols_of, upstream
+from nemolet.wiring import Solution, Var, bind_call, check
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nemolet.errors import DeclarationError, ShapeError
+from nemolet.symbols import Port, Symbol, holds_symbol
 from nemolet.types import (
     ANY,
     REST,
@@ -36,7 +37,7 @@ from nemolet.types import (
     format_dims,
     parse_dims,
 )
-from nemolet.wiring import Port, Symbol, bind_call, holds_symbol
+from nemolet.wiring import bind_call
 
 # --------------------------------------------------------------------------------------------------
 # Ports from annotations

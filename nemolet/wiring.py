@@ -1,19 +1,19 @@
-"""Symbols, nodes and the check that a set of wires fits, before any tensor exists.
+"""The check that a set of wires fits, before any tensor exists.
 
-Calling a module with symbols makes a :class:`Node`; its outputs are new symbols. :func:`check` walks
-nodes in order and unifies, over every wire, the axes of the output with the axes of the input: each
-letter of each node is a variable, a wire makes two variables one, and two sizes in one variable are
-an error that names both ends. It is a pure function of the nodes; nothing is kept between calls.
+:func:`check` walks nodes in order and unifies, over every wire, the axes of the output with the axes of the input:
+each letter of each node is a variable, a wire makes two variables one, and two sizes in one variable are an error
+that names both ends. It is a pure function of the nodes; nothing is kept between calls. :func:`bind_call` makes the
+node of one symbolic call, checked.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
-from nemolet.errors import DeclarationError, WiringError, did_you_mean
+from nemolet.errors import WiringError, did_you_mean
+from nemolet.symbols import Node, Port, Symbol, Typed, Wire, holds_symbol, symbols_of, upstream
 from nemolet.types import (
     ANY,
     LEGEND,
@@ -27,134 +27,6 @@ from nemolet.types import (
     PortType,
     compare,
 )
-
-
-@dataclass(frozen=True)
-class Port:
-    """One named input or output of a module."""
-
-    name: str
-    type: PortType
-    optional: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.type}" + (" | None" if self.optional else "")
-
-
-class Typed(Protocol):
-    """What wiring needs to know of a module."""
-
-    @property
-    def input_ports(self) -> Mapping[str, Port]: ...
-
-    @property
-    def output_ports(self) -> Mapping[str, Port]: ...
-
-    @property
-    def label(self) -> str: ...
-
-
-@dataclass(eq=False, frozen=True)
-class Symbol:
-    """A tensor that does not exist yet: an output of a node, or an input of the graph (``node`` is None)."""
-
-    port: Port
-    node: Node | None = None
-
-    @property
-    def name(self) -> str:
-        """Where the tensor comes from, for messages."""
-        return f"{self.node.module.label}.{self.port.name}" if self.node else f"input {self.port.name or '?'}"
-
-    def __repr__(self) -> str:
-        return f"Symbol({self.name}: {self.port.type})"
-
-    def __bool__(self) -> bool:
-        raise WiringError(
-            "a symbol has no value yet", where=self.name, fix="wire modules with symbols; run the graph with tensors"
-        )
-
-
-Wire = Symbol | list["Wire"] | dict[str, "Wire"]
-
-
-@dataclass(eq=False, frozen=True)
-class Node:
-    """One symbolic call: a module, the wire at each of its ports, and plain options."""
-
-    module: Typed
-    wires: Mapping[str, Wire]
-    options: Mapping[str, object] = field(default_factory=dict)
-
-    def outputs(self) -> dict[str, Symbol]:
-        """A symbol for each output port."""
-        return {name: Symbol(port, self) for name, port in self.module.output_ports.items()}
-
-
-def Input(type: object, name: str = "", *, optional: bool = False) -> Any:
-    """Declare an input of a graph.
-
-    Args:
-        type: an alias such as ``TokenIdsBT``, or a :class:`NeuralType`.
-        name: the port's name in the graph; by default that of the first port it flows into.
-        optional: whether the graph may be run without it; it then flows into optional ports only.
-
-    Example:
-        >>> from nemolet.types import TokenIdsBT
-        >>> Input(TokenIdsBT, "tokens")
-        Symbol(input tokens: B T TokenIds(vocab=V))
-    """
-    found = [arg for arg in get_args(type) if isinstance(arg, NeuralType)]
-    declared = type if isinstance(type, (NeuralType, ListOf, DictOf)) else found[0] if found else None
-    if declared is None:
-        raise DeclarationError(
-            "an input needs a type", where=f"Input({type!r})", expected="an alias such as nl.TokenIdsBT", found=type
-        )
-    return Symbol(Port(name, declared, optional))
-
-
-def symbols_of(value: object) -> Iterable[Symbol]:
-    """All symbols inside a (possibly nested) value."""
-    if isinstance(value, Symbol):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from symbols_of(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from symbols_of(item)
-
-
-def holds_symbol(value: object) -> bool:
-    """Whether a value is, or contains, a symbol. Called on every module call, so tensors leave at once."""
-    kind = type(value)
-    if kind is Symbol:
-        return True
-    if kind is list or kind is tuple:
-        return any(holds_symbol(item) for item in value)  # type: ignore[attr-defined]
-    return kind is dict and any(holds_symbol(item) for item in value.values())  # type: ignore[attr-defined]
-
-
-def upstream(ends: Iterable[Symbol]) -> list[Node]:
-    """All nodes that the given symbols need, each after what it needs itself."""
-    order: list[Node] = []
-    seen: set[int] = set()
-    stack: list[tuple[Node, bool]] = [(s.node, False) for s in reversed(list(ends)) if s.node]
-    while stack:  # iterative: deep models must not meet Python's recursion limit
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            stack.append((node, True))
-            needed = [s.node for s in symbols_of(list(node.wires.values())) if s.node]
-            stack.extend((each, False) for each in reversed(needed))  # the first port's source runs first
-    return order
-
-
-# --------------------------------------------------------------------------------------------------
-# Unification
-# --------------------------------------------------------------------------------------------------
 
 
 class Var:

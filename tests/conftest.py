@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+# Several tests and their processes run side by side; threads of one would only wait for those of another.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 

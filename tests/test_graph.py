@@ -14,6 +14,7 @@ import nemolet as nl
 from nemolet.errors import WiringError
 from nemolet.graph import Graph, compose
 from nemolet.module import NeuralModule
+from nemolet.symbols import Input
 from nemolet.types import (
     HiddenBTD,
     HiddenRestD,
@@ -24,7 +25,6 @@ from nemolet.types import (
     NeuralType,
     TokenIdsBT,
 )
-from nemolet.wiring import Input
 
 IndexBT = Annotated[Tensor, NeuralType("B T", Index())]
 

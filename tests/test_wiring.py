@@ -13,6 +13,7 @@ import nemolet as nl
 from nemolet.errors import DeclarationError, WiringError
 from nemolet.graph import Graph, compose
 from nemolet.module import NeuralModule
+from nemolet.symbols import Input, Node, Symbol, upstream
 from nemolet.types import (
     Audio,
     AudioBN,
@@ -36,7 +37,7 @@ from nemolet.types import (
     SpectrogramBTC,
     TokenIdsBT,
 )
-from nemolet.wiring import Input, Node, Symbol, check, upstream
+from nemolet.wiring import check
 
 IndexBT = Annotated[Tensor, NeuralType("B T", Index())]
 HiddenBDT = Annotated[Tensor, NeuralType("B D T", Hidden())]

@@ -78,7 +78,7 @@ def run(settings: Settings) -> int:
     model_config = with_vocabulary(settings.model, data.tokenizer.vocab_size)
     model = build(model_config, where="model")
     size = sum(p.numel() for p in model.parameters())
-    first = rank_zero_only.rank == 0
+    first = getattr(rank_zero_only, "rank", 0) == 0
     if first:
         print(f"{size / 1e6:.2f}M parameters, {data.tokenizer.vocab_size} tokens in the vocabulary, "
               f"{data.train_tokens:,} tokens of text; folder {folder}", flush=True)

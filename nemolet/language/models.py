@@ -16,7 +16,7 @@ from nemolet.nn.embedding import Embedding, Head
 from nemolet.nn.transformer import Decoder
 from nemolet.tokenizers.base import Tokenizer
 from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
-from nemolet.wiring import Input
+from nemolet.symbols import Input
 
 
 class CausalLM(NeuralModule):

@@ -68,7 +68,7 @@ def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder
     folder, training = Path(folder), training or Training()
     optim, schedule = optim or Optim(), schedule or Schedule()
     _quiet()
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         _claim(folder, dict(config or {}))
     graph = training_graph(model, loss)
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
