@@ -10,14 +10,17 @@ process; the table shows medians over windows and ratios of them.
 
 from __future__ import annotations
 
-import argparse
+import sys
+
+sys.path.pop(0)  # this folder: its tokenize.py would stand before the standard library's
+
+import argparse  # noqa: E402
 import csv
 import os
 import resource
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -40,6 +43,8 @@ def main() -> None:
     parser.add_argument("--compile", nargs="+", default=["off", "on"], choices=["off", "on"])
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--windows", type=int, default=7)
+    parser.add_argument("--nemolet", default=str(Path(sys.executable).parent / "nemolet"),
+                        help="the command that is measured; for memory, one of an installation without extras")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--record", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -49,13 +54,14 @@ def main() -> None:
     for size in arguments.sizes:
         for precision in arguments.precisions:
             for compiled in arguments.compile:
-                compare(size, precision, compiled, arguments.contenders, arguments.windows)
+                compare(size, precision, compiled, arguments)
 
 
-def compare(size: str, precision: str, compiled: str, contenders: list[str], windows: int) -> None:
+def compare(size: str, precision: str, compiled: str, arguments: argparse.Namespace) -> None:
     """Run all contenders in turns and print their table."""
+    contenders, windows = arguments.contenders, arguments.windows
     with tempfile.TemporaryDirectory() as folder:
-        running = {name: Contender(name, size, precision, compiled, Path(folder) / name) for name in contenders}
+        running = {name: Contender(name, size, precision, compiled, Path(folder) / name, arguments.nemolet) for name in contenders}
         try:
             for _ in range(windows):
                 for contender in running.values():
@@ -73,14 +79,14 @@ def compare(size: str, precision: str, compiled: str, contenders: list[str], win
 class Contender:
     """One process that trains for ever and writes a record per window."""
 
-    def __init__(self, name: str, size: str, precision: str, compiled: str, folder: Path) -> None:
+    def __init__(self, name: str, size: str, precision: str, compiled: str, folder: Path, nemolet: str) -> None:
         folder.mkdir()
         self.name, self.record = name, folder / "metrics.csv"
         self.rates: list[tuple[float, float]] = []
         self.memory = 0.0
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         if name == "nemolet":
-            command = nemolet_command(size, precision, compiled, folder)
+            command = [nemolet, *nemolet_overrides(size, precision, compiled, folder)]
         else:
             command = [sys.executable, __file__, "--worker", name, "--record", str(self.record), "--sizes", size,
                        "--precisions", precision, "--compile", compiled]
@@ -124,14 +130,14 @@ class Contender:
         self.log.close()
 
 
-def nemolet_command(size: str, precision: str, compiled: str, folder: Path) -> list[str]:
-    """The command a user would type; logging, checkpoints and progress are on."""
+def nemolet_overrides(size: str, precision: str, compiled: str, folder: Path) -> list[str]:
+    """What a user would type; logging, checkpoints and progress are on."""
     text = folder / "text.txt"
     text.write_text("".join(chr(97 + i * i % 26) + (" " if i % 7 == 0 else "") for i in range(200_000)))
     settings, values = SIZES[size], SMALL if size == "small" else LLAMA
     model = [f"++model.{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items()]
     return [
-        str(Path(sys.executable).parent / "nemolet"), "train", f"model={'gpt_tiny' if size == 'small' else 'llama_50m'}", *model,
+        "train", f"model={'gpt_tiny' if size == 'small' else 'llama_50m'}", *model,
         f"model.vocab_size={settings['vocab'] if size == '50m' else 'null'}", f"tokenizer={'char' if size == 'small' else 'byte'}",
         f"data.path={text}", f"data.cache={folder / 'cache'}", f"data.batch_size={settings['batch']}",
         f"data.sequence_length={settings['length']}", "data.order=random", f"trainer.precision={'bf16-mixed' if precision == 'bf16' else '32'}",

@@ -275,9 +275,12 @@ def _rebuilt_tokenizer(config: dict[str, Any], members: dict[str, bytes], where:
 
 def _read(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """All members and the config, checked."""
-    if not path.is_file():
-        raise ArchiveError("there is no such file", where=str(path), expected="a .nemolet file",
-                           found="a folder" if path.is_dir() else "nothing")
+    try:
+        found = None if path.is_file() else "a folder" if path.is_dir() else "nothing"
+    except OSError as error:  # a name that no file can have
+        found = error.strerror
+    if found is not None:
+        raise ArchiveError("there is no such file", where=str(path), expected="a .nemolet file", found=found)
     members = _members(path)
     for name in (MANIFEST, CONFIG, WEIGHTS, CARD):
         if name not in members:

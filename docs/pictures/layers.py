@@ -17,7 +17,8 @@ WORDS = {
     "addresses": "addresses of the YAML form",
     "draw": "text, Mermaid, SVG",
     "module": "NeuralModule: ports from annotations",
-    "wiring": "symbols, nodes, unification of axes",
+    "wiring": "unification of axes, before a tensor exists",
+    "symbols": "symbols, nodes, ports",
     "types": "axes, elements, comparison",
     "errors": "what, where, expected, found, fix",
 }

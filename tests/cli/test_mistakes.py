@@ -49,7 +49,7 @@ MISTAKES = {
     "scaling": (["train", "model.rope_scaling=linear"], ["model.rope_scaling", "a mapping"]),
     # types
     "text for a number": (["train", "optim.lr=fast"], ["optim.lr", "a number", "'fast'"]),
-    "quoted number": (["train", "seed='\"3\"'"], ["seed", "a whole number", "without quotes"]),
+    "quoted number": (["train", "seed='3'"], ["seed", "a whole number", "without quotes"]),
     "fraction for a count": (["train", "trainer.max_steps=1.5"], ["trainer.max_steps", "a whole number", "1.5"]),
     "float for a count": (["train", "trainer.max_steps=1e3"], ["trainer.max_steps", "write trainer.max_steps=1000"]),
     "number for text": (["train", "name=5"], ["name", "text", "name=\"'5'\""]),

@@ -213,7 +213,8 @@ def test_words_that_hydra_does_not_know_are_its_own_answer(capsys):
 @pytest.mark.parametrize("command, words", [
     (["train", "data.path=nowhere.txt"], "nowhere.txt: there is no such file"),
     (["train", "data.path=empty"], "empty"),
-    (["train", "data.path=nowhere.bin"], "nowhere"),
+    (["train", "data.path=nowhere.bin", "tokenizer=byte"], "the token file is missing"),
+    (["train", "data.path=nowhere.bin"], "a token file cannot train a tokenizer"),
     (["train", "tokenizer=file", "tokenizer.path=nowhere"], "nowhere: there is no tokenizer here"),
     (["tokenize", "out=a", "path=nowhere.txt"], "nowhere.txt: there is no such file"),
     (["evaluate", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
