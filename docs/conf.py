@@ -6,7 +6,7 @@ from pathlib import Path
 import nemolet
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tree  # noqa: E402
+import tree
 
 project = "nemolet"
 author = "the nemolet authors"

@@ -15,8 +15,8 @@ MARKS = re.compile(r"(<!-- files -->\n).*?(<!-- end of files -->)", re.DOTALL)
 def table() -> str:
     """One row for each module of the package."""
     rows = ["| file | what it holds |", "|---|---|"]
-    files = sorted((ROOT / "nemolet").rglob("*.py"), key=lambda file: (len(file.parts) > len(ROOT.parts) + 2, file.parts))
-    for file in files:
+    package = ROOT / "nemolet"
+    for file in [*sorted(package.glob("*.py")), *sorted(package.glob("*/**/*.py"))]:
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         first = re.sub(r":\w+:`([^`]*)`", r"`\1`", text.split("\n")[0]).replace("``", "`").replace("|", "\\|")
         rows.append(f"| `{file.relative_to(ROOT)}` | {first} |")

@@ -12,7 +12,8 @@ def main(path: str, prompt: str) -> None:
         raise SystemExit(f"{path} has no tokenizer")
     sampling = nl.language.Sampling(temperature=0.8, top_p=0.95)
     print(prompt, end="", flush=True)
-    for _, piece in nl.language.stream(archive.model, archive.tokenizer, [prompt], max_new_tokens=100, sampling=sampling):
+    pieces = nl.language.stream(archive.model, archive.tokenizer, [prompt], max_new_tokens=100, sampling=sampling)
+    for _, piece in pieces:
         print(piece, end="", flush=True)
     print()
 

@@ -38,8 +38,12 @@ def small(**changes):
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
     """A whole archive, which no test changes."""
-    return nl.save(tmp_path_factory.mktemp("archive") / "good.nemolet", model=small(),
-                   tokenizer=CharTokenizer("abcdefghijk"), card="# A card\n")
+    return nl.save(
+        tmp_path_factory.mktemp("archive") / "good.nemolet",
+        model=small(),
+        tokenizer=CharTokenizer("abcdefghijk"),
+        card="# A card\n",
+    )
 
 
 def members_of(path):
@@ -70,11 +74,16 @@ def tar_of(entries, **options):
 # ---------------------------------------------------------------- round trip
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"tied": False}, {"position": "learned", "norm": "layer", "bias": True, "gated": False, "activation": "gelu"},
-    {"kv_heads": 1, "qk_norm": True, "softcap": 5.0, "pad_vocab_to": 16, "window": 4},
-    {"rope_scaling": {"kind": "linear", "factor": 2.0}},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tied": False},
+        {"position": "learned", "norm": "layer", "bias": True, "gated": False, "activation": "gelu"},
+        {"kv_heads": 1, "qk_norm": True, "softcap": 5.0, "pad_vocab_to": 16, "window": 4},
+        {"rope_scaling": {"kind": "linear", "factor": 2.0}},
+    ],
+)
 def test_a_model_comes_back_equal(changes, tmp_path):
     model = small(**changes).eval()
     archive = nl.load(nl.save(tmp_path / "m.nemolet", model=model))
@@ -84,10 +93,14 @@ def test_a_model_comes_back_equal(changes, tmp_path):
     assert archive.config == {"model": model.config()}
 
 
-@pytest.mark.parametrize("tokenizer", [
-    ByteTokenizer(), CharTokenizer("abcdefghijk", byte_fallback=True),
-    SentencePieceTokenizer.train(["the rain in spain"] * 20, vocab_size=270),
-])
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        ByteTokenizer(),
+        CharTokenizer("abcdefghijk", byte_fallback=True),
+        SentencePieceTokenizer.train(["the rain in spain"] * 20, vocab_size=270),
+    ],
+)
 def test_a_tokenizer_comes_back_with_its_ids(tokenizer, tmp_path):
     model = small(vocab_size=tokenizer.vocab_size)
     again = nl.load(nl.save(tmp_path / "m.nemolet", model=model, tokenizer=tokenizer)).tokenizer
@@ -175,9 +188,11 @@ def test_arguments_that_are_no_plain_data_are_not_saved(tmp_path):
 
 
 def test_another_process_reads_it(good):
-    code = ("import sys, torch, nemolet as nl\n"
-            "archive = nl.load(sys.argv[1])\n"
-            "print(archive.model(torch.tensor([[1, 2, 3, 4]])).double().sum().item(), archive.tokenizer.encode('bad'))")
+    code = (
+        "import sys, torch, nemolet as nl\n"
+        "archive = nl.load(sys.argv[1])\n"
+        "print(archive.model(torch.tensor([[1, 2, 3, 4]])).double().sum().item(), archive.tokenizer.encode('bad'))"
+    )
     done = subprocess.run([sys.executable, "-c", code, good], capture_output=True, text=True, check=True)
     total, ids = done.stdout.split(" ", 1)
     assert float(total) == pytest.approx(small().eval()(TOKENS).double().sum().item(), abs=1e-6)
@@ -207,11 +222,13 @@ def test_a_save_that_fails_leaves_the_old_file(good, tmp_path, monkeypatch):
 def test_a_full_disk_leaves_the_old_file(good, tmp_path):
     path = tmp_path / "m.nemolet"
     path.write_bytes(good.read_bytes())
-    code = ("import resource, sys, nemolet as nl\n"
-            "model = nl.language.CausalLM(vocab_size=11, layers=1, width=64, heads=2)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-            "try:\n    nl.save(sys.argv[1], model=model)\n"
-            "except nl.errors.ArchiveError as error:\n    print(error)")
+    code = (
+        "import resource, sys, nemolet as nl\n"
+        "model = nl.language.CausalLM(vocab_size=11, layers=1, width=64, heads=2)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "try:\n    nl.save(sys.argv[1], model=model)\n"
+        "except nl.errors.ArchiveError as error:\n    print(error)"
+    )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert "the archive cannot be written" in done.stdout
     assert path.read_bytes() == good.read_bytes()
@@ -325,7 +342,8 @@ class Evil:
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join(['*' + old] * 8)}]\n" for old, new in zip("abcdefgh", "bcdefghi"))
+    f"{new}: &{new} [{', '.join(['*' + old] * 8)}]\n" for old, new in zip("abcdefgh", "bcdefghi")
+)
 MODEL = "model: {_target_: nemolet.nn.Linear, in_axis: D, out_axis: D, in_size: 2, out_size: 2}\n"
 LISTED = {"format": "nemolet", "version": 1}
 
@@ -341,8 +359,9 @@ HOSTILE = {
     "line break in a name": lambda good, canary: extra(good, name="tokenizer/characters.json\n"),
     "unknown member": lambda good, canary: extra(good, name="notes.txt"),
     "pickle": lambda good, canary: extra(good, name="data.pkl", content=pickle.dumps(Evil(canary))),
-    "pickle beside the tokenizer": lambda good, canary: extra(good, name="tokenizer/data.pkl",
-                                                             content=pickle.dumps(Evil(canary))),
+    "pickle beside the tokenizer": lambda good, canary: extra(
+        good, name="tokenizer/data.pkl", content=pickle.dumps(Evil(canary))
+    ),
     "pickled weights": lambda good, canary: changed(good, WEIGHTS, pickle.dumps(Evil(canary))),
     "pickled config": lambda good, canary: changed(good, CONFIG, pickle.dumps(Evil(canary))),
     "duplicate": lambda good, canary: extra(good, name=CARD, content=members_of(good)[CARD]),
@@ -358,10 +377,12 @@ HOSTILE = {
     "unknown type": lambda good, canary: typed(good, b"Z"),
     "long name": lambda good, canary: extra(good, name="tokenizer/" + "a" * 300),
     "pax header": lambda good, canary: extra(good, name="tokenizer/x", pax_headers={"comment": "hello"}),
-    "sparse by pax": lambda good, canary: extra(good, name="tokenizer/x",
-                                               pax_headers={"GNU.sparse.major": "1", "GNU.sparse.realsize": str(10**13)}),
+    "sparse by pax": lambda good, canary: extra(
+        good, name="tokenizer/x", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.realsize": str(10**13)}
+    ),
     "too many members": lambda good, canary: packed(
-        {**members_of(good), **{f"tokenizer/{i}": b"" for i in range(100)}}),
+        {**members_of(good), **{f"tokenizer/{i}": b"" for i in range(100)}}
+    ),
     # sizes
     "ten terabytes": lambda good, canary: claimed(good, 10**13),
     "ten terabytes of config": lambda good, canary: claimed(good, 10**13, CONFIG),
@@ -388,13 +409,17 @@ HOSTILE = {
     "no weights": lambda good, canary: without(good, WEIGHTS),
     "no card": lambda good, canary: without(good, CARD),
     "a member that is not listed": lambda good, canary: packed(
-        members_of(good), members={n: e for n, e in listed(members_of(good)).items() if n != CARD}),
+        members_of(good), members={n: e for n, e in listed(members_of(good)).items() if n != CARD}
+    ),
     "a listed member that is not there": lambda good, canary: packed(
-        members_of(good), members={**listed(members_of(good)), "tokenizer/x": {}}),
+        members_of(good), members={**listed(members_of(good)), "tokenizer/x": {}}
+    ),
     "wrong hash": lambda good, canary: packed(
-        members_of(good), members={**listed(members_of(good)), CARD: {"size": 9, "sha256": "0" * 64}}),
+        members_of(good), members={**listed(members_of(good)), CARD: {"size": 9, "sha256": "0" * 64}}
+    ),
     "wrong size": lambda good, canary: packed(
-        members_of(good), members={**listed(members_of(good)), CARD: {**listed(members_of(good))[CARD], "size": 8}}),
+        members_of(good), members={**listed(members_of(good)), CARD: {**listed(members_of(good))[CARD], "size": 8}}
+    ),
     "manifest without members": lambda good, canary: manifested(good, LISTED),
     "no hash": lambda good, canary: packed(members_of(good), members=dict.fromkeys(listed(members_of(good)))),
     "list of members": lambda good, canary: packed(members_of(good), members=[[n, e] for n, e in LISTED.items()]),
@@ -408,8 +433,10 @@ HOSTILE = {
     "manifest is no text": lambda good, canary: manifested(good, b"\xff\xfe\x00"),
     "another format": lambda good, canary: packed(members_of(good), format="nemo"),
     "format is a list": lambda good, canary: packed(members_of(good), format=["nemolet"]),
-    **{f"version {version!r}": (lambda good, canary, version=version: packed(members_of(good), version=version))
-       for version in (2, 10**30, 0, -1, True, "1", 1.0, None, [1])},
+    **{
+        f"version {version!r}": (lambda good, canary, version=version: packed(members_of(good), version=version))
+        for version in (2, 10**30, 0, -1, True, "1", 1.0, None, [1])
+    },
     # config
     "interpolation": lambda good, canary: configured(good, checkpointing="${oc.env:HOME}"),
     "interpolation of the target": lambda good, canary: configured(good, _target_="${nope}"),
@@ -417,13 +444,17 @@ HOSTILE = {
     "builtin": lambda good, canary: configured(good, _target_="builtins.eval"),
     "two hops": lambda good, canary: texted(good, f"model: {{_target_: nemolet.module.torch.load, f: '{canary}'}}\n"),
     "two hops to a system call": lambda good, canary: texted(
-        good, f"model: {{_target_: nemolet.archive.os.system, command: 'touch {canary}'}}\n"),
+        good, f"model: {{_target_: nemolet.archive.os.system, command: 'touch {canary}'}}\n"
+    ),
     "function of nemolet": lambda good, canary: texted(
-        good, f"model: {{_target_: nemolet.draw.write, path: '{canary}', text: x}}\n"),
+        good, f"model: {{_target_: nemolet.draw.write, path: '{canary}', text: x}}\n"
+    ),
     "class that may not be built": lambda good, canary: texted(
-        good, f"model: {{_target_: nemolet.data.IndexedWriter, path: '{canary}', vocab_size: 5}}\n"),
+        good, f"model: {{_target_: nemolet.data.IndexedWriter, path: '{canary}', vocab_size: 5}}\n"
+    ),
     "hidden deep inside": lambda good, canary: configured(
-        good, rope_scaling={"kind": "linear", "factor": {"_target_": "os.system", "command": f"touch {canary}"}}),
+        good, rope_scaling={"kind": "linear", "factor": {"_target_": "os.system", "command": f"touch {canary}"}}
+    ),
     "private name": lambda good, canary: configured(good, _target_="nemolet.nn._EXPORTS"),
     "target is no text": lambda good, canary: configured(good, _target_=["nemolet.nn.Linear"]),
     "no target": lambda good, canary: configured(good, _target_="absent"),
@@ -440,7 +471,9 @@ HOSTILE = {
     "reference that is a list": lambda good, canary: configured(good, rope_scaling={"_ref_": [1]}),
     "value left open": lambda good, canary: configured(good, checkpointing="???"),
     "graph of plain data": lambda good, canary: texted(good, "model: {_target_: nemolet.graph.Graph}\n"),
-    "graph without modules": lambda good, canary: texted(good, "model: {_target_: nemolet.graph.compose, modules: {}}\n"),
+    "graph without modules": lambda good, canary: texted(
+        good, "model: {_target_: nemolet.graph.compose, modules: {}}\n"
+    ),
     "abstract module": lambda good, canary: texted(good, "model: {_target_: nemolet.module.NeuralModule, D: 3}\n"),
     "not YAML": lambda good, canary: texted(good, "model: [}"),
     "not text": lambda good, canary: changed(good, CONFIG, b"\xff\xff"),
@@ -451,27 +484,30 @@ HOSTILE = {
     "number as a key": lambda good, canary: texted(good, MODEL.replace("in_size: 2", "in_size: 2, 3: 4")),
     "null as a key": lambda good, canary: texted(good, MODEL.replace("in_size: 2", "in_size: 2, null: 4")),
     "date": lambda good, canary: texted(good, MODEL.replace("in_size: 2", "in_size: 2024-01-01")),
-    "Python object": lambda good, canary: texted(
-        good, f"model: !!python/object/apply:os.system ['touch {canary}']\n"),
+    "Python object": lambda good, canary: texted(good, f"model: !!python/object/apply:os.system ['touch {canary}']\n"),
     "Python name": lambda good, canary: texted(good, "model: {_target_: !!python/name:os.system ''}\n"),
     "harmless tag": lambda good, canary: texted(good, MODEL.replace("D,", "!!str D,", 1)),
     "set": lambda good, canary: texted(good, "model: !!set {a, b}\n"),
-    "anchor and alias": lambda good, canary: texted(good, MODEL.replace("in_size: 2", "in_size: &n 2").replace(
-        "out_size: 2", "out_size: *n")),
+    "anchor and alias": lambda good, canary: texted(
+        good, MODEL.replace("in_size: 2", "in_size: &n 2").replace("out_size: 2", "out_size: *n")
+    ),
     "alias bomb": lambda good, canary: texted(good, BOMB + "model: *i\n"),
     "merge key": lambda good, canary: texted(good, "a: &a {b: 1}\nmodel: {<<: *a}\n"),
     "deep": lambda good, canary: texted(good, "model: " + "[" * 5000 + "]" * 5000),
     "deep, but not too deep for YAML": lambda good, canary: configured(
-        good, rope_scaling=json.loads('{"a":' * 90 + "1" + "}" * 90)),
+        good, rope_scaling=json.loads('{"a":' * 90 + "1" + "}" * 90)
+    ),
     "long": lambda good, canary: texted(good, MODEL + "#" * (1 << 20)),
     # weights
     "missing tensor": lambda good, canary: with_weights(good, lambda t: t.pop(sorted(t)[0])),
     "unknown tensor": lambda good, canary: with_weights(good, lambda t: t.update(evil=torch.zeros(2))),
     "another shape": lambda good, canary: with_weights(
-        good, lambda t: t.update({k: torch.zeros(3, 3) for k in sorted(t)[:1]})),
+        good, lambda t: t.update({k: torch.zeros(3, 3) for k in sorted(t)[:1]})
+    ),
     "another kind": lambda good, canary: with_weights(good, lambda t: t.update({k: v.int() for k, v in t.items()})),
     "complex": lambda good, canary: with_weights(
-        good, lambda t: t.update({k: v.to(torch.complex64) for k, v in t.items()})),
+        good, lambda t: t.update({k: v.to(torch.complex64) for k, v in t.items()})
+    ),
     "no tensors": lambda good, canary: with_weights(good, lambda t: t.clear()),
     "junk": lambda good, canary: changed(good, WEIGHTS, b"junk"),
     "empty weights": lambda good, canary: changed(good, WEIGHTS, b""),
@@ -493,14 +529,21 @@ HOSTILE = {
     "setting of another kind": lambda good, canary: tokenized(good, {"kind": "byte", "evil": 1}, {}),
     "files of another kind": lambda good, canary: tokenized(good, {"kind": "byte"}),
     "files missing": lambda good, canary: tokenized(good, {"kind": "char", "byte_fallback": False}, {}),
-    "files without a tokenizer": lambda good, canary: packed({**members_of(good), CONFIG: yaml.safe_dump(
-        {"model": yaml.safe_load(members_of(good)[CONFIG])["model"]}).encode()}),
+    "files without a tokenizer": lambda good, canary: packed(
+        {
+            **members_of(good),
+            CONFIG: yaml.safe_dump({"model": yaml.safe_load(members_of(good)[CONFIG])["model"]}).encode(),
+        }
+    ),
     "broken characters": lambda good, canary: tokenized(
-        good, {"kind": "char", "byte_fallback": False}, {"tokenizer/characters.json": b'["ab", 3]'}),
+        good, {"kind": "char", "byte_fallback": False}, {"tokenizer/characters.json": b'["ab", 3]'}
+    ),
     "broken model": lambda good, canary: tokenized(
-        good, {"kind": "sentencepiece"}, {"tokenizer/sentencepiece.model": b"\x00junk"}),
+        good, {"kind": "sentencepiece"}, {"tokenizer/sentencepiece.model": b"\x00junk"}
+    ),
     "broken tokenizer.json": lambda good, canary: tokenized(
-        good, {"kind": "huggingface", "bos": None, "eos": None}, {"tokenizer/tokenizer.json": b'{"model": {}}'}),
+        good, {"kind": "huggingface", "bos": None, "eos": None}, {"tokenizer/tokenizer.json": b'{"model": {}}'}
+    ),
 }
 
 
@@ -519,7 +562,11 @@ def test_a_hostile_archive_is_refused_and_runs_nothing(name, good, tmp_path):
 
 def test_hostile_archives_do_not_fill_the_memory(good, tmp_path):
     """All of them in one process that may not grow by more than a gigabyte."""
-    names = [n for n in HOSTILE if any(w in n for w in ("terabyte", "billion", "bomb", "deep", "size", "huge", "pax", "width"))]
+    names = [
+        n
+        for n in HOSTILE
+        if any(w in n for w in ("terabyte", "billion", "bomb", "deep", "size", "huge", "pax", "width"))
+    ]
     assert len(names) > 10
     for number, name in enumerate(names):
         (tmp_path / f"{number}.nemolet").write_bytes(HOSTILE[name](good, tmp_path / "canary"))
@@ -537,8 +584,9 @@ def test_hostile_archives_do_not_fill_the_memory(good, tmp_path):
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     """
     files = [str(tmp_path / f"{number}.nemolet") for number in range(len(names))]
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), good, *files], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), good, *files], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 200  # MiB
 

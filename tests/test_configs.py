@@ -15,16 +15,24 @@ from nemolet.config.registry import construct
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-    for folder in sorted(config_folder().iterdir()) if folder.is_dir() and not folder.name.startswith("_")
+    for folder in sorted(config_folder().iterdir())
+    if folder.is_dir() and not folder.name.startswith("_")
 }
 CHOICES = [(group, option) for group, options in GROUPS.items() for option in options]
 # What an option needs beside itself.
 NEEDS = {("tokenizer", "file"): ["tokenizer.path=tok"]}
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
 PUBLISHED = {  # numbers of parameters
-    "gpt2": 124_439_808, "gpt2_medium": 354_823_168, "gpt2_large": 774_030_080, "gpt2_xl": 1_557_611_200,
-    "llama2_7b": 6_738_415_616, "llama2_13b": 13_015_864_320, "llama2_70b": 68_976_648_192,
-    "llama3_8b": 8_030_261_248, "llama3_70b": 70_553_706_496, "llama31_8b": 8_030_261_248,
+    "gpt2": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "gpt2_xl": 1_557_611_200,
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama2_70b": 68_976_648_192,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "llama31_8b": 8_030_261_248,
     "llama32_1b": 1_235_814_400,
 }
 

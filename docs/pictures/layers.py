@@ -52,7 +52,8 @@ def main() -> None:
                "", "#fdebd0", "#c77a1a")
     lines = ("groups, validation,", "allowlist, build;", "imports errors only,", "used by archive and cli")
     x, y = LEFT + WIDTH + GAP + SIDE / 2, top + (len(rows) - 2) * (HEIGHT + GAP) / 2
-    side += "".join(f'<text x="{x}" y="{y + 16 + 15 * i}" font-size="11">{words}</text>' for i, words in enumerate(lines))
+    for index, words in enumerate(lines):
+        side += f'<text x="{x}" y="{y + 16 + 15 * index}" font-size="11">{words}</text>'
     width, height = LEFT + WIDTH + GAP + SIDE + 16, 16 + len(rows) * (HEIGHT + GAP) + 6
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" role="img" font-family="sans-serif" text-anchor="middle" '
             f'fill="#1c2430" viewBox="0 0 {width} {height}" width="{width}" height="{height}">')

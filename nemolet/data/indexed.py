@@ -68,7 +68,7 @@ class IndexedTokens:
                             expected=f"{total * self.dtype.itemsize} bytes for {total} tokens", fix="tokenise again")
         if not total:
             raise DataError("there are no tokens", where=str(data), fix="tokenise a text that is not empty")
-        self.tokens: NDArray[np.generic] = np.memmap(data, self.dtype, "r")
+        self.tokens: NDArray[np.generic] = np.memmap(data, self.dtype, "r").view(np.ndarray)  # slices of which are cheap
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -100,6 +100,7 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generat
         return logits_BV.argmax(-1)
     logits_BV = keep_likely(logits_BV / sampling.temperature, sampling)
     # Exponential races: argmax of p / Exp(1) is a draw from p, without a cumulative sum.
-    rows = zip(logits_BV, generators)
-    noise_BV = torch.stack([torch.empty_like(row).exponential_(generator=generator) for row, generator in rows])
+    noise_BV = torch.stack([
+        torch.empty_like(row_V).exponential_(generator=own) for row_V, own in zip(logits_BV, generators)
+    ])
     return (logits_BV.softmax(-1) / noise_BV).argmax(-1)

@@ -49,6 +49,7 @@ class FeedForward(NeuralModule):
     Shape: hidden_BTD -> hidden_BTD; up and gate weights ``F D``, down weight ``D F``.
 
     Example:
+        >>> import torch
         >>> FeedForward(4, 8, activation="silu", gated=True)(torch.zeros(1, 2, 4)).shape
         torch.Size([1, 2, 4])
     """

@@ -17,7 +17,6 @@ _SCALINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-
 class Rotation(NamedTuple):
     """Cosines and sines for one batch, computed once for all layers. Shape: [B or 1, T, 1, 1, K/2]."""
 

@@ -62,6 +62,7 @@ class LightningModel(pl.LightningModule):
         self.gradient_norm: Tensor | None = None
         self._rescale: Tensor | float = 1.0
         self._window: list[Batch] = []
+        self._weights: list[torch.nn.Parameter] = []
         self._valid: list[tuple[Tensor, Tensor]] = []
         self._resumed: dict[str, Any] | None = None
 
@@ -72,6 +73,7 @@ class LightningModel(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule as a factor of each learning rate."""
         optimizer = self.optim.make(self.graph)
+        self._weights = [p for p in self.graph.parameters() if p.requires_grad]  # found once, not at every step
         return [optimizer], [LambdaLR(optimizer, lambda step: self.schedule.factor(step, self.max_steps))]
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -110,7 +112,7 @@ class LightningModel(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Finish the mean over tokens, and clip; one pass over the gradients does both."""
-        gradients = [p.grad for p in self.graph.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._weights if p.grad is not None]
         factor = self._rescale
         look = self.watch and self.trainer.global_step % self.watch == 0
         if self.clip or look:

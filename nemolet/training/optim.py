@@ -49,18 +49,19 @@ class Optim:
     def make(self, module: nn.Module) -> Optimizer:
         """The optimizer of a module's parameters."""
         groups = group_parameters(module)
-        rest = [{"params": groups["table"], "weight_decay": self.weight_decay},
-                {"params": groups["vector"], "weight_decay": 0.0}]
-        matrices = {"params": groups["matrix"], "weight_decay": self.weight_decay}
-        if self.name == "adafactor":
-            return torch.optim.Adafactor(_filled([matrices, *rest]), lr=self.lr)
-        if self.name == "adamw":
-            return self._adamw([matrices, *rest])
+        vectors = {"params": groups["vector"], "weight_decay": 0.0}
+        if self.name != "muon":  # one kernel for each group, so as few groups as possible
+            decayed = {"params": groups["matrix"] + groups["table"], "weight_decay": self.weight_decay}
+            if self.name == "adamw":
+                return self._adamw([decayed, vectors])
+            return torch.optim.Adafactor(_filled([decayed, vectors]), lr=self.lr)
         if not groups["matrix"]:
             raise TrainingError("there is no matrix for Muon", where="optim.name", expected="a parameter with two axes inside the "
                                 "network", found="none", fix="set optim=adamw")
+        matrices = {"params": groups["matrix"], "weight_decay": self.weight_decay}
+        tables = {"params": groups["table"], "weight_decay": self.weight_decay}
         muon = torch.optim.Muon([matrices], lr=self.muon_lr or self.lr, momentum=self.momentum, adjust_lr_fn="match_rms_adamw")
-        return Pair(muon, self._adamw(rest))
+        return Pair(muon, self._adamw([tables, vectors]))
 
     def _adamw(self, groups: list[dict[str, Any]]) -> Optimizer:
         return torch.optim.AdamW(_filled(groups), lr=self.lr, betas=self.betas, eps=self.eps,

@@ -41,9 +41,13 @@ def test_what_is_public_says_what_it_is(name):
     """Classes and functions of a module, and the methods of its public classes that nothing else describes."""
     tree = TREES[ROOT / name]
     assert ast.get_docstring(tree), "the module"
-    silent = [node.name for node in tree.body
-              if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_")
-              and ast.get_docstring(node) is None]
+    silent = [
+        node.name
+        for node in tree.body
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+        and not node.name.startswith("_")
+        and ast.get_docstring(node) is None
+    ]
     assert silent == []
 
 
@@ -80,13 +84,16 @@ def test_every_config_is_installed():
     patterns = [p.strip() for p in setup()["options.package_data"]["nemolet.conf"].split(",")]
     installed = {path for pattern in patterns for path in (ROOT / "conf").glob(pattern)}
     assert installed == set((ROOT / "conf").rglob("*.yaml"))
-    assert {path.suffix for path in (ROOT / "conf").rglob("*") if path.is_file()} == {".yaml"}
+    others = {p.name for p in (ROOT / "conf").rglob("*") if p.is_file() and p.suffix not in (".yaml", ".pyc")}
+    assert others == {"__init__.py"}
 
 
 def test_the_version_has_one_home():
     assert setup()["metadata"]["version"] == "attr: nemolet.__version__"
     texts = {path: path.read_text() for path in [*FILES, ROOT / "setup.cfg", ROOT / "pyproject.toml"]}
-    homes = [path.name for path, text in texts.items() if re.search(rf"""["']{re.escape(nemolet.__version__)}["']""", text)]
+    homes = [
+        path.name for path, text in texts.items() if re.search(rf"""["']{re.escape(nemolet.__version__)}["']""", text)
+    ]
     assert homes == ["__init__.py"]
 
 

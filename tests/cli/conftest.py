@@ -12,10 +12,22 @@ import pytest
 from nemolet.cli import main
 
 TINY = [
-    "tokenizer=char", "model=gpt_tiny", "model.layers=1", "model.width=16", "model.heads=2", "model.context=32",
-    "data.sequence_length=16", "data.batch_size=2", "data.valid_fraction=0.01", "trainer.max_steps=2",
-    "trainer.valid_every=1", "trainer.valid_batches=1", "trainer.loggers=[]", "trainer.accelerator=cpu",
-    "schedule.warmup_steps=1", "sample.max_new_tokens=5",
+    "tokenizer=char",
+    "model=gpt_tiny",
+    "model.layers=1",
+    "model.width=16",
+    "model.heads=2",
+    "model.context=32",
+    "data.sequence_length=16",
+    "data.batch_size=2",
+    "data.valid_fraction=0.01",
+    "trainer.max_steps=2",
+    "trainer.valid_every=1",
+    "trainer.valid_batches=1",
+    "trainer.loggers=[]",
+    "trainer.accelerator=cpu",
+    "schedule.warmup_steps=1",
+    "sample.max_new_tokens=5",
 ]
 
 

@@ -41,11 +41,15 @@ MISTAKES = {
     "group": (["train", "optimizer=adamw"], ["optimizer", "no such setting"]),
     "group of another verb": (["generate", "archive=a", "model=gpt_tiny"], ["model", "nemolet generate"]),
     "group to list": (["list", "group=modl"], ["group", "did you mean 'model'?"]),
-    "target": (["train", "model._target_=nemolet.language.CausalML"],
-               ["model._target_", "did you mean nemolet.language.CausalLM?"]),
+    "target": (
+        ["train", "model._target_=nemolet.language.CausalML"],
+        ["model._target_", "did you mean nemolet.language.CausalLM?"],
+    ),
     "target outside": (["train", "model._target_=torch.load"], ["model._target_", "'torch.load'", "register"]),
-    "target that may not be built": (["train", "model._target_=nemolet.archive.save"],
-                                     ["model._target_", "a config may not build this"]),
+    "target that may not be built": (
+        ["train", "model._target_=nemolet.archive.save"],
+        ["model._target_", "a config may not build this"],
+    ),
     "scaling": (["train", "model.rope_scaling=linear"], ["model.rope_scaling", "a mapping"]),
     # types
     "text for a number": (["train", "optim.lr=fast"], ["optim.lr", "a number", "'fast'"]),
@@ -98,11 +102,17 @@ MISTAKES = {
     "dropout": (["train", "model.dropout=1.5"], ["dropout is a probability", "model.dropout=1.5"]),
     "layers": (["train", "model.layers=0"], ["layers", "model.layers=0"]),
     "long sequences": (["train", "data.sequence_length=512"], ["data.sequence_length=512", "model.context=256"]),
-    "long warm-up": (["train", "trainer.max_steps=50"], ["warm-up", "schedule.warmup_steps=100", "trainer.max_steps=50"]),
+    "long warm-up": (
+        ["train", "trainer.max_steps=50"],
+        ["warm-up", "schedule.warmup_steps=100", "trainer.max_steps=50"],
+    ),
     "fraction of validation": (["train", "data.valid_fraction=1.5"], ["data.valid_fraction=1.5", "between 0 and 1"]),
     "smallest rate": (["train", "schedule.min_ratio=2"], ["schedule.min_ratio=2"]),
     "average": (["train", "trainer.ema=1.0"], ["trainer.ema=1.0", "between 0 and 1"]),
-    "half on a CPU": (["train", "trainer.precision=16-mixed", "trainer.accelerator=cpu"], ["16-mixed", "trainer.accelerator"]),
+    "half on a CPU": (
+        ["train", "trainer.precision=16-mixed", "trainer.accelerator=cpu"],
+        ["16-mixed", "trainer.accelerator"],
+    ),
     "rate": (["train", "optim.lr=-1e-3"], ["optim.lr=-0.001", "above 0"]),
     "rate of zero": (["train", "optim.lr=0"], ["optim.lr=0"]),
     "betas": (["train", "optim.betas=[0.9,1.5]"], ["optim.betas=[0.9, 1.5]"]),
@@ -118,8 +128,10 @@ MISTAKES = {
     "check refuses what train refuses": (["check", "model.heads=7"], ["model.heads=7"]),
     # sweeps
     "one bad job": (["train", "optim.lr=1e-3,-3", "--multirun"], ["optim.lr=-3", "job 1 of 2", "none was started"]),
-    "bad option of a sweep": (["train", "-m", "model=gpt_tiny,gpt_tinny", "data.sequence_length=8"],
-                              ["did you mean model=gpt_tiny?"]),
+    "bad option of a sweep": (
+        ["train", "-m", "model=gpt_tiny,gpt_tinny", "data.sequence_length=8"],
+        ["did you mean model=gpt_tiny?"],
+    ),
     "key beside a sweep": (["train", "seed=1,2", "sede=3", "-m"], ["did you mean seed?"]),
     "printing a bad key": (["train", "nope=1", "--cfg", "job"], ["nope", "no such setting"]),
     "looking at a bad key": (["train", "--info", "model.widht=1"], ["did you mean model.width?"]),
@@ -146,12 +158,20 @@ def test_there_are_many_of_them():
 
 
 def test_several_mistakes_are_reported_at_once(capsys):
-    assert main(["train", "model=gpt_tiny", "model.widht=64", "model.heads=7", "optim.lr=fast", "schedule=cosin", "b["]) == 2
+    assert (
+        main(["train", "model=gpt_tiny", "model.widht=64", "model.heads=7", "optim.lr=fast", "schedule=cosin", "b["])
+        == 2
+    )
     err = capsys.readouterr().err
     assert "6 problems" in err
-    for words in ("b[: this is no override", "did you mean schedule=cosine?", "did you mean model.width?",
-                  "width must be divisible by heads", "optim.lr: wrong type of value",
-                  "sequences may not be longer than the model's context"):
+    for words in (
+        "b[: this is no override",
+        "did you mean schedule=cosine?",
+        "did you mean model.width?",
+        "width must be divisible by heads",
+        "optim.lr: wrong type of value",
+        "sequences may not be longer than the model's context",
+    ):
         assert words in err
 
 
@@ -162,12 +182,14 @@ def test_developers_may_see_where_it_was_raised(monkeypatch):
 
 
 def test_a_refusal_does_not_wait_for_torch():
-    code = ("import sys; from nemolet.cli import main\n"
-            "assert main(['train', 'model=gpt_tinny', 'optim.lrr=1']) == 2\n"
-            "assert main(['train', 'model._target_=nemolet.module.torch.load']) == 2\n"
-            "assert main(['generate', 'archive=a', 'temperature=-1']) == 2\n"
-            "assert main(['train', 'seed=1,-2', '-m']) == 2\n"
-            "assert main(['--help']) == main(['--version']) == main(['list']) == 0\n"
-            "assert not {'torch', 'pytorch_lightning', 'numpy', 'sentencepiece'} & set(sys.modules)")
+    code = (
+        "import sys; from nemolet.cli import main\n"
+        "assert main(['train', 'model=gpt_tinny', 'optim.lrr=1']) == 2\n"
+        "assert main(['train', 'model._target_=nemolet.module.torch.load']) == 2\n"
+        "assert main(['generate', 'archive=a', 'temperature=-1']) == 2\n"
+        "assert main(['train', 'seed=1,-2', '-m']) == 2\n"
+        "assert main(['--help']) == main(['--version']) == main(['list']) == 0\n"
+        "assert not {'torch', 'pytorch_lightning', 'numpy', 'sentencepiece'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

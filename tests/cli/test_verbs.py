@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import io
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +11,7 @@ import yaml
 
 import nemolet as nl
 from nemolet.cli import VERBS, main
+from nemolet.config import registry
 
 from .conftest import TINY
 
@@ -103,8 +104,9 @@ def test_generate_is_the_same_for_the_same_seed(tiny_run, capsys):
 
 
 def test_generate_from_several_prompts(tiny_run, capsys):
-    out = succeed(capsys, "generate", f"archive={tiny_run.archive}", "prompt=[the,rain]", "max_new_tokens=4",
-                  "temperature=0")
+    out = succeed(
+        capsys, "generate", f"archive={tiny_run.archive}", "prompt=[the,rain]", "max_new_tokens=4", "temperature=0"
+    )
     assert out.count("---") == 2
     assert "--- 'the'\nthe" in out
     assert "--- 'rain'\nrain" in out
@@ -114,7 +116,7 @@ def test_generate_ends_at_a_stop_text(tiny_run, capsys):
     command = ["generate", f"archive={tiny_run.archive}", "prompt=the", "max_new_tokens=12", "temperature=0"]
     free = succeed(capsys, *command).rstrip("\n").removeprefix("the")
     letter = next(c for c in free if c.isalnum())
-    stopped = succeed(capsys, *command, f"stop=\"{letter}\"").rstrip("\n").removeprefix("the")
+    stopped = succeed(capsys, *command, f'stop="{letter}"').rstrip("\n").removeprefix("the")
     assert stopped == free[: free.index(letter)]
 
 
@@ -133,8 +135,15 @@ def test_tokens_and_their_tokenizer_are_enough_to_train(poem, capsys, tmp_path):
     assert "1 documents" in out
     assert {p.name for p in (tmp_path / "data").iterdir()} == {"poem.bin", "poem.idx", "poem.tokenizer"}
     command = [c for c in TINY if c != "tokenizer=char"]
-    out = succeed(capsys, "train", *command, "tokenizer=file", "tokenizer.path=data/poem.tokenizer",
-                  "data.path=data/poem.bin", "folder=from_tokens")
+    out = succeed(
+        capsys,
+        "train",
+        *command,
+        "tokenizer=file",
+        "tokenizer.path=data/poem.tokenizer",
+        "data.path=data/poem.bin",
+        "folder=from_tokens",
+    )
     assert "archive from_tokens/model.nemolet" in out
     tokenizer = nl.load(tmp_path / "from_tokens/model.nemolet").tokenizer
     assert tokenizer.decode(tokenizer.encode("the rain")) == "the rain"
@@ -185,10 +194,14 @@ def test_help_of_a_verb_shows_its_config(verb, capsys):
     assert "== Config ==" in out
 
 
-@pytest.mark.parametrize("command", [
-    ["train", "--cfg", "job", "model=gpt_tiny"], ["train", "model=gpt_tiny", "--cfg=job"],
-    ["train", "model=gpt_tiny", "-c", "job", "+optim.eps=1e-6", "optim.momentum=0.9"],
-])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--cfg", "job", "model=gpt_tiny"],
+        ["train", "model=gpt_tiny", "--cfg=job"],
+        ["train", "model=gpt_tiny", "-c", "job", "+optim.eps=1e-6", "optim.momentum=0.9"],
+    ],
+)
 def test_a_config_is_printed_and_nothing_is_done(command, capsys, tmp_path):
     config = yaml.safe_load(succeed(capsys, *command))
     assert config["model"]["width"] == 128
@@ -210,19 +223,22 @@ def test_words_that_hydra_does_not_know_are_its_own_answer(capsys):
 # ---------------------------------------------------------------- a world that is not as asked
 
 
-@pytest.mark.parametrize("command, words", [
-    (["train", "data.path=nowhere.txt"], "nowhere.txt: there is no such file"),
-    (["train", "data.path=empty"], "empty"),
-    (["train", "data.path=nowhere.bin", "tokenizer=byte"], "the token file is missing"),
-    (["train", "data.path=nowhere.bin"], "a token file cannot train a tokenizer"),
-    (["train", "tokenizer=file", "tokenizer.path=nowhere"], "nowhere: there is no tokenizer here"),
-    (["tokenize", "out=a", "path=nowhere.txt"], "nowhere.txt: there is no such file"),
-    (["evaluate", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
-    (["generate", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
-    (["chat", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
-    (["generate", "archive=empty"], "a folder"),
-    (["generate", "archive=junk"], "this is no whole archive"),
-])
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (["train", "data.path=nowhere.txt"], "nowhere.txt: there is no such file"),
+        (["train", "data.path=empty"], "empty"),
+        (["train", "data.path=nowhere.bin", "tokenizer=byte"], "the token file is missing"),
+        (["train", "data.path=nowhere.bin"], "a token file cannot train a tokenizer"),
+        (["train", "tokenizer=file", "tokenizer.path=nowhere"], "nowhere: there is no tokenizer here"),
+        (["tokenize", "out=a", "path=nowhere.txt"], "nowhere.txt: there is no such file"),
+        (["evaluate", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
+        (["generate", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
+        (["chat", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
+        (["generate", "archive=empty"], "a folder"),
+        (["generate", "archive=junk"], "this is no whole archive"),
+    ],
+)
 def test_missing_and_broken_files(command, words, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk").write_bytes(b"junk" * 999)
@@ -257,8 +273,7 @@ def test_a_folder_that_cannot_be_made(capsys, tmp_path):
     assert "file" in fail(capsys, 1, "graph", "model=gpt_tiny", "out=file/graph.svg")
 
 
-def test_an_archive_of_a_users_class_needs_its_module(tmp_path):
-    (tmp_path / "mine.py").write_text('''
+MODULE = '''
 import nemolet as nl
 from nemolet.types import LogitsBTV, TokenIdsBT
 
@@ -272,15 +287,16 @@ class Bigram(nl.NeuralModule):
 
     def forward(self, tokens: TokenIdsBT) -> LogitsBTV:
         return self.table(tokens)
+'''
 
-if __name__ == "__main__":
-    import mine
+
+def test_an_archive_of_a_users_class_needs_its_module(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_bigram.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("my_bigram")
     nl.save("b.nemolet", model=mine.Bigram(vocab_size=257), tokenizer=nl.tokenizers.ByteTokenizer())
-''')
-    subprocess.run([sys.executable, "mine.py"], check=True)
-    code = ("from nemolet.cli import main\n"
-            "assert main(['generate', 'archive=b.nemolet', 'prompt=a', 'max_new_tokens=3']) == 1\n"
-            "assert main(['generate', 'archive=b.nemolet', 'prompt=a', 'max_new_tokens=3', 'imports=[mine]']) == 0\n")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "register" in done.stderr
+    monkeypatch.delitem(sys.modules, "my_bigram")  # as in another process
+    monkeypatch.delitem(registry._registered, "my_bigram.Bigram")
+    command = ["generate", "archive=b.nemolet", "prompt=a", "max_new_tokens=3"]
+    assert "register" in fail(capsys, 1, *command)
+    assert succeed(capsys, *command, "imports=[my_bigram]").startswith("a")

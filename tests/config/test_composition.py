@@ -46,8 +46,12 @@ def test_values_may_refer_to_each_other():
 
 
 def test_lists_mappings_null_and_quotes():
-    config = train("data.path={a.txt: 1, b.txt: 0.5}", "optim.betas=[0.8, 0.9]", "trainer.max_minutes=null",
-                   "sample.prompt='a b, c'")
+    config = train(
+        "data.path={a.txt: 1, b.txt: 0.5}",
+        "optim.betas=[0.8, 0.9]",
+        "trainer.max_minutes=null",
+        "sample.prompt='a b, c'",
+    )
     assert config["data"]["path"] == {"a.txt": 1, "b.txt": 0.5}
     assert (config["optim"]["betas"], config["sample"]["prompt"]) == ([0.8, 0.9], "a b, c")
 
@@ -114,13 +118,16 @@ class Bigram(nl.NeuralModule):
 
 def test_a_users_module_file_adds_a_model(tmp_path):
     (tmp_path / "mine.py").write_text(MODULE)
-    command = "import sys; from nemolet.cli import main; sys.exit(main(sys.argv[1:]))"
-    run = [sys.executable, "-c", command, "check", "imports=[mine]", "~model", "++model._target_=mine.Bigram"]
-    good = subprocess.run([*run, "++model.vocab_size=300", "+model.scale=2"], cwd=tmp_path, capture_output=True, text=True,
-                          check=False)
-    assert good.returncode == 0, good.stderr
-    assert "Bigram" in good.stdout
-    assert "90,000 parameters" in good.stdout
-    bad = subprocess.run([*run, "+model.scael=2"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert bad.returncode == 2
-    assert "did you mean model.scale?" in bad.stderr
+    code = """if True:
+        import sys
+        from nemolet.cli import main
+        command = ["check", "imports=[mine]", "~model", "++model._target_=mine.Bigram"]
+        assert main([*command, "+model.scael=2"]) == 2
+        assert "nemolet.training" not in sys.modules
+        sys.exit(main([*command, "++model.vocab_size=300", "+model.scale=2"]))
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "did you mean model.scale?" in done.stderr
+    assert "Bigram" in done.stdout
+    assert "90,000 parameters" in done.stdout

@@ -51,16 +51,20 @@ def test_what_has_no_target_stays_data():
 
 
 def test_parts_refer_to_earlier_parts():
-    config = {"embed": {"_target_": "nemolet.nn.Embedding", "token_axis": "V", "width_axis": "D", "vocab": 5, "width": 2},
-              "head": {"_target_": "nemolet.nn.Head", "in_axis": "D", "out_axis": "V", "tied": {"_ref_": "embed"}}}
+    config = {
+        "embed": {"_target_": "nemolet.nn.Embedding", "token_axis": "V", "width_axis": "D", "vocab": 5, "width": 2},
+        "head": {"_target_": "nemolet.nn.Head", "in_axis": "D", "out_axis": "V", "tied": {"_ref_": "embed"}},
+    }
     made = build(config)
     assert made["head"].weight is made["embed"].weight
 
 
 def test_parts_of_the_caller_may_be_referred_to():
     embed = nl.nn.Embedding("V", "D", 5, 2)
-    head = build({"_target_": "nemolet.nn.Head", "in_axis": "D", "out_axis": "V", "tied": {"_ref_": "embed"}},
-                 parts={"embed": embed})
+    head = build(
+        {"_target_": "nemolet.nn.Head", "in_axis": "D", "out_axis": "V", "tied": {"_ref_": "embed"}},
+        parts={"embed": embed},
+    )
     assert head.weight is embed.weight
 
 
@@ -77,15 +81,47 @@ def test_what_lies_inside_one_part_is_not_seen_from_another():
         build({"a": {"inner": 1}, "b": {"_ref_": "inner"}})
 
 
-@pytest.mark.parametrize("target", [
-    "torch.load", "os.system", "builtins.eval", "builtins.open", "subprocess.run", "nemolet.module.torch.load",
-    "nemolet.data.IndexedWriter", "nemolet.data.indexed.IndexedWriter", "nemolet.archive.save", "nemolet.archive.load",
-    "nemolet.config.registry.importlib.import_module", "nemolet.config.registry.resolve", "nemolet.data.corpus.Corpus",
-    "nemolet.archive.os.remove", "nemolet.nn.transformer.checkpoint", "nemolet.nn._EXPORTS", "nemolet.graph._fetch",
-    "nemolet.nn.Linear.__init__", "nemolet.nn.Linear.forward", "nemolet.__builtins__.eval", "nemolet", "nemolet.Graph",
-    "", ".", "nemolet..", "nemolet.nn.", "nemolet.nn.Linear ", "nemolet.nn.Lin\u00adear", "nemolet/nn.Linear",
-    None, 3, 2.5, True, ["nemolet.nn.Linear"], {"a": "nemolet.nn.Linear"}, b"nemolet.nn.Linear",
-])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.load",
+        "os.system",
+        "builtins.eval",
+        "builtins.open",
+        "subprocess.run",
+        "nemolet.module.torch.load",
+        "nemolet.data.IndexedWriter",
+        "nemolet.data.indexed.IndexedWriter",
+        "nemolet.archive.save",
+        "nemolet.archive.load",
+        "nemolet.config.registry.importlib.import_module",
+        "nemolet.config.registry.resolve",
+        "nemolet.data.corpus.Corpus",
+        "nemolet.archive.os.remove",
+        "nemolet.nn.transformer.checkpoint",
+        "nemolet.nn._EXPORTS",
+        "nemolet.graph._fetch",
+        "nemolet.nn.Linear.__init__",
+        "nemolet.nn.Linear.forward",
+        "nemolet.__builtins__.eval",
+        "nemolet",
+        "nemolet.Graph",
+        "",
+        ".",
+        "nemolet..",
+        "nemolet.nn.",
+        "nemolet.nn.Linear ",
+        "nemolet.nn.Lin\u00adear",
+        "nemolet/nn.Linear",
+        None,
+        3,
+        2.5,
+        True,
+        ["nemolet.nn.Linear"],
+        {"a": "nemolet.nn.Linear"},
+        b"nemolet.nn.Linear",
+    ],
+)
 def test_the_allowlist_refuses_everything_else(target, tmp_path):
     for refused in (resolve, schema_of_target):
         with pytest.raises(ConfigError) as error:
@@ -102,25 +138,30 @@ def test_a_refused_target_is_not_imported(tmp_path):
         import sys
         from nemolet.config import resolve
         from nemolet.errors import ConfigError
-        for target in ("os.system", "torch.load", "json.tool.main", "this.Zen", "nemolet.archive.save", "antigravity.x.y",
-                       "nemolet.data.IndexedWriter", "nemolet.module.torch.load"):
+        for target in ("os.system", "torch.load", "json.tool.main", "this.Zen", "antigravity.x.y",
+                       "nemolet.archive.save", "nemolet.data.IndexedWriter", "nemolet.module.torch.load"):
             try:
                 resolve(target)
             except ConfigError:
                 continue
             raise SystemExit(f"{target} was allowed")
-        print([name for name in ("torch", "this", "antigravity", "nemolet.archive", "nemolet.module") if name in sys.modules])
+        names = {"torch", "this", "antigravity", "nemolet.archive", "nemolet.module"}
+        print(sorted(names & set(sys.modules)))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,
-                          cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
-@pytest.mark.parametrize("target, fix", [
-    ("nemolet.language.CausalML", "did you mean nemolet.language.CausalLM?"),
-    ("nemolet.nn.transformer.Decodr", "did you mean nemolet.nn.transformer.Decoder?"),
-    (f"{SCALE}s", f"did you mean {SCALE}?"),
-])
+@pytest.mark.parametrize(
+    "target, fix",
+    [
+        ("nemolet.language.CausalML", "did you mean nemolet.language.CausalLM?"),
+        ("nemolet.nn.transformer.Decodr", "did you mean nemolet.nn.transformer.Decoder?"),
+        (f"{SCALE}s", f"did you mean {SCALE}?"),
+    ],
+)
 def test_a_near_name_is_suggested(target, fix):
     with pytest.raises(ConfigError) as error:
         resolve(target)

@@ -27,13 +27,21 @@ from nemolet.config.schema import (
     schema_of_object,
 )
 
-SETTINGS = [f"nemolet.cli.{verb}.Settings" for verb in
-            ("train", "evaluate", "generate", "chat", "tokenize", "check", "graph", "listing")]
+SETTINGS = [
+    f"nemolet.cli.{verb}.Settings"
+    for verb in ("train", "evaluate", "generate", "chat", "tokenize", "check", "graph", "listing")
+]
 CLASSES = [
     *(f"{home}.{name}" for name, home in nemolet.nn._EXPORTS.items() if name not in ("AttentionMask", "KVCache")),
-    "nemolet.language.models.CausalLM", "nemolet.language.losses.CrossEntropy", "nemolet.data.corpus.Corpus",
-    "nemolet.data.corpus.TokenizerSpec", "nemolet.training.optim.Optim", "nemolet.training.schedule.Schedule",
-    "nemolet.training.settings.Training", "nemolet.nn.cache.KVCache", *SETTINGS,
+    "nemolet.language.models.CausalLM",
+    "nemolet.language.losses.CrossEntropy",
+    "nemolet.data.corpus.Corpus",
+    "nemolet.data.corpus.TokenizerSpec",
+    "nemolet.training.optim.Optim",
+    "nemolet.training.schedule.Schedule",
+    "nemolet.training.settings.Training",
+    "nemolet.nn.cache.KVCache",
+    *SETTINGS,
 ]
 
 
@@ -65,28 +73,43 @@ def test_a_name_that_a_package_hands_on_is_followed_home():
 
 def test_settings_extend_those_of_another_module():
     train, graph = schema_of("nemolet.cli.train", "Settings"), schema_of("nemolet.cli.graph", "Settings")
-    assert graph.parameters == {**train.parameters, "out": graph.parameters["out"],
-                                "inside": graph.parameters["inside"]}
+    assert graph.parameters == {
+        **train.parameters,
+        "out": graph.parameters["out"],
+        "inside": graph.parameters["inside"],
+    }
     assert graph.home == "nemolet.cli.graph"
     assert schema_of("nemolet.cli.check", "Settings") == train
 
 
-@pytest.mark.parametrize("module, name", [
-    ("nemolet.nope", "Thing"), ("nemolet.nn", "Nope"), ("torch", "load"), ("os", "system"), ("nemolet.module", "torch"),
-    ("nemolet.module.torch", "load"), ("nemolet..nn", "Linear"), ("nemolet./etc", "passwd"), ("", ""),
-    ("nemolet.nn.transformer", "checkpoint"),
-])
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("nemolet.nope", "Thing"),
+        ("nemolet.nn", "Nope"),
+        ("torch", "load"),
+        ("os", "system"),
+        ("nemolet.module", "torch"),
+        ("nemolet.module.torch", "load"),
+        ("nemolet..nn", "Linear"),
+        ("nemolet./etc", "passwd"),
+        ("", ""),
+        ("nemolet.nn.transformer", "checkpoint"),
+    ],
+)
 def test_what_nemolet_does_not_define_has_no_schema(module, name):
     assert schema_of(module, name) is None
 
 
 def test_reading_a_schema_imports_nothing():
-    code = ("import sys; from nemolet.config import schema_of, check_tree\n"
-            "assert schema_of('nemolet.language', 'CausalLM').parameters\n"
-            "assert check_tree({'_target_': 'nemolet.module.torch.load', 'f': 'x'}, 'model')\n"
-            "assert check_tree({'_target_': 'nemolet.tokenizers.base.json.loads', 's': 'x'}, 'model')\n"
-            "names = {'torch', 'numpy', 'sentencepiece', 'nemolet.module', 'nemolet.language', 'nemolet.tokenizers'}\n"
-            "print(sorted(names & set(sys.modules)))")
+    code = (
+        "import sys; from nemolet.config import schema_of, check_tree\n"
+        "assert schema_of('nemolet.language', 'CausalLM').parameters\n"
+        "assert check_tree({'_target_': 'nemolet.module.torch.load', 'f': 'x'}, 'model')\n"
+        "assert check_tree({'_target_': 'nemolet.tokenizers.base.json.loads', 's': 'x'}, 'model')\n"
+        "names = {'torch', 'numpy', 'sentencepiece', 'nemolet.module', 'nemolet.language', 'nemolet.tokenizers'}\n"
+        "print(sorted(names & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -116,11 +139,19 @@ class Everything:
 
 
 KINDS = {
-    "whole": Plain("int"), "number": Plain("float"), "text": Plain("str"), "flag": Plain("bool"),
-    "maybe": Either((Plain("int"), Plain("None"))), "word": Plain("str"), "free": Anything(),
-    "names": Many((Plain("str"),)), "pair": Many((Plain("float"), Plain("float")), fixed=True),
-    "row": Many((Plain("int"),)), "table": Table(Plain("float")),
-    "either": Either((Plain("str"), Many((Plain("str"),)))), "unknown": Anything(),
+    "whole": Plain("int"),
+    "number": Plain("float"),
+    "text": Plain("str"),
+    "flag": Plain("bool"),
+    "maybe": Either((Plain("int"), Plain("None"))),
+    "word": Plain("str"),
+    "free": Anything(),
+    "names": Many((Plain("str"),)),
+    "pair": Many((Plain("float"), Plain("float")), fixed=True),
+    "row": Many((Plain("int"),)),
+    "table": Table(Plain("float")),
+    "either": Either((Plain("str"), Many((Plain("str"),)))),
+    "unknown": Anything(),
 }
 
 
@@ -164,12 +195,21 @@ def test_a_class_without_source_is_known_by_its_names():
     assert schema.open
 
 
-@pytest.mark.parametrize("target, may", [
-    ("nemolet.language.CausalLM", True), ("nemolet.nn.Linear", True), ("nemolet.nn.embedding.Head", True),
-    ("nemolet.graph.compose", True), ("nemolet.language.CrossEntropy", True),
-    ("nemolet.nn.RotaryEmbedding", False), ("nemolet.data.IndexedWriter", False), ("nemolet.archive.save", False),
-    ("nemolet.training.optim.Optim", False), ("nemolet.nope.Nope", False),
-])
+@pytest.mark.parametrize(
+    "target, may",
+    [
+        ("nemolet.language.CausalLM", True),
+        ("nemolet.nn.Linear", True),
+        ("nemolet.nn.embedding.Head", True),
+        ("nemolet.graph.compose", True),
+        ("nemolet.language.CrossEntropy", True),
+        ("nemolet.nn.RotaryEmbedding", False),
+        ("nemolet.data.IndexedWriter", False),
+        ("nemolet.archive.save", False),
+        ("nemolet.training.optim.Optim", False),
+        ("nemolet.nope.Nope", False),
+    ],
+)
 def test_what_may_be_built_is_marked_in_the_source(target, may):
     module, name = target.rsplit(".", 1)
     assert buildable(module, name) is may
