@@ -64,7 +64,6 @@ def test_the_python_runs(block, capsys):
     assert set(space["graph"].input_ports) == {"tokens", "labels"}
 
 
-@pytest.mark.xfail(strict=True, reason="the README shows other names and another fix than Graph prints")
 def test_the_error_is_the_one_that_is_printed():
     block = blocks("python")[0].replace("width=384, heads=6", "width=512, heads=8")
     with pytest.raises(NemoletError) as error:

@@ -54,12 +54,6 @@ class Settings:
     CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("data.sequence_length <= model.context", "sequences may not be longer than the model's context"),
         ("schedule.warmup_steps < trainer.max_steps", "the warm-up has to end before the last step"),
-        ("tokenizer.kind != 'file' or tokenizer.path is not None", "kind=file needs tokenizer.path"),
-        ("optim.betas[0] >= 0 and optim.betas[0] < 1", "optim.betas are at least 0 and below 1"),
-        ("optim.betas[1] >= 0 and optim.betas[1] < 1", "optim.betas are at least 0 and below 1"),
-        ("optim.eps >= 0", "optim.eps is at least 0"),
-        ("trainer.devices >= 1", "trainer.devices is at least 1, or auto"),
-        ("trainer.valid_batches >= 1", "trainer.valid_batches is at least 1; null for all"),
         ("seed >= 0 and seed < 4294967296", "seed is at least 0 and below 2 ** 32"),
     )
 

@@ -52,6 +52,8 @@ class TokenizerSpec:
     special_tokens: tuple[str, ...] = ()
     byte_fallback: bool = False
 
+    CONFIG_RULES = (("kind != 'file' or path is not None", "kind=file needs a path"),)
+
     def make(self, source: EmbeddedText | TextFiles) -> Tokenizer:
         """Load or train it."""
         if self.kind == "byte":

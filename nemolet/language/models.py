@@ -66,6 +66,10 @@ class CausalLM(NeuralModule):
         ("window <= context", "the attention window may not exceed the context"),
         ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
         ("layers >= 1 and context >= 1", "layers and context are at least 1"),
+        ("width >= 1 and heads >= 1", "width and heads are at least 1"),
+        ("vocab_size >= 1", "vocab_size is at least 1; null takes it from the tokenizer"),
+        ("ffn_width >= 1", "ffn_width is at least 1; null for the usual one"),
+        ("kv_heads >= 1", "kv_heads is at least 1; null for as many as heads"),
     )
 
     def __init__(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nemolet.errors import ShapeError, nearest
 
@@ -88,27 +89,38 @@ def heads_first(heads: Tensor) -> Tensor:
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the last axis by position. Shape: [B, T, ..., K] with two axes between T and K."""
     cos, sin = rotation.cos.to(heads.dtype), rotation.sin.to(heads.dtype)
-    return _Rotate.apply(heads, cos, sin)  # type: ignore[no-any-return]
+    if type(heads) is Tensor and not torch.compiler.is_compiling():
+        turned: Tensor = _Rotate.apply(heads, cos, sin)
+        return turned
+    first, second = heads.chunk(2, dim=-1)  # a compiler plans these steps by itself
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back, which takes half the steps of the product rule."""
+    """The gradient of a rotation is the rotation back, which takes half the steps of the product rule.
+
+    The result is laid out as by :func:`heads_first`.
+    """
 
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        halves = _turn(*(tensor.permute(_HEADS_FIRST) for tensor in (heads, cos, sin)))
-        return torch.cat(halves, dim=-1).permute(_TIME_FIRST)  # laid out as by heads_first
+        heads_first_shape = [heads.shape[axis] for axis in _HEADS_FIRST]
+        return _turn(heads, cos, sin, into=heads.new_empty(heads_first_shape).permute(_TIME_FIRST))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return torch.cat(_turn(grad, cos, -sin), dim=-1), None, None
+        return _turn(grad, cos, -sin, into=grad.new_empty(grad.shape)), None, None
 
 
-def _turn(heads: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def _turn(heads: Tensor, cos: Tensor, sin: Tensor, into: Tensor) -> Tensor:
     first, second = heads.chunk(2, dim=-1)
-    return torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    turned_first, turned_second = into.chunk(2, dim=-1)
+    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=turned_second).addcmul_(first, sin)
+    return into
 
 
 def _scale(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -144,14 +145,13 @@ def _sentences(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
 
 
 def _explain(error: RuntimeError, vocab_size: int) -> TokenizerError:
+    """What the trainer's message means for the caller."""
     text = str(error)
-    if "Vocabulary size" in text or "vocab_size" in text:
-        limit = text.rsplit("<=", 1)[-1].strip(" .") if "<=" in text else None
-        return TokenizerError(
-            "the vocabulary is larger than the text supports" if "too high" in text or "<=" in text
-            else "the vocabulary is too small for the characters of the text",
-            where="tokenizer.vocab_size", expected=f"at most {limit}" if limit else "another size", found=vocab_size,
-            fix=f"set tokenizer.vocab_size={limit}, or train on more text" if limit else text.splitlines()[-1],
-        )
+    if high := re.search(r"too high \(\d+\).*?<= (\d+)", text):
+        return TokenizerError("the vocabulary is larger than the text supports", where="tokenizer.vocab_size", found=vocab_size,
+                              expected=f"at most {high[1]}", fix=f"set tokenizer.vocab_size={high[1]}, or train on more text")
+    if low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
+        return TokenizerError("the text has more characters than the vocabulary", where="tokenizer.vocab_size", found=vocab_size,
+                              expected=f"more than {low[1]}", fix=f"set tokenizer.vocab_size={2 * int(low[1])}, or lower character_coverage")
     return TokenizerError("SentencePiece could not be trained", where="tokenizer", found=text.splitlines()[-1],
                           fix="give it more text" if "sentences" in text else None)

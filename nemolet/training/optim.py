@@ -44,6 +44,8 @@ class Optim:
         ("lr > 0", "the learning rate is above 0"),
         ("weight_decay >= 0", "weight decay is at least 0"),
         ("momentum >= 0 and momentum < 1", "momentum is at least 0 and below 1"),
+        ("betas[0] >= 0 and betas[0] < 1 and betas[1] >= 0 and betas[1] < 1", "betas are at least 0 and below 1"),
+        ("eps >= 0", "eps is at least 0"),
     )
 
     def make(self, module: nn.Module) -> Optimizer:

@@ -64,5 +64,7 @@ class Training:
         ("clip >= 0", "clip is at least 0; 0 for none"),
         ("ema > 0 and ema < 1", "ema is between 0 and 1, for example 0.999"),
         ("patience >= 1", "patience is at least 1"),
+        ("devices >= 1", "devices is at least 1, or auto"),
+        ("valid_batches >= 1", "valid_batches is at least 1; null for all"),
         ("precision != '16-mixed' or accelerator != 'cpu'", "16-mixed needs a GPU; use bf16-mixed on a CPU"),
     )

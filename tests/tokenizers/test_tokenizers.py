@@ -148,6 +148,7 @@ def test_sentencepiece_learns_from_the_text(every):
         (lambda t: SentencePieceTokenizer.train(["ab"], vocab_size=2000), "larger than the text supports"),
         (lambda t: SentencePieceTokenizer.train(["ab cd"], vocab_size=2000, model="unigram"), "larger than the text supports"),
         (lambda t: SentencePieceTokenizer.train(["ab"], vocab_size=100), "too small"),
+        (lambda t: SentencePieceTokenizer.train(["".join(map(chr, range(0x4E00, 0x5000)))] * 3, vocab_size=300), "more characters"),
         (lambda t: SentencePieceTokenizer.train([], vocab_size=300), "could not be trained"),
         (lambda t: SentencePieceTokenizer(b"junk"), "no SentencePiece model"),
         (lambda t: HuggingFaceTokenizer(b"{}"), "no tokenizer.json"),
