@@ -14,9 +14,9 @@ from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding, Head
 from nemolet.nn.transformer import Decoder
+from nemolet.symbols import Input
 from nemolet.tokenizers.base import Tokenizer
 from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
-from nemolet.symbols import Input
 
 
 class CausalLM(NeuralModule):
