@@ -12,7 +12,7 @@ import sys
 
 sys.path.pop(0)  # this folder: its tokenize.py would stand before the standard library's
 
-import argparse  # noqa: E402
+import argparse
 import os
 import resource
 import statistics
@@ -43,19 +43,27 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for contender in contenders:
                 rates[contender].append(measure(contender, folder / "text.jsonl")[:2])
-        print(f"{arguments.megabytes} MB of English and Python, vocabulary {VOCAB}: medians of {arguments.rounds} rounds")
+        print(
+            f"{arguments.megabytes} MB of English and Python, vocabulary {VOCAB}: medians of {arguments.rounds} rounds"
+        )
         cpu = {c: statistics.median(r[0] for r in rates[c]) for c in contenders}
         wall = {c: statistics.median(r[1] for r in rates[c]) for c in contenders}
         for c in contenders:
             print(f"  {c:<14} {cpu[c]:6.2f} MB per CPU-second  {wall[c]:6.2f} MB per second")
-        print(f"  nemolet / sentencepiece {cpu['nemolet'] / cpu['sentencepiece']:.2f}, nemolet / datasets "
-              f"{cpu['nemolet'] / cpu['datasets']:.2f}, two workers / one (wall) {wall['nemolet-2'] / wall['nemolet']:.2f}")
+        print(
+            f"  nemolet / sentencepiece {cpu['nemolet'] / cpu['sentencepiece']:.2f}, nemolet / datasets "
+            f"{cpu['nemolet'] / cpu['datasets']:.2f}, "
+            f"two workers / one (wall) {wall['nemolet-2'] / wall['nemolet']:.2f}"
+        )
         large = folder / "large.jsonl"
         with large.open("wb") as file:
             for _ in range(10):
                 file.write((folder / "text.jsonl").read_bytes())
         small_memory, large_memory = measure("nemolet", folder / "text.jsonl")[2], measure("nemolet", large)[2]
-        print(f"  peak memory: {small_memory:.0f} MB for {arguments.megabytes} MB, {large_memory:.0f} MB for {10 * arguments.megabytes} MB")
+        print(
+            f"  peak memory: {small_memory:.0f} MB for {arguments.megabytes} MB, "
+            f"{large_memory:.0f} MB for {10 * arguments.megabytes} MB"
+        )
 
 
 def prepare(folder: Path, megabytes: int) -> None:
@@ -84,7 +92,12 @@ def prepare(folder: Path, megabytes: int) -> None:
 def measure(contender: str, path: Path) -> tuple[float, float, float]:
     """MB per CPU-second, MB per second, and peak MB, of a fresh process that says so itself."""
     with tempfile.TemporaryDirectory() as out:
-        run = subprocess.run([sys.executable, __file__, "--worker", contender, str(path), out], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, __file__, "--worker", contender, str(path), out],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     cpu, wall, memory = map(float, run.stdout.split()[-3:])
     return cpu, wall, memory
 
@@ -107,7 +120,8 @@ def work(contender: str, path: str, out: str) -> None:
         import sentencepiece
 
         processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sp" / "sentencepiece.model"))
-        texts = [json.loads(line)["text"] for line in Path(path).open()]  # reading is not counted against it
+        lines = Path(path).read_text().split("\n")[:-1]
+        texts = [json.loads(line)["text"] for line in lines]  # reading is not counted against it
         size = sum(len(t.encode()) for t in texts)
         mark = clocks()
         for text in texts:

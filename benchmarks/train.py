@@ -14,7 +14,7 @@ import sys
 
 sys.path.pop(0)  # this folder: its tokenize.py would stand before the standard library's
 
-import argparse  # noqa: E402
+import argparse
 import csv
 import os
 import resource
@@ -30,8 +30,17 @@ SIZES = {
     "small": {"batch": 12, "length": 64, "vocab": 65, "steps_per_window": 10},
     "50m": {"batch": 1, "length": 512, "vocab": 32000, "steps_per_window": 2},
 }
-SMALL = {"layers": 4, "width": 128, "heads": 4, "context": 64, "norm": "layer", "activation": "gelu_tanh", "gated": False,
-         "position": "learned", "bias": False}
+SMALL = {
+    "layers": 4,
+    "width": 128,
+    "heads": 4,
+    "context": 64,
+    "norm": "layer",
+    "activation": "gelu_tanh",
+    "gated": False,
+    "position": "learned",
+    "bias": False,
+}
 LLAMA = {"layers": 12, "width": 512, "heads": 8, "kv_heads": 8, "ffn_width": 1408, "context": 512, "tied": False}
 CONTENDERS = ("nemolet", "bare", "hf-loop", "hf-trainer")
 
@@ -43,13 +52,22 @@ def main() -> None:
     parser.add_argument("--compile", nargs="+", default=["off", "on"], choices=["off", "on"])
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--windows", type=int, default=7)
-    parser.add_argument("--nemolet", default=str(Path(sys.executable).parent / "nemolet"),
-                        help="the command that is measured; for memory, one of an installation without extras")
+    parser.add_argument(
+        "--nemolet",
+        default=str(Path(sys.executable).parent / "nemolet"),
+        help="the command that is measured; for memory, one of an installation without extras",
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--record", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.worker, arguments.sizes[0], arguments.precisions[0], arguments.compile[0] == "on", arguments.record)
+        work(
+            arguments.worker,
+            arguments.sizes[0],
+            arguments.precisions[0],
+            arguments.compile[0] == "on",
+            arguments.record,
+        )
         return
     for size in arguments.sizes:
         for precision in arguments.precisions:
@@ -61,7 +79,10 @@ def compare(size: str, precision: str, compiled: str, arguments: argparse.Namesp
     """Run all contenders in turns and print their table."""
     contenders, windows = arguments.contenders, arguments.windows
     with tempfile.TemporaryDirectory() as folder:
-        running = {name: Contender(name, size, precision, compiled, Path(folder) / name, arguments.nemolet) for name in contenders}
+        running = {
+            name: Contender(name, size, precision, compiled, Path(folder) / name, arguments.nemolet)
+            for name in contenders
+        }
         try:
             for _ in range(windows):
                 for contender in running.values():
@@ -69,7 +90,10 @@ def compare(size: str, precision: str, compiled: str, arguments: argparse.Namesp
         finally:
             for contender in running.values():
                 contender.end()
-        print(f"\n{size}, {precision}, compile {compiled}: medians of {windows} windows, tokens per CPU-second and per second, peak MB")
+        print(
+            f"\n{size}, {precision}, compile {compiled}: medians of {windows} windows, "
+            "tokens per CPU-second and per second, peak MB"
+        )
         base = {name: running[name].medians() for name in contenders}
         for name, (cpu, wall, memory) in base.items():
             ratios = "".join(f"  {cpu / base[o][0]:5.2f} x {o}" for o in contenders if o != name and name == "nemolet")
@@ -84,12 +108,30 @@ class Contender:
         self.name, self.record = name, folder / "metrics.csv"
         self.rates: list[tuple[float, float]] = []
         self.memory = 0.0
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         if name == "nemolet":
             command = [nemolet, *nemolet_overrides(size, precision, compiled, folder)]
         else:
-            command = [sys.executable, __file__, "--worker", name, "--record", str(self.record), "--sizes", size,
-                       "--precisions", precision, "--compile", compiled]
+            command = [
+                sys.executable,
+                __file__,
+                "--worker",
+                name,
+                "--record",
+                str(self.record),
+                "--sizes",
+                size,
+                "--precisions",
+                precision,
+                "--compile",
+                compiled,
+            ]
         self.log = (folder / "log.txt").open("w")
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log, cwd=folder)
         self._wait(2)  # imports, compilation and the first steps are not measured
@@ -137,13 +179,25 @@ def nemolet_overrides(size: str, precision: str, compiled: str, folder: Path) ->
     settings, values = SIZES[size], SMALL if size == "small" else LLAMA
     model = [f"++model.{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items()]
     return [
-        "train", f"model={'gpt_tiny' if size == 'small' else 'llama_50m'}", *model,
-        f"model.vocab_size={settings['vocab'] if size == '50m' else 'null'}", f"tokenizer={'char' if size == 'small' else 'byte'}",
-        f"data.path={text}", f"data.cache={folder / 'cache'}", f"data.batch_size={settings['batch']}",
-        f"data.sequence_length={settings['length']}", "data.order=random", f"trainer.precision={'bf16-mixed' if precision == 'bf16' else '32'}",
-        f"trainer.compile={str(compiled == 'on').lower()}", "trainer.max_steps=1000000", "trainer.valid_every=1000000",
-        f"trainer.log_every={settings['steps_per_window']}", "trainer.checkpoint_every=1000", "trainer.accelerator=cpu",
-        f"folder={folder}", "sample.max_new_tokens=0",
+        "train",
+        f"model={'gpt_tiny' if size == 'small' else 'llama_50m'}",
+        *model,
+        f"model.vocab_size={settings['vocab'] if size == '50m' else 'null'}",
+        f"tokenizer={'char' if size == 'small' else 'byte'}",
+        f"data.path={text}",
+        f"data.cache={folder / 'cache'}",
+        f"data.batch_size={settings['batch']}",
+        f"data.sequence_length={settings['length']}",
+        "data.order=random",
+        f"trainer.precision={'bf16-mixed' if precision == 'bf16' else '32'}",
+        f"trainer.compile={str(compiled == 'on').lower()}",
+        "trainer.max_steps=1000000",
+        "trainer.valid_every=1000000",
+        f"trainer.log_every={settings['steps_per_window']}",
+        "trainer.checkpoint_every=1000",
+        "trainer.accelerator=cpu",
+        f"folder={folder}",
+        "sample.max_new_tokens=0",
     ]
 
 
@@ -192,7 +246,9 @@ class Record:
         if self.count % self.steps == 0:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             with self.path.open("a") as file:
-                file.write(f"{self.count * self.tokens_per_step},{time.process_time()},{time.perf_counter()},{memory}\n")
+                file.write(
+                    f"{self.count * self.tokens_per_step},{time.process_time()},{time.perf_counter()},{memory}\n"
+                )
 
 
 def nemolet_model(size: str):
@@ -213,12 +269,33 @@ def hf_model(size: str):
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     if size == "small":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=65, n_positions=64, n_embd=128, n_layer=4, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
-                                           attn_pdrop=0.0, attn_implementation="sdpa"))
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=65,
+                n_positions=64,
+                n_embd=128,
+                n_layer=4,
+                n_head=4,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                attn_implementation="sdpa",
+            )
+        )
     else:
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, hidden_size=512, num_hidden_layers=12, num_attention_heads=8,
-                                             num_key_value_heads=8, intermediate_size=1408, max_position_embeddings=512,
-                                             attn_implementation="sdpa", use_cache=False))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=32000,
+                hidden_size=512,
+                num_hidden_layers=12,
+                num_attention_heads=8,
+                num_key_value_heads=8,
+                intermediate_size=1408,
+                max_position_embeddings=512,
+                attn_implementation="sdpa",
+                use_cache=False,
+            )
+        )
     model.train()
 
     def loss_of(model, window):
@@ -250,9 +327,21 @@ def hf_trainer(size: str, precision: str, compiled: bool, record: Record) -> Non
             record.step()
 
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(folder, per_device_train_batch_size=settings["batch"], max_steps=10**6, learning_rate=1e-3, use_cpu=True,
-                                      bf16=precision == "bf16", torch_compile=compiled, logging_steps=settings["steps_per_window"], save_strategy="no",
-                                      report_to=[], disable_tqdm=True, weight_decay=0.1, max_grad_norm=1.0)
+        arguments = TrainingArguments(
+            folder,
+            per_device_train_batch_size=settings["batch"],
+            max_steps=10**6,
+            learning_rate=1e-3,
+            use_cpu=True,
+            bf16=precision == "bf16",
+            torch_compile=compiled,
+            logging_steps=settings["steps_per_window"],
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            weight_decay=0.1,
+            max_grad_norm=1.0,
+        )
         Trainer(model, arguments, train_dataset=Crops(), callbacks=[Watch()]).train()
 
 

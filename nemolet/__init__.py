@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 _HOME = {
     "nemolet.types": (
         "Axis AudioBN Count CountScalar HiddenBTD HiddenRestD HiddenRestI HiddenRestO Hidden LabelsB LabelsBT Labels"
-        " LengthsB Lengths LogProbsBTV LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD NeuralType"
-        " Outcome PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds Void"
+        " LengthsB Lengths LogProbsBTV LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD"
+        " NeuralType Outcome PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds Void"
     ),
     "nemolet.symbols": "Input Symbol",
     "nemolet.module": "NeuralModule checked parameter_axes",
@@ -25,7 +25,19 @@ _HOME = {
     "nemolet.errors": "NemoletError",
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names.split()}
-_PACKAGES = ("nn", "tokenizers", "data", "language", "training", "errors", "types", "config", "archive", "draw", "graph")
+_PACKAGES = (
+    "nn",
+    "tokenizers",
+    "data",
+    "language",
+    "training",
+    "errors",
+    "types",
+    "config",
+    "archive",
+    "draw",
+    "graph",
+)
 
 
 def __getattr__(name: str) -> Any:

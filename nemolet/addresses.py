@@ -26,12 +26,22 @@ def check_addresses(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any
     sources = [f"{name}.{port}" for name, module in modules.items() for port in module.output_ports]
     for target, source in wires.items():
         if target not in targets:
-            raise WiringError("this wire ends at no port", where=f"wires.{target}", expected=", ".join(targets),
-                              found=f"{target} from {source}", fix=did_you_mean(target, targets))
+            raise WiringError(
+                "this wire ends at no port",
+                where=f"wires.{target}",
+                expected=", ".join(targets),
+                found=f"{target} from {source}",
+                fix=did_you_mean(target, targets),
+            )
         for address in flat(source):
             if "." in address and address not in sources:
-                raise WiringError("this wire starts at no port", where=f"wires.{target}", expected=", ".join(sources),
-                                  found=f"{target} from {address}", fix=did_you_mean(address, sources))
+                raise WiringError(
+                    "this wire starts at no port",
+                    where=f"wires.{target}",
+                    expected=", ".join(sources),
+                    found=f"{target} from {address}",
+                    fix=did_you_mean(address, sources),
+                )
 
 
 def wired_inputs(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> dict[str, Port]:
@@ -70,8 +80,13 @@ def running_order(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any])
         if not ready:
             stuck = [n for n in modules if n not in order]
             loop = [w for n in stuck for need, w in needs[n].items() if need in stuck]
-            raise WiringError("the wires form a cycle", where=", ".join(stuck), expected="wires that lead forward",
-                              found="; ".join(loop), fix="remove one of these wires, or put the loop inside one module")
+            raise WiringError(
+                "the wires form a cycle",
+                where=", ".join(stuck),
+                expected="wires that lead forward",
+                found="; ".join(loop),
+                fix="remove one of these wires, or put the loop inside one module",
+            )
         order.append(ready[0])
     return order
 

@@ -55,8 +55,7 @@ class Archive:
     config: dict[str, Any]
 
 
-def save(path: str | Path, *, model: NeuralModule, tokenizer: Tokenizer | None = None,
-         card: str = "") -> Path:
+def save(path: str | Path, *, model: NeuralModule, tokenizer: Tokenizer | None = None, card: str = "") -> Path:
     """Write a model to a ``.nemolet`` file; equal input gives equal bytes.
 
     The file appears under its name only when it is complete.
@@ -96,8 +95,7 @@ def save(path: str | Path, *, model: NeuralModule, tokenizer: Tokenizer | None =
         partial.replace(path)
     except OSError as error:
         fix = "free space or choose another folder; the old file, if any, is untouched"
-        raise ArchiveError("the archive cannot be written", where=str(path), found=error.strerror,
-                           fix=fix) from error
+        raise ArchiveError("the archive cannot be written", where=str(path), found=error.strerror, fix=fix) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -132,8 +130,10 @@ def _tensors(model: NeuralModule) -> dict[str, Tensor]:
         if id(tensor) not in known:
             known[id(tensor)] = name
             tensors[name] = tensor.detach()
-    return {name: tensor.to("cpu").contiguous() if tensor.device.type != "meta" else tensor
-            for name, tensor in tensors.items()}
+    return {
+        name: tensor.to("cpu").contiguous() if tensor.device.type != "meta" else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Archive:
@@ -169,8 +169,9 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Archive:
         model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         found = f"{device}: {str(error).splitlines()[0][:200]}"
-        raise ConfigError("this device cannot be used", where="device", found=found,
-                          expected="cpu, or one of this machine") from error
+        raise ConfigError(
+            "this device cannot be used", where="device", found=found, expected="cpu, or one of this machine"
+        ) from error
     return Archive(model, tokenizer, members[CARD].decode("utf-8", "replace"), config)
 
 
@@ -188,8 +189,7 @@ def _parse_weights(content: bytes, where: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except Exception as error:
-        raise ArchiveError("the weights cannot be read", where=f"{where}: {WEIGHTS}",
-                           found=str(error)[:300]) from error
+        raise ArchiveError("the weights cannot be read", where=f"{where}: {WEIGHTS}", found=str(error)[:300]) from error
 
 
 def _built(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -> NeuralModule:
@@ -218,8 +218,12 @@ def _no_larger_than(tensors: dict[str, Tensor], where: str) -> Iterator[None]:
             return
         known[id(parameter)] = parameter
         if parameter.numel() > largest or len(known) > most:
-            raise ArchiveError("the weights do not fit the model", where=where, found=f"{name} beyond that",
-                               expected=f"{len(tensors)} tensors of up to {largest} numbers")
+            raise ArchiveError(
+                "the weights do not fit the model",
+                where=where,
+                found=f"{name} beyond that",
+                expected=f"{len(tensors)} tensors of up to {largest} numbers",
+            )
 
     handle = torch.nn.modules.module.register_module_parameter_registration_hook(watch)
     try:
@@ -230,26 +234,33 @@ def _no_larger_than(tensors: dict[str, Tensor], where: str) -> Iterator[None]:
 
 def _compare(model: Any, tensors: dict[str, Tensor], where: str) -> None:
     if not isinstance(model, NeuralModule):
-        raise ArchiveError("the config builds no model", where=f"{where}: {CONFIG}", found=str(type(model)),
-                           expected="a typed module")
+        raise ArchiveError(
+            "the config builds no model", where=f"{where}: {CONFIG}", found=str(type(model)), expected="a typed module"
+        )
     expected = _tensors(model)
     pairs = [(name, tensors[name], tensor) for name, tensor in expected.items() if name in tensors]
     odd = {
         "missing": sorted(expected.keys() - tensors),
         "unknown": sorted(tensors.keys() - expected),
         "of another shape": [
-            f"{name}: {tuple(found.shape)} for {tuple(own.shape)}" for name, found, own in pairs
+            f"{name}: {tuple(found.shape)} for {tuple(own.shape)}"
+            for name, found, own in pairs
             if found.shape != own.shape
         ],
         "of another kind": [
-            f"{name}: {found.dtype} for {own.dtype}" for name, found, own in pairs
+            f"{name}: {found.dtype} for {own.dtype}"
+            for name, found, own in pairs
             if found.is_floating_point() != own.is_floating_point()
         ],
     }
     if any(odd.values()):
         listed = "; ".join(f"{what} {', '.join(names[:5])}" for what, names in odd.items() if names)
-        raise ArchiveError("the weights do not fit the model", where=f"{where}: {WEIGHTS}", found=listed,
-                           expected=f"{len(expected)} tensors")
+        raise ArchiveError(
+            "the weights do not fit the model",
+            where=f"{where}: {WEIGHTS}",
+            found=listed,
+            expected=f"{len(expected)} tensors",
+        )
 
 
 def _rebuilt_tokenizer(config: dict[str, Any], members: dict[str, bytes], where: str) -> Tokenizer | None:
@@ -257,14 +268,18 @@ def _rebuilt_tokenizer(config: dict[str, Any], members: dict[str, bytes], where:
     files = {n.removeprefix(prefix): content for n, content in members.items() if n.startswith(prefix)}
     if "tokenizer" not in config:
         if files:
-            raise ArchiveError("there are files of a tokenizer, but the config has none", where=where,
-                               found=", ".join(files))
+            raise ArchiveError(
+                "there are files of a tokenizer, but the config has none", where=where, found=", ".join(files)
+            )
         return None
     tokenizer = rebuild(config["tokenizer"], files)
     if describe(tokenizer) != config["tokenizer"] or tokenizer.files().keys() != files.keys():
-        raise ArchiveError("the tokenizer has parts that it does not know", where=where,
-                           expected=str(describe(tokenizer))[:300],
-                           found=f"{str(config['tokenizer'])[:300]}; files {', '.join(files) or 'none'}")
+        raise ArchiveError(
+            "the tokenizer has parts that it does not know",
+            where=where,
+            expected=str(describe(tokenizer))[:300],
+            found=f"{str(config['tokenizer'])[:300]}; files {', '.join(files) or 'none'}",
+        )
     return tokenizer
 
 
@@ -284,8 +299,9 @@ def _read(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     members = _members(path)
     for name in (MANIFEST, CONFIG, WEIGHTS, CARD):
         if name not in members:
-            raise ArchiveError("a member is missing", where=str(path), expected=name,
-                               found=", ".join(members) or "nothing")
+            raise ArchiveError(
+                "a member is missing", where=str(path), expected=name, found=", ".join(members) or "nothing"
+            )
     version = _check_manifest(members, str(path))
     config = _parse(members[CONFIG], f"{path}: {CONFIG}")
     for old in range(version, VERSION):
@@ -315,31 +331,50 @@ def _members(path: Path) -> dict[str, bytes]:
                     raise ValueError(f"{member.name} is truncated, or something hides after it")
             rest = file.read(2 * tarfile.RECORDSIZE)
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise ArchiveError("this is no whole archive", where=str(path), expected="an uncompressed tar",
-                           found=str(error) or type(error).__name__, fix="copy it again") from error
+        raise ArchiveError(
+            "this is no whole archive",
+            where=str(path),
+            expected="an uncompressed tar",
+            found=str(error) or type(error).__name__,
+            fix="copy it again",
+        ) from error
     # The writer ends with zeros up to a whole record; a cut in them is a cut all the same.
     if size % tarfile.RECORDSIZE or len(rest) > tarfile.RECORDSIZE or rest.strip(b"\0"):
-        raise ArchiveError("this is no whole archive", where=str(path), found=f"{size} bytes",
-                           expected=f"an end mark, up to a multiple of {tarfile.RECORDSIZE} bytes",
-                           fix="copy it again")
+        raise ArchiveError(
+            "this is no whole archive",
+            where=str(path),
+            found=f"{size} bytes",
+            expected=f"an end mark, up to a multiple of {tarfile.RECORDSIZE} bytes",
+            fix="copy it again",
+        )
     return members
 
 
 def _check_member(member: tarfile.TarInfo, members: dict[str, bytes], left: int, where: str) -> None:
     place = f"{where}: {member.name!r}"
     if member.name not in (MANIFEST, CONFIG, WEIGHTS, CARD) and not _TOKENIZER.fullmatch(member.name):
-        raise ArchiveError("a member has a forbidden name", where=place, found=member.name,
-                           expected=f"{MANIFEST}, {CONFIG}, {WEIGHTS}, {CARD} or tokenizer/<file>")
+        raise ArchiveError(
+            "a member has a forbidden name",
+            where=place,
+            found=member.name,
+            expected=f"{MANIFEST}, {CONFIG}, {WEIGHTS}, {CARD} or tokenizer/<file>",
+        )
     if member.type != tarfile.REGTYPE or member.linkname:
-        raise ArchiveError("a member is no plain file", where=place, expected="a regular file",
-                           found=f"tar type {member.type!r}")
+        raise ArchiveError(
+            "a member is no plain file", where=place, expected="a regular file", found=f"tar type {member.type!r}"
+        )
     if member.name in members or len(members) >= _MEMBERS:
         twice = member.name in members
         raise ArchiveError("a member comes twice" if twice else "there are too many members", where=place)
     most = left if member.name == WEIGHTS else min(left, _SMALL)
     if not 0 <= member.size <= most:
-        raise ArchiveError("a member is larger than the file, or too large", where=place, fix="copy it again",
-                           expected=f"at most {most} bytes", found=f"{member.size} bytes")
+        raise ArchiveError(
+            "a member is larger than the file, or too large",
+            where=place,
+            fix="copy it again",
+            expected=f"at most {most} bytes",
+            found=f"{member.size} bytes",
+        )
 
 
 def _check_manifest(members: dict[str, bytes], where: str) -> int:
@@ -350,26 +385,44 @@ def _check_manifest(members: dict[str, bytes], where: str) -> int:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveError("the manifest cannot be read", where=place, found=repr(error)[:300]) from error
     if name != FORMAT or type(version) is not int or version < 1 or not isinstance(listed, dict):
-        raise ArchiveError("this is another format", where=place, expected=f"{FORMAT}, version {VERSION}",
-                           found=f"{str(name)[:50]}, version {str(version)[:50]}")
+        raise ArchiveError(
+            "this is another format",
+            where=place,
+            expected=f"{FORMAT}, version {VERSION}",
+            found=f"{str(name)[:50]}, version {str(version)[:50]}",
+        )
     if version > VERSION:
-        raise ArchiveError("the archive is newer than this nemolet", where=place, found=f"version {version}",
-                           expected=f"version {VERSION} or older", fix="pip install --upgrade nemolet")
+        raise ArchiveError(
+            "the archive is newer than this nemolet",
+            where=place,
+            found=f"version {version}",
+            expected=f"version {VERSION} or older",
+            fix="pip install --upgrade nemolet",
+        )
     odd = sorted(set(listed) ^ (set(members) - {MANIFEST}))
     if odd:
         raise ArchiveError("the manifest lists other members", where=place, found=", ".join(odd)[:300])
     for name, entry in listed.items():
         if entry != _entry(members[name]):
-            raise ArchiveError("the content does not match its hash", where=f"{where}: {name}",
-                               expected=str(entry)[:300], found=_entry(members[name]), fix="copy it again")
+            raise ArchiveError(
+                "the content does not match its hash",
+                where=f"{where}: {name}",
+                expected=str(entry)[:300],
+                found=_entry(members[name]),
+                fix="copy it again",
+            )
     return version
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:
     """Plain YAML: no tags, no aliases, no interpolation, no depth without end."""
     if len(content) > _LONGEST_CONFIG:
-        raise ArchiveError("the config is too large", where=where, found=f"{len(content)} bytes",
-                           expected=f"at most {_LONGEST_CONFIG} bytes")
+        raise ArchiveError(
+            "the config is too large",
+            where=where,
+            found=f"{len(content)} bytes",
+            expected=f"at most {_LONGEST_CONFIG} bytes",
+        )
     try:
         text = content.decode()
         if "${" in text:
@@ -377,16 +430,21 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
         _check_events(text, where)
         config = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ArchiveError("the config cannot be read", where=where, expected="plain YAML",
-                           found=str(error)[:300]) from error
+        raise ArchiveError(
+            "the config cannot be read", where=where, expected="plain YAML", found=str(error)[:300]
+        ) from error
     if not _is_plain(config):
-        raise ArchiveError("the config holds more than plain data", where=where,
-                           expected="mappings from text, lists, text, numbers, true, false and null")
+        raise ArchiveError(
+            "the config holds more than plain data",
+            where=where,
+            expected="mappings from text, lists, text, numbers, true, false and null",
+        )
     right = isinstance(config, dict) and {"model"} <= set(config) <= {"model", "tokenizer"}
     if not right or not all(isinstance(part, dict) for part in config.values()):
         found = ", ".join(config)[:300] if isinstance(config, dict) else type(config).__name__
-        raise ArchiveError("the config has other parts", where=where, expected="model, and perhaps tokenizer",
-                           found=found)
+        raise ArchiveError(
+            "the config has other parts", where=where, expected="model, and perhaps tokenizer", found=found
+        )
     return config  # type: ignore[no-any-return]
 
 
@@ -395,15 +453,17 @@ def _check_events(text: str, where: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise ArchiveError("aliases are refused", where=where, found=f"*{event.anchor}",
-                               fix="write every value out")
+            raise ArchiveError(
+                "aliases are refused", where=where, found=f"*{event.anchor}", fix="write every value out"
+            )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _DEEPEST_CONFIG:
-            raise ArchiveError("the config is nested too deeply", where=where,
-                               expected=f"at most {_DEEPEST_CONFIG} levels")
+            raise ArchiveError(
+                "the config is nested too deeply", where=where, expected=f"at most {_DEEPEST_CONFIG} levels"
+            )
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise ArchiveError("tags are refused", where=where, found=tag)

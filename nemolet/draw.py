@@ -243,8 +243,9 @@ def _text(x: float, y: float, size: int, text: str, colour: str, more: str = "")
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}"{more}>{_xml(text)}</text>'
 
 
-def _wires(picture: Picture, spot_of: Mapping[object, _Spot], paths: _Rows, tops: Sequence[float],
-           heights: Sequence[float]) -> list[str]:
+def _wires(
+    picture: Picture, spot_of: Mapping[object, _Spot], paths: _Rows, tops: Sequence[float], heights: Sequence[float]
+) -> list[str]:
     """All lines first, then all labels, so that a label covers the line it sits on."""
     lines, labels = [], []
     for index, arrow in enumerate(picture.arrows):
@@ -259,11 +260,15 @@ def _wires(picture: Picture, spot_of: Mapping[object, _Spot], paths: _Rows, tops
             way += f"{_curve(x, y, spot.x, tops[spot.row])} V{below:.1f}"
             x, y = spot.x, below
         way += _curve(x, y, end_x, end_y - 5)
-        lines += [f'<path d="{way}" fill="none" stroke="{_WIRE}" stroke-width="1.4"/>',
-                  f'<path d="M{end_x - 4:.1f} {end_y - 8:.1f}h8l-4 8z" fill="{_WIRE}"/>']
-        labels += [_rect(label, tops, _LABEL_HEIGHT, 4, "#f4f6f9"),
-                   _text(label.x, tops[label.row] + 11, 10, arrow.port, "#5a6573"),
-                   _text(label.x, tops[label.row] + 23, 11, arrow.type, _INK)]
+        lines += [
+            f'<path d="{way}" fill="none" stroke="{_WIRE}" stroke-width="1.4"/>',
+            f'<path d="M{end_x - 4:.1f} {end_y - 8:.1f}h8l-4 8z" fill="{_WIRE}"/>',
+        ]
+        labels += [
+            _rect(label, tops, _LABEL_HEIGHT, 4, "#f4f6f9"),
+            _text(label.x, tops[label.row] + 11, 10, arrow.port, "#5a6573"),
+            _text(label.x, tops[label.row] + 23, 11, arrow.type, _INK),
+        ]
     return lines + labels
 
 

@@ -52,8 +52,9 @@ class NemoletError(Exception):
         return (_rebuild, (type(self), self.what, self.where, self.expected, self.found, self.fix))
 
 
-def _rebuild(kind: type[NemoletError], what: str, where: str | None, expected: object, found: object,
-             fix: str | None) -> NemoletError:
+def _rebuild(
+    kind: type[NemoletError], what: str, where: str | None, expected: object, found: object, fix: str | None
+) -> NemoletError:
     return kind(what, where=where, expected=expected, found=found, fix=fix)
 
 

@@ -59,7 +59,9 @@ class Graph(NeuralModule, ports_of_instance=True):
         ends = _name_outputs(outputs, named_outputs)
         self.nodes: list[Node] = upstream(ends.values())
         if not self.nodes:
-            raise WiringError("a graph needs at least one module", where="Graph", fix="pass the symbols modules returned")
+            raise WiringError(
+                "a graph needs at least one module", where="Graph", fix="pass the symbols modules returned"
+            )
         self.solution: Solution = check(self.nodes)
         module_names = _name_modules(self.nodes, names or {})
         self.inputs: dict[str, Symbol] = _name_inputs(self.nodes)
@@ -69,8 +71,13 @@ class Graph(NeuralModule, ports_of_instance=True):
             name = module_names[id(node.module)]
             if name not in self._modules:
                 if not name or "." in name or hasattr(self, name) or name == "steps":
-                    raise WiringError("a module cannot have this name", where=f"Graph.{name}", found=repr(name),
-                                      expected="a name without dots that no Graph attribute has", fix=f"call it {name}_")
+                    raise WiringError(
+                        "a module cannot have this name",
+                        where=f"Graph.{name}",
+                        found=repr(name),
+                        expected="a name without dots that no Graph attribute has",
+                        fix=f"call it {name}_",
+                    )
                 self.add_module(name, node.module)
                 node.module.label = name
         self.end_slots: dict[str, str] = {name: self._slot(symbol) for name, symbol in ends.items()}
@@ -118,7 +125,9 @@ class Graph(NeuralModule, ports_of_instance=True):
         options = tuple(dict.fromkeys(option for step in self.steps for option in step.options))
         clash = set(options) & set(inputs)
         if clash:
-            raise WiringError("an input has the name of an option", where=f"input {min(clash)}", fix="name the input otherwise")
+            raise WiringError(
+                "an input has the name of an option", where=f"input {min(clash)}", fix="name the input otherwise"
+            )
         return Signature(inputs, options, (*inputs, *options), outputs, self._record())
 
     def _record(self) -> type | None:
@@ -165,7 +174,9 @@ class Graph(NeuralModule, ports_of_instance=True):
                     call[option] = values[option]
             result = self._modules[step.name](**call)  # type: ignore[misc]
             for port, slot in step.results.items():
-                values[slot] = result if step.single else result[port] if type(result) is dict else getattr(result, port)
+                values[slot] = (
+                    result if step.single else result[port] if type(result) is dict else getattr(result, port)
+                )
         results = {name: values[slot] for name, slot in self.end_slots.items()}
         if declared.record is not None:
             return declared.record(**results)
@@ -173,20 +184,32 @@ class Graph(NeuralModule, ports_of_instance=True):
 
     def _bind(self, declared: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if len(args) > len(declared.order):
-            raise WiringError("too many arguments", where=self.label, expected=", ".join(declared.order), found=len(args))
+            raise WiringError(
+                "too many arguments", where=self.label, expected=", ".join(declared.order), found=len(args)
+            )
         values: dict[str, Any] = dict(zip(declared.order, args))
         for name, value in kwargs.items():
             if name in values:
                 raise WiringError(f"input {name!r} is given twice", where=f"{self.label}.{name}", fix="pass it once")
             if name not in declared.order:
-                raise WiringError(f"there is no input {name!r}", where=self.label, expected=", ".join(declared.order),
-                                  found=name, fix=did_you_mean(name, declared.order))
+                raise WiringError(
+                    f"there is no input {name!r}",
+                    where=self.label,
+                    expected=", ".join(declared.order),
+                    found=name,
+                    fix=did_you_mean(name, declared.order),
+                )
             values[name] = value
         for name, port in declared.inputs.items():
             if values.get(name) is None:
                 if not port.optional:
-                    raise WiringError(f"input {name!r} is missing", where=f"{self.label}.{name}", expected=port.type,
-                                      found="nothing", fix=f"pass {name}=...")
+                    raise WiringError(
+                        f"input {name!r} is missing",
+                        where=f"{self.label}.{name}",
+                        expected=port.type,
+                        found="nothing",
+                        fix=f"pass {name}=...",
+                    )
                 values[name] = None
         return values
 
@@ -199,11 +222,16 @@ class Graph(NeuralModule, ports_of_instance=True):
     def picture(self) -> Picture:
         """The boxes and arrows of this graph, from which every drawing is made."""
         boxes = [Box(f"in:{name}", name, "input", "") for name in self.inputs]
-        boxes += [Box(self._box(node), self._title(node), type(node.module).__name__, _parameters(node)) for node in self.nodes]
+        boxes += [
+            Box(self._box(node), self._title(node), type(node.module).__name__, _parameters(node))
+            for node in self.nodes
+        ]
         boxes += [Box(f"out:{name}", name, "output", "") for name in self.ends]
         arrows = [
             Arrow(self._source(symbol), self._box(node), port, str(self.type_of(symbol)))
-            for node in self.nodes for port, wire in node.wires.items() for symbol in symbols_of([wire])
+            for node in self.nodes
+            for port, wire in node.wires.items()
+            for symbol in symbols_of([wire])
         ]
         arrows += [Arrow(self._source(s), f"out:{name}", name, str(self.type_of(s))) for name, s in self.ends.items()]
         return Picture(self.label, tuple(boxes), tuple(arrows), sum(p.numel() for p in self.parameters()))
@@ -239,8 +267,11 @@ class Graph(NeuralModule, ports_of_instance=True):
                 assert isinstance(node.module, NeuralModule)
                 modules[name] = node.module.config({k: v for k, v in inner.items() if v != name})
         if len(modules) < len(self.nodes):
-            raise WiringError("a module that is called twice cannot be written to a config", where=self.label,
-                              fix="put the two calls into one typed module of your own")
+            raise WiringError(
+                "a module that is called twice cannot be written to a config",
+                where=self.label,
+                fix="put the two calls into one typed module of your own",
+            )
         return {
             "_target_": f"{__name__}.compose",
             "modules": modules,
@@ -321,15 +352,22 @@ def _name_outputs(outputs: Sequence[Any], named: Mapping[str, Symbol]) -> dict[s
             name = name or symbol.port.name
             unique = name if name not in ends else symbol.name.replace(".", "_")
             if unique in ends:
-                raise WiringError("two outputs have one name", where=f"output {unique}", fix="pass them by name: Graph(a=..., b=...)")
+                raise WiringError(
+                    "two outputs have one name", where=f"output {unique}", fix="pass them by name: Graph(a=..., b=...)"
+                )
             ends[unique] = symbol
     return {**ends, **{name: _end(symbol) for name, symbol in named.items()}}
 
 
 def _end(value: object) -> Symbol:
     if not isinstance(value, Symbol):
-        raise WiringError("a graph ends in symbols", where="Graph", expected="what a symbolic call returned",
-                          found=type(value).__name__, fix="call the modules with nl.Input(...) symbols")
+        raise WiringError(
+            "a graph ends in symbols",
+            where="Graph",
+            expected="what a symbolic call returned",
+            found=type(value).__name__,
+            fix="call the modules with nl.Input(...) symbols",
+        )
     return value
 
 
@@ -355,9 +393,13 @@ def _name_inputs(nodes: Sequence[Node]) -> dict[str, Symbol]:
                     continue
                 name = symbol.port.name or port
                 if name in named:
-                    raise WiringError("two inputs have one name", where=f"input {name}", expected="distinct names",
-                                      found=f"{named[name].port.type} and {symbol.port.type}",
-                                      fix=f'name them: nl.Input(..., "{name}_2")')
+                    raise WiringError(
+                        "two inputs have one name",
+                        where=f"input {name}",
+                        expected="distinct names",
+                        found=f"{named[name].port.type} and {symbol.port.type}",
+                        fix=f'name them: nl.Input(..., "{name}_2")',
+                    )
                 named[name] = symbol
     return named
 
@@ -423,7 +465,13 @@ def compose(
         if not any(True for _ in symbols_of(call)):
             raise WiringError("the module has no inputs", where=name, fix="remove it, or give it a typed input port")
         result = module(**call)
-        produced = result._asdict() if hasattr(result, "_asdict") else result if isinstance(result, dict) else {"output": result}
+        produced = (
+            result._asdict()
+            if hasattr(result, "_asdict")
+            else result
+            if isinstance(result, dict)
+            else {"output": result}
+        )
         for symbol in produced.values():
             available[f"{name}.{symbol.port.name}"] = unused[f"{name}.{symbol.port.name}"] = symbol
     return Graph(names=modules, **_pick_outputs(outputs, available, unused))
@@ -443,9 +491,13 @@ def _match(name: str, port: Port, unused: Mapping[str, Symbol], inputs: Mapping[
     if len(same_name) == 1:
         return same_name[0]
     if fitting:
-        raise WiringError("several outputs fit this port", where=f"{name}.{port.name}", expected="one output of type "
-                          f"{port.type}", found=", ".join(fitting),
-                          fix=f"say which: wires: {{{name}.{port.name}: {next(iter(fitting))}}}")
+        raise WiringError(
+            "several outputs fit this port",
+            where=f"{name}.{port.name}",
+            expected=f"one output of type {port.type}",
+            found=", ".join(fitting),
+            fix=f"say which: wires: {{{name}.{port.name}: {next(iter(fitting))}}}",
+        )
     return port.name
 
 
@@ -459,8 +511,13 @@ def _pick_outputs(
     ends: dict[str, Symbol] = {}
     for name, address in chosen.items():
         if address not in available:
-            raise WiringError("there is no such output", where=f"outputs.{name}", expected=", ".join(available),
-                              found=address, fix=did_you_mean(address, available))
+            raise WiringError(
+                "there is no such output",
+                where=f"outputs.{name}",
+                expected=", ".join(available),
+                found=address,
+                fix=did_you_mean(address, available),
+            )
         short = available[address].port.name
         key = name if name != address else short if short not in ends else address.replace(".", "_")
         ends[key] = available[address]

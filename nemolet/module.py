@@ -65,7 +65,9 @@ def read_signature(forward: Any, name: str) -> Signature:
         hints = get_type_hints(forward, include_extras=True)
     except NameError as error:
         raise DeclarationError(
-            "an annotation names something unknown", where=f"{name}.forward", found=str(error),
+            "an annotation names something unknown",
+            where=f"{name}.forward",
+            found=str(error),
             fix="import the name at the top of the module, outside `if TYPE_CHECKING`",
         ) from error
     inputs, options, order = {}, [], []
@@ -74,8 +76,13 @@ def read_signature(forward: Any, name: str) -> Signature:
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             raise DeclarationError("ports cannot hide in *args or **kwargs", where=where, fix="name each argument")
         if argument.name not in hints:
-            raise DeclarationError("an argument has no annotation", where=where, expected="a type such as HiddenBTD",
-                                   found="nothing", fix=f"write {argument.name}: HiddenBTD (or its plain Python type)")
+            raise DeclarationError(
+                "an argument has no annotation",
+                where=where,
+                expected="a type such as HiddenBTD",
+                found="nothing",
+                fix=f"write {argument.name}: HiddenBTD (or its plain Python type)",
+            )
         declared, optional = _port_type(hints[argument.name], where)
         order.append(argument.name)
         if declared is None:
@@ -98,8 +105,12 @@ def _read_outputs(hint: Any, name: str) -> tuple[dict[str, Port], type | None]:
         return outputs, hint
     declared, optional = _port_type(hint, where) if hint is not None else (None, False)
     if declared is None:
-        raise DeclarationError("the output has no type", where=where, found=hint,
-                               expected="a type such as HiddenBTD, or a NamedTuple of them")
+        raise DeclarationError(
+            "the output has no type",
+            where=where,
+            found=hint,
+            expected="a type such as HiddenBTD, or a NamedTuple of them",
+        )
     return {"output": Port("output", declared, optional)}, None
 
 
@@ -124,13 +135,21 @@ def _port_type(hint: Any, where: str) -> tuple[PortType | None, bool]:
             return ListOf(item, len(args)), False
         if origin is dict and items[0] is None:
             return DictOf(item), False
-        raise DeclarationError("this container of tensors has no port type", where=where, found=hint,
-                               expected="list[X], dict[str, X], or a tuple of one type X",
-                               fix="give each tensor an argument of its own, or return a NamedTuple")
+        raise DeclarationError(
+            "this container of tensors has no port type",
+            where=where,
+            found=hint,
+            expected="list[X], dict[str, X], or a tuple of one type X",
+            fix="give each tensor an argument of its own, or return a NamedTuple",
+        )
     if isinstance(hint, type) and issubclass(hint, Tensor):
-        raise DeclarationError("a tensor has no type", where=where, expected="a type such as HiddenBTD",
-                               found=hint.__name__, fix="annotate it with an alias of nemolet.types, or with Annotated"
-                               "[Tensor, NeuralType(...)]")
+        raise DeclarationError(
+            "a tensor has no type",
+            where=where,
+            expected="a type such as HiddenBTD",
+            found=hint.__name__,
+            fix="annotate it with an alias of nemolet.types, or with Annotated[Tensor, NeuralType(...)]",
+        )
     return None, False
 
 
@@ -238,8 +257,12 @@ class NeuralModule(nn.Module):
                 None in known or prod(s for s in known if s) == size for known, size in zip(sizes, shape)
             )
             if not fits:
-                raise DeclarationError("the declared axes contradict the parameter", where=where,
-                                       expected=format_dims(dims), found=f"shape {shape}")
+                raise DeclarationError(
+                    "the declared axes contradict the parameter",
+                    where=where,
+                    expected=format_dims(dims),
+                    found=f"shape {shape}",
+                )
             self.parameter_dims[name] = dims
 
     def config(self, refs: Mapping[int, str] | None = None) -> dict[str, Any]:
@@ -252,7 +275,9 @@ class NeuralModule(nn.Module):
         try:
             given = inspect.signature(type(self).__init__).bind(self, *args, **kwargs).arguments
         except TypeError as error:
-            raise DeclarationError("the arguments of this module are unknown", where=self.label, found=str(error)) from error
+            raise DeclarationError(
+                "the arguments of this module are unknown", where=self.label, found=str(error)
+            ) from error
         tree: dict[str, Any] = {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"}
         for name, value in list(given.items())[1:]:
             tree[name] = _plain(value, f"{type(self).__name__}.{name}", refs or {})
@@ -270,7 +295,9 @@ def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}", refs) for key, item in value.items()}
     raise DeclarationError(
-        "this argument cannot be written to a config", where=where, found=type(value).__name__,
+        "this argument cannot be written to a config",
+        where=where,
+        found=type(value).__name__,
         expected="numbers, strings, lists, dictionaries or typed modules",
         fix="pass the plain values from which the module can build the object itself",
     )
@@ -288,8 +315,12 @@ def parameter_axes(module: nn.Module) -> dict[str, tuple[Dim, ...]]:
             declared |= {f"{prefix}.{k}" if prefix else k: dims for k, dims in child.parameter_dims.items()}
     missing = [name for name, _ in module.named_parameters() if name not in declared]
     if missing:
-        raise DeclarationError("parameters without declared axes", where=type(module).__name__,
-                               found=", ".join(missing), fix='call self.declare_axes(weight="F D") where they are made')
+        raise DeclarationError(
+            "parameters without declared axes",
+            where=type(module).__name__,
+            found=", ".join(missing),
+            fix='call self.declare_axes(weight="F D") where they are made',
+        )
     return {name: declared[name] for name, _ in module.named_parameters()}
 
 
@@ -351,7 +382,9 @@ def _check_value(declared: PortType, value: Any, where: str, sizes: dict[str, tu
     items = value.values() if isinstance(value, dict) else value
     kind = dict if isinstance(declared, DictOf) else (list, tuple)
     if not isinstance(value, kind) or (isinstance(declared, ListOf) and declared.size not in (None, len(value))):
-        raise ShapeError("the container differs from its declaration", where=where, expected=declared, found=type(value))
+        raise ShapeError(
+            "the container differs from its declaration", where=where, expected=declared, found=type(value)
+        )
     for item in items:
         _check_value(declared.item, item, where, sizes)
 
@@ -369,12 +402,18 @@ def check_tensor(declared: NeuralType, value: Any, where: str, sizes: dict[str, 
         lead = len(shape) - len(axes) + 1
         axes, shape = axes[1:], shape[lead:] if lead >= 0 else shape
     if len(axes) != len(shape):
-        raise ShapeError("the tensor has another rank", where=where, expected=declared, found=f"shape {tuple(value.shape)}")
+        raise ShapeError(
+            "the tensor has another rank", where=where, expected=declared, found=f"shape {tuple(value.shape)}"
+        )
     for axis, size in zip(axes, shape):
         known = (axis.size, "its declaration") if axis.size is not None else sizes.get(axis.letter)
         if known is not None and known[0] != size:
-            raise ShapeError(f"axis {axis.letter} has another size", where=where,
-                             expected=f"{axis.letter}={known[0]} by {known[1]}", found=f"shape {tuple(value.shape)}")
+            raise ShapeError(
+                f"axis {axis.letter} has another size",
+                where=where,
+                expected=f"{axis.letter}={known[0]} by {known[1]}",
+                found=f"shape {tuple(value.shape)}",
+            )
         if axis.size is None and axis.letter != ANY:
             sizes.setdefault(axis.letter, (size, where))
 

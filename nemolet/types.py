@@ -295,7 +295,8 @@ class NeuralType:
         repeated = [k for k, n in Counter(a.letter for a in parsed if a.letter != ANY).items() if n > 1]
         if repeated:
             raise DeclarationError(
-                f"axis {repeated[0]} is written twice", where=f"NeuralType({axes!r}, {element})",
+                f"axis {repeated[0]} is written twice",
+                where=f"NeuralType({axes!r}, {element})",
                 fix="use another letter of the same kind, for example S beside T",
             )
         object.__setattr__(self, "axes", parsed)
@@ -365,8 +366,12 @@ def compare(expected: PortType, found: PortType | None) -> Outcome:
         return axes if axes is not Outcome.SAME else element
     if type(expected) is not type(found) or isinstance(expected, NeuralType) or isinstance(found, NeuralType):
         return Outcome.CONTAINER_SIZE_MISMATCH
-    if isinstance(expected, ListOf) and isinstance(found, ListOf) and None not in (expected.size, found.size) \
-            and expected.size != found.size:
+    if (
+        isinstance(expected, ListOf)
+        and isinstance(found, ListOf)
+        and None not in (expected.size, found.size)
+        and expected.size != found.size
+    ):
         return Outcome.CONTAINER_SIZE_MISMATCH
     return compare(expected.item, found.item)
 
@@ -446,7 +451,9 @@ def bind_axis(axis: Axis, bindings: dict[str, Binding]) -> Axis:
         return bound
     if isinstance(bound, int):
         if axis.size not in (None, bound):
-            raise DeclarationError("a fixed size is bound to another one", where=str(axis), expected=axis.size, found=bound)
+            raise DeclarationError(
+                "a fixed size is bound to another one", where=str(axis), expected=axis.size, found=bound
+            )
         return Axis(axis.letter, bound)
     return axis
 

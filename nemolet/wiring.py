@@ -181,8 +181,11 @@ def _flow(declared: PortType, wire: Wire, port: Port, scope: Scope, solution: So
             solution.store(wire, resolved)
         if wire.port.optional and not port.optional:
             raise WiringError(
-                "an optional output flows into a port that needs a value", where=f"{scope.label}.{port.name}",
-                expected=f"{port}", found=f"{wire.name} | None", fix=f"make port {port.name!r} optional, or the source not",
+                "an optional output flows into a port that needs a value",
+                where=f"{scope.label}.{port.name}",
+                expected=f"{port}",
+                found=f"{wire.name} | None",
+                fix=f"make port {port.name!r} optional, or the source not",
             )
         _unify(declared, resolved, _plain(resolved, wire.port.type), wire.name, port, scope)
         return
@@ -221,8 +224,9 @@ def _unify(declared: PortType, resolved: ResolvedTree, found: PortType, source: 
     want = scope.resolve(declared, port.name)
     pairs = _pair(want.axes, resolved.axes)
     if pairs is None:
-        raise _misfit(Outcome.INCOMPATIBLE, declared, found, source, port, scope,
-                      note="'...' already stands for other axes")
+        raise _misfit(
+            Outcome.INCOMPATIBLE, declared, found, source, port, scope, note="'...' already stands for other axes"
+        )
     pairs += [(want.refs[name], resolved.refs[name]) for name in want.refs if name in resolved.refs]
     for name, var in want.refs.items():  # a letter here against a known number there
         size = getattr(resolved.element, name, None)
@@ -259,7 +263,12 @@ def _merge(mine: Var, theirs: Var, declared: PortType, found: PortType, source: 
         return
     if mine.size is not None and theirs.size is not None and mine.size != theirs.size:
         raise _misfit(
-            Outcome.DIM_INCOMPATIBLE, declared, found, source, port, scope,
+            Outcome.DIM_INCOMPATIBLE,
+            declared,
+            found,
+            source,
+            port,
+            scope,
             note=f"{mine.letter} is {mine.size} by {mine.origin}, but {theirs.size} by {theirs.origin}",
         )
     if theirs.size is None and mine.size is not None:
@@ -267,8 +276,9 @@ def _merge(mine: Var, theirs: Var, declared: PortType, found: PortType, source: 
     mine.parent = theirs
 
 
-def _misfit(outcome: Outcome, expected: PortType, found: object, source: str, port: Port, scope: Scope,
-            note: str | None = None) -> WiringError:
+def _misfit(
+    outcome: Outcome, expected: PortType, found: object, source: str, port: Port, scope: Scope, note: str | None = None
+) -> WiringError:
     """The one text for a wire that does not fit."""
     what = {
         Outcome.DIM_INCOMPATIBLE: "an axis has another size",
@@ -300,43 +310,65 @@ def _element_fix(expected: PortType, found: object) -> str:
     return "wire an output of the expected type"
 
 
-def bind_call(module: Typed, order: Sequence[str], options: Sequence[str], args: Sequence[object],
-              kwargs: Mapping[str, object]) -> Node:
+def bind_call(
+    module: Typed, order: Sequence[str], options: Sequence[str], args: Sequence[object], kwargs: Mapping[str, object]
+) -> Node:
     """Bind the arguments of a symbolic call to ports, and check everything up to here.
 
     Raises:
         WiringError: for unknown, missing or doubled arguments, a tensor among symbols, or a misfit.
     """
     if len(args) > len(order):
-        raise WiringError("too many arguments", where=module.label, expected=f"at most {len(order)}: {', '.join(order)}",
-                          found=len(args), fix="pass each port once, by name")
+        raise WiringError(
+            "too many arguments",
+            where=module.label,
+            expected=f"at most {len(order)}: {', '.join(order)}",
+            found=len(args),
+            fix="pass each port once, by name",
+        )
     given = dict(zip(order, args))
     for name, value in kwargs.items():
         if name in given:
-            raise WiringError(f"port {name!r} is given twice", where=f"{module.label}.{name}",
-                              expected="one wire for each port", found=f"{_brief(given[name])} and {_brief(value)}",
-                              fix=f"remove one of the two wires into {module.label}.{name}")
+            raise WiringError(
+                f"port {name!r} is given twice",
+                where=f"{module.label}.{name}",
+                expected="one wire for each port",
+                found=f"{_brief(given[name])} and {_brief(value)}",
+                fix=f"remove one of the two wires into {module.label}.{name}",
+            )
         if name not in order:
-            raise WiringError(f"there is no port {name!r}", where=f"{module.label}.{name}",
-                              expected=", ".join(map(str, module.input_ports.values())), found=f"{name} from {_brief(value)}",
-                              fix=did_you_mean(name, order) or "use one of the ports above")
+            raise WiringError(
+                f"there is no port {name!r}",
+                where=f"{module.label}.{name}",
+                expected=", ".join(map(str, module.input_ports.values())),
+                found=f"{name} from {_brief(value)}",
+                fix=did_you_mean(name, order) or "use one of the ports above",
+            )
         given[name] = value
     wires: dict[str, Wire] = {}
     for name, port in module.input_ports.items():
         value = given.pop(name, None)
         if value is None:
             if not port.optional:
-                raise WiringError(f"nothing flows into port {name!r}", where=f"{module.label}.{name}",
-                                  expected=str(port.type), found="no wire",
-                                  fix=f"pass {name}=... with an output of type {port.type}")
+                raise WiringError(
+                    f"nothing flows into port {name!r}",
+                    where=f"{module.label}.{name}",
+                    expected=str(port.type),
+                    found="no wire",
+                    fix=f"pass {name}=... with an output of type {port.type}",
+                )
             continue
         wires[name] = _as_wire(value, f"{module.label}.{name}", port)
     constants = {name: given[name] for name in options if name in given}
     for name, value in constants.items():
         if holds_symbol(value):
-            raise WiringError("a symbol was passed to an argument that is no port", where=f"{module.label}.{name}",
-                              expected="a plain value", found=_brief(value),
-                              fix=f"annotate {name!r} in forward with the type of the tensor")
+            raise WiringError(
+                "a symbol was passed to an argument that is no port",
+                where=f"{module.label}.{name}",
+                expected="a plain value",
+                found=_brief(value),
+                fix=f"annotate {name!r} in forward with the type of the tensor",
+            )
     node = Node(module, wires, constants)
     check([*upstream(itertools.chain.from_iterable(map(symbols_of, wires.values()))), node])
     return node
@@ -354,5 +386,10 @@ def _as_wire(value: object, where: str, port: Port) -> Wire:
         return [_as_wire(item, where, port) for item in value]
     if isinstance(value, dict):
         return {str(key): _as_wire(item, where, port) for key, item in value.items()}
-    raise WiringError("a value was passed among symbols", where=where, expected=f"a symbol of type {port.type}",
-                      found=type(value).__name__, fix="declare it with nl.Input(...) and pass it when the graph runs")
+    raise WiringError(
+        "a value was passed among symbols",
+        where=where,
+        expected=f"a symbol of type {port.type}",
+        found=type(value).__name__,
+        fix="declare it with nl.Input(...) and pass it when the graph runs",
+    )

@@ -57,7 +57,9 @@ def graph() -> nl.Graph:
 
 def test_the_text_table(graph):
     assert graph.summary() == text_table(graph.picture())
-    assert graph.summary() == """\
+    assert (
+        graph.summary()
+        == """\
 module  kind    inputs                                          parameters
 embed   Embed   tokens <- input tokens: B T TokenIds(vocab=65)      16,640
 mix     Mix     parts <- embed: B T D=256 Hidden
@@ -71,19 +73,23 @@ loss    Loss    logits <- head: B T V=65 Logits
 output  output  output <- loss: scalar Loss
 hidden  output  hidden <- mix_2: B T D=256 Hidden
 total                                                               16,640"""
+    )
 
 
 def test_a_long_type_is_wrapped():
     long = "dict[str, list[B T C Spectrogram(bins=128, hop=0.0125)] of 12]"
-    picture = Picture("g", (Box("0", "module", "Kind", ""), Box("1", "other", "Kind", "")),
-                      (Arrow("0", "1", "features", long),))
+    picture = Picture(
+        "g", (Box("0", "module", "Kind", ""), Box("1", "other", "Kind", "")), (Arrow("0", "1", "features", long),)
+    )
     assert max(map(len, text_table(picture).splitlines())) <= 100
     assert re.sub(r"\s+", " ", text_table(picture)).count(long) == 1
 
 
 def test_mermaid(graph):
     assert graph.draw() == mermaid(graph.picture())
-    assert graph.draw() == """\
+    assert (
+        graph.draw()
+        == """\
 flowchart TB
     n0(["tokens"])
     n1(["mask"])
@@ -106,6 +112,7 @@ flowchart TB
     n2 -->|"labels: B T Labels(vocab=65)"| n7
     n7 -->|"output: scalar Loss"| n8
     n5 -->|"hidden: B T D=256 Hidden"| n9"""
+    )
 
 
 NASTY = '<b>"x" & #y; `z` | ]\n) end\x00'
@@ -222,8 +229,11 @@ def dense(count: int) -> Picture:
     arrows = [Arrow(f"in:{i % 3}", str(i), "port", "B T TokenIds(vocab=65)") for i in range(count)]
     pairs = [(a, b) for b in range(count) for a in range(b) if a * b % 3 == 1]
     arrows += [Arrow(str(a), str(b), f"from_{a}", "B T D=256 Hidden") for a, b in pairs]
-    arrows += [Arrow("0", "1", "again", "scalar Loss"), Arrow("0", "1", "again", "scalar Loss"),
-               Arrow(str(count - 1), "out:end", "end", "B T")]
+    arrows += [
+        Arrow("0", "1", "again", "scalar Loss"),
+        Arrow("0", "1", "again", "scalar Loss"),
+        Arrow(str(count - 1), "out:end", "end", "B T"),
+    ]
     return Picture("dense", tuple(boxes), tuple(arrows))
 
 
@@ -234,7 +244,8 @@ def test_nothing_covers_anything(picture):
     assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
     rects = [
         (x, y, x + float(r.get("width")), y + float(r.get("height")), bool(r.get("stroke")))
-        for r in root.iter(f"{NAME}rect") for x, y in [(float(r.get("x")), float(r.get("y")))]
+        for r in root.iter(f"{NAME}rect")
+        for x, y in [(float(r.get("x")), float(r.get("y")))]
     ]
     assert len(rects) == len(picture.boxes) + len(picture.arrows)
     assert all(x >= 0 and y >= 0 and right <= width and bottom <= height for x, y, right, bottom, _ in rects)
@@ -268,8 +279,11 @@ def test_titles_and_labels_fit_their_boxes():
         Picture("empty", (), ()),
         Picture("one", (Box("0", "a", "A", ""),), ()),
         Picture("loop", (Box("0", "a", "A", ""),), (Arrow("0", "0", "p", "B"),)),
-        Picture("cycle", (Box("0", "a", "A", ""), Box("1", "b", "B", "")),
-                (Arrow("0", "1", "p", "B"), Arrow("1", "0", "p", "B"))),
+        Picture(
+            "cycle",
+            (Box("0", "a", "A", ""), Box("1", "b", "B", "")),
+            (Arrow("0", "1", "p", "B"), Arrow("1", "0", "p", "B")),
+        ),
     ],
     ids=lambda picture: picture.title,
 )

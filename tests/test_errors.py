@@ -12,7 +12,8 @@ from nemolet import errors
 from nemolet.errors import NemoletError, did_you_mean, nearest
 
 KINDS = [
-    kind for kind in vars(errors).values()
+    kind
+    for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, NemoletError) and kind is not NemoletError
 ]
 
@@ -44,9 +45,7 @@ def test_every_error_survives_pickling_whole(kind, copied):
     again = copied(error)
     assert type(again) is kind
     assert str(again) == str(error)
-    assert (again.what, again.where, again.expected, again.found, again.fix) == (
-        "what", "here", "this", ["that"], "so"
-    )
+    assert (again.what, again.where, again.expected, again.found, again.fix) == ("what", "here", "this", ["that"], "so")
 
 
 def test_every_error_is_a_nemolet_error():
@@ -54,9 +53,7 @@ def test_every_error_is_a_nemolet_error():
     assert nl.NemoletError is NemoletError
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("widht", "width"), ("layer", "layers"), ("zzz", None), ("", None)]
-)
+@pytest.mark.parametrize(("name", "expected"), [("widht", "width"), ("layer", "layers"), ("zzz", None), ("", None)])
 def test_the_nearest_name(name, expected):
     assert nearest(name, iter(["width", "layers"])) == expected
 

@@ -199,7 +199,8 @@ def test_ports_carry_what_the_wires_imply():
     x = tokens()
     graph = Graph(Loss()(Head()(Scale(2.0)(Embed()(x))), Input(LabelsBT, "labels")))
     assert [str(port) for port in graph.input_ports.values()] == [
-        "tokens: B T TokenIds(vocab=5)", "labels: B T Labels(vocab=5)"
+        "tokens: B T TokenIds(vocab=5)",
+        "labels: B T Labels(vocab=5)",
     ]
     assert str(graph.type_of(x)) == "B T TokenIds(vocab=5)"
     assert graph.declared().record is Sums

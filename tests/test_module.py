@@ -49,7 +49,11 @@ class Gate(NeuralModule):
 
 class Attend(NeuralModule):
     def forward(
-        self, hidden: HiddenBTD, memory: MemoryBSD, mask: MaskBT | None = None, heads: int = 1,
+        self,
+        hidden: HiddenBTD,
+        memory: MemoryBSD,
+        mask: MaskBT | None = None,
+        heads: int = 1,
         name: str | None = None,
     ) -> Pairs:
         return Pairs(hidden + memory.sum(1, keepdim=True), mask)
@@ -76,8 +80,13 @@ class Stack(NeuralModule):
 
 
 class Lists(NeuralModule):
-    def forward(self, two: tuple[HiddenBTD, HiddenBTD], any: list[HiddenBTD], named: dict[str, HiddenBTD],
-                rest: tuple[HiddenBTD, ...] = ()) -> list[HiddenBTD]:
+    def forward(
+        self,
+        two: tuple[HiddenBTD, HiddenBTD],
+        any: list[HiddenBTD],
+        named: dict[str, HiddenBTD],
+        rest: tuple[HiddenBTD, ...] = (),
+    ) -> list[HiddenBTD]:
         return [*two, *any, *named.values(), *rest]
 
 
@@ -93,11 +102,11 @@ def x(*shape: int) -> Tensor:
 def test_ports_are_what_the_annotations_say():
     module = Attend()
     assert [str(port) for port in module.input_ports.values()] == [
-        "hidden: B T D Hidden", "memory: B S D Hidden", "mask: B T Mask | None"
+        "hidden: B T D Hidden",
+        "memory: B S D Hidden",
+        "mask: B T Mask | None",
     ]
-    assert [str(port) for port in module.output_ports.values()] == [
-        "hidden: B T D Hidden", "mask: B T Mask | None"
-    ]
+    assert [str(port) for port in module.output_ports.values()] == ["hidden: B T D Hidden", "mask: B T Mask | None"]
     assert module.declared().options == ("heads", "name")
     assert module.declared().record is Pairs
 
@@ -324,8 +333,17 @@ def test_undeclared_parameters_are_named_all_at_once():
 
 @pytest.mark.parametrize(
     ("axes", "fits"),
-    [("(H 3) D", True), ("F D", True), ("F=6 D=4", True), ("(2 3) D", True), ("(2 4) D", False),
-     ("F=5 D", False), ("F", False), ("F D T", False), ("D F", False)],
+    [
+        ("(H 3) D", True),
+        ("F D", True),
+        ("F=6 D=4", True),
+        ("(2 3) D", True),
+        ("(2 4) D", False),
+        ("F=5 D", False),
+        ("F", False),
+        ("F D T", False),
+        ("D F", False),
+    ],
 )
 def test_declared_axes_agree_with_the_shape(axes, fits):
     class Weighted(NeuralModule):

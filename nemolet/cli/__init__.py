@@ -44,8 +44,20 @@ examples:
 # Flags of Hydra, and the values each takes: none (0), one (1), or perhaps one of these words.
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS: dict[str, int | tuple[str, ...]] = {
-    "--multirun": 0, "-m": 0, "--cfg": 1, "-c": 1, "--resolve": 0, "--package": 1, "-p": 1, "--help": 0,
-    "-h": 0, "--hydra-help": 0, "--shell-completion": 0, "-sc": 0, "--info": _INFO, "-i": _INFO,
+    "--multirun": 0,
+    "-m": 0,
+    "--cfg": 1,
+    "-c": 1,
+    "--resolve": 0,
+    "--package": 1,
+    "-p": 1,
+    "--help": 0,
+    "-h": 0,
+    "--hydra-help": 0,
+    "--shell-completion": 0,
+    "-sc": 0,
+    "--info": _INFO,
+    "-i": _INFO,
 }
 
 
@@ -65,8 +77,9 @@ def main(argv: list[str] | None = None) -> int:
         if verb not in VERBS:
             close = nearest(verb, VERBS)
             fix = f"did you mean `nemolet {close}`?" if close else "see nemolet --help"
-            raise ConfigError("there is no such verb", where=f"nemolet {verb}", expected=", ".join(VERBS),
-                              found=verb, fix=fix)
+            raise ConfigError(
+                "there is no such verb", where=f"nemolet {verb}", expected=", ".join(VERBS), found=verb, fix=fix
+            )
         flags, overrides = _split(arguments[1:])
         if flags:
             from nemolet.cli.hydra_app import run
@@ -105,9 +118,12 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
         name, given, _ = argument.partition("=")
         if name not in _FLAGS:
             close = nearest(name, [flag for flag in _FLAGS if flag.startswith("--")])
-            raise ConfigError("there is no such flag", where=name,
-                              expected="key=value, group=option, or a flag of `nemolet --help`",
-                              fix=f"did you mean {close}?" if close else None)
+            raise ConfigError(
+                "there is no such flag",
+                where=name,
+                expected="key=value, group=option, or a flag of `nemolet --help`",
+                fix=f"did you mean {close}?" if close else None,
+            )
         takes = _FLAGS[name]
         flags.append(argument)
         if not given and takes == 1 and not rest:

@@ -25,8 +25,15 @@ def run(settings: Settings) -> None:
         text = line.rstrip("\n")
         if not text:
             return
-        for _, piece in stream(model, tokenizer, [text], max_new_tokens=settings.max_new_tokens,
-                               sampling=generate.sampling(settings), stop=stop, seed=settings.seed + turn):
+        for _, piece in stream(
+            model,
+            tokenizer,
+            [text],
+            max_new_tokens=settings.max_new_tokens,
+            sampling=generate.sampling(settings),
+            stop=stop,
+            seed=settings.seed + turn,
+        ):
             sys.stdout.write(piece)
             sys.stdout.flush()
         print()

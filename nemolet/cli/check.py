@@ -20,8 +20,10 @@ def run(settings: Settings) -> None:
     count = sum(p.numel() for p in graph.parameters())
     states = {"adamw": 2, "muon": 1, "adafactor": 0}[settings.optim.name]
     size = 4 * count / _GIGA
-    print(f"\n{count:,} parameters: {size:.2f} GiB of weights, {size:.2f} of gradients, "
-          f"about {states * size:.2f} of optimizer state, in float32")
+    print(
+        f"\n{count:,} parameters: {size:.2f} GiB of weights, {size:.2f} of gradients, "
+        f"about {states * size:.2f} of optimizer state, in float32"
+    )
     flops = flops_per_token(graph, example(settings))
     if flops is not None:
         tokens = settings.data.sequence_length * settings.data.batch_size * settings.trainer.accumulate

@@ -39,13 +39,18 @@ def run(settings: Settings) -> None:
 
     archive = load(settings.archive, device=settings.device)
     if archive.tokenizer is None:
-        raise ConfigError("the archive has no tokenizer", where=settings.archive,
-                          fix="save it with nl.save(..., tokenizer=...)")
+        raise ConfigError(
+            "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
+        )
     context = getattr(archive.model, "context", settings.data.sequence_length)
     path = settings.data.path if isinstance(settings.data.path, str) else None
     fraction = settings.data.valid_fraction if path else 0.999
-    data = replace(settings.data, valid_path=path, valid_fraction=fraction,
-                   sequence_length=min(context, settings.data.sequence_length))
+    data = replace(
+        settings.data,
+        valid_path=path,
+        valid_fraction=fraction,
+        sequence_length=min(context, settings.data.sequence_length),
+    )
     prepared = data.prepare(archive.tokenizer)
     graph = training_graph(archive.model, CrossEntropy()).eval()
     loss, count = score(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)

@@ -60,14 +60,28 @@ def run(settings: Settings) -> None:
     stop = (settings.stop,) if isinstance(settings.stop, str) else settings.stop or ()
     if isinstance(settings.prompt, str):
         sys.stdout.write(settings.prompt)
-        for _, piece in stream(model, tokenizer, [settings.prompt], max_new_tokens=settings.max_new_tokens,
-                               sampling=choice, stop=stop, seed=settings.seed):
+        for _, piece in stream(
+            model,
+            tokenizer,
+            [settings.prompt],
+            max_new_tokens=settings.max_new_tokens,
+            sampling=choice,
+            stop=stop,
+            seed=settings.seed,
+        ):
             sys.stdout.write(piece)
             sys.stdout.flush()
         print()
         return
-    completions = generate(model, tokenizer, settings.prompt, max_new_tokens=settings.max_new_tokens,
-                           sampling=choice, stop=stop, seed=settings.seed)
+    completions = generate(
+        model,
+        tokenizer,
+        settings.prompt,
+        max_new_tokens=settings.max_new_tokens,
+        sampling=choice,
+        stop=stop,
+        seed=settings.seed,
+    )
     for prompt, completion in zip(settings.prompt, completions):
         print(f"--- {prompt!r}\n{prompt}{completion.text}")
 
@@ -78,8 +92,7 @@ def opened(path: str, device: str) -> tuple[Any, Any]:
 
     archive = load(path, device=device)
     if archive.tokenizer is None:
-        raise ConfigError("the archive has no tokenizer", where=path,
-                          fix="save it with nl.save(..., tokenizer=...)")
+        raise ConfigError("the archive has no tokenizer", where=path, fix="save it with nl.save(..., tokenizer=...)")
     return archive.model, archive.tokenizer
 
 
@@ -87,5 +100,4 @@ def sampling(settings: Any) -> Any:
     """The choice of tokens that settings describe."""
     from nemolet.language.sampling import Sampling
 
-    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p,
-                    settings.repetition_penalty)
+    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)

@@ -27,8 +27,12 @@ class Settings(train.Settings):
 def run(settings: Settings) -> None:
     """Print a table, or write a picture."""
     if settings.out is not None and not settings.out.endswith((".svg", ".md")):
-        raise ConfigError("this kind of picture is unknown", where="out", found=settings.out,
-                          expected="a name that ends in .svg or .md")
+        raise ConfigError(
+            "this kind of picture is unknown",
+            where="out",
+            found=settings.out,
+            expected="a name that ends in .svg or .md",
+        )
     graph = check.wired(settings)
     if settings.inside:
         graph = getattr(graph.model, "graph", None)

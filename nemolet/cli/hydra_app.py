@@ -93,14 +93,16 @@ def _validate_all(verb: str, overrides: list[str]) -> None:
         parsed = OverridesParser.create().parse_overrides([o for o in overrides if not o.startswith("hydra")])
         jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
     except HydraException as error:
-        raise ConfigError("the sweep cannot be read", where=f"nemolet {verb}",
-                          found=" ".join(str(error).split())) from error
+        raise ConfigError(
+            "the sweep cannot be read", where=f"nemolet {verb}", found=" ".join(str(error).split())
+        ) from error
     for number, job in enumerate(jobs):
         try:
             composed(verb, list(job))
         except ConfigError as error:
-            raise ConfigError(f"job {number} of {len(jobs)} is refused; none was started",
-                              where=" ".join(job), found=str(error)) from error
+            raise ConfigError(
+                f"job {number} of {len(jobs)} is refused; none was started", where=" ".join(job), found=str(error)
+            ) from error
 
 
 def _named(config: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,13 @@ def run(settings: Settings) -> None:
     folders = (path for path in config_folder().iterdir() if path.is_dir() and not path.name.startswith("_"))
     groups = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(folders)}
     if settings.group is not None and settings.group not in groups:
-        raise ConfigError("there is no such group", where="group", expected=", ".join(groups),
-                          found=settings.group, fix=did_you_mean(settings.group, groups))
+        raise ConfigError(
+            "there is no such group",
+            where="group",
+            expected=", ".join(groups),
+            found=settings.group,
+            fix=did_you_mean(settings.group, groups),
+        )
     for name, options in groups.items():
         if settings.group in (None, name):
             print(f"{name + '=':<12} {' '.join(options)}")

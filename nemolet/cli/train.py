@@ -74,12 +74,23 @@ def run(settings: Settings) -> int:
     size = sum(p.numel() for p in model.parameters())
     first = getattr(rank_zero_only, "rank", 0) == 0
     if first:
-        print(f"{size / 1e6:.2f}M parameters, {data.tokenizer.vocab_size} tokens in the vocabulary, "
-              f"{data.train_tokens:,} tokens of text; folder {folder}", flush=True)
+        print(
+            f"{size / 1e6:.2f}M parameters, {data.tokenizer.vocab_size} tokens in the vocabulary, "
+            f"{data.train_tokens:,} tokens of text; folder {folder}",
+            flush=True,
+        )
     try:
-        result = fit(model, build(settings.loss, where="loss"), data, folder=folder, optim=settings.optim,
-                     schedule=settings.schedule, training=settings.trainer, seed=settings.seed,
-                     config={**as_plain(settings), "model": model_config})
+        result = fit(
+            model,
+            build(settings.loss, where="loss"),
+            data,
+            folder=folder,
+            optim=settings.optim,
+            schedule=settings.schedule,
+            training=settings.trainer,
+            seed=settings.seed,
+            config={**as_plain(settings), "model": model_config},
+        )
     except MisconfigurationException as error:  # such as a GPU that this machine lacks
         raise ConfigError("this machine cannot train so", where="trainer", found=str(error)) from error
     if not first:
@@ -87,12 +98,18 @@ def run(settings: Settings) -> int:
     if result.stopped:
         print(f"stopped by {result.stopped} at step {result.steps}; the same command goes on from there")
         return 143 if result.stopped == "SIGTERM" else 0
-    print(f"validation loss {result.valid_loss:.4f}  bits per byte {result.bits_per_byte:.3f}  "
-          f"archive {result.archive}")
+    print(
+        f"validation loss {result.valid_loss:.4f}  bits per byte {result.bits_per_byte:.3f}  archive {result.archive}"
+    )
     if settings.sample.max_new_tokens and hasattr(model, "generate"):
         sample = settings.sample
-        text = model.generate(data.tokenizer, sample.prompt, max_new_tokens=sample.max_new_tokens,
-                              temperature=sample.temperature, seed=settings.seed)[0].text
+        text = model.generate(
+            data.tokenizer,
+            sample.prompt,
+            max_new_tokens=sample.max_new_tokens,
+            temperature=sample.temperature,
+            seed=settings.seed,
+        )[0].text
         print(f"--- sample ---\n{settings.sample.prompt}{text}")
     return 0
 
@@ -103,9 +120,13 @@ def with_vocabulary(model: ModuleConfig, vocab_size: int) -> ModuleConfig:
     if given is None:
         given = vocab_size
     if given < vocab_size:
-        raise ConfigError("the tokenizer has more tokens than the model", where="model.vocab_size",
-                          expected=f"at least {vocab_size}", found=given,
-                          fix="set model.vocab_size=null to take it from the tokenizer")
+        raise ConfigError(
+            "the tokenizer has more tokens than the model",
+            where="model.vocab_size",
+            expected=f"at least {vocab_size}",
+            found=given,
+            fix="set model.vocab_size=null to take it from the tokenizer",
+        )
     return {**model, "vocab_size": given} if "vocab_size" in model else model
 
 

@@ -6,7 +6,21 @@ from nemolet.config.schema import Schema, schema_of
 from nemolet.config.validation import Problem, check_block, check_tree, refuse
 
 __all__ = [
-    "ModuleConfig", "Problem", "Schema", "build", "check_block", "check_tree", "compose", "config_folder",
-    "construct", "hydra_overrides", "import_user_modules", "refuse", "register", "resolve", "schema_of",
-    "schema_of_target", "validated",
+    "ModuleConfig",
+    "Problem",
+    "Schema",
+    "build",
+    "check_block",
+    "check_tree",
+    "compose",
+    "config_folder",
+    "construct",
+    "hydra_overrides",
+    "import_user_modules",
+    "refuse",
+    "register",
+    "resolve",
+    "schema_of",
+    "schema_of_target",
+    "validated",
 ]

@@ -23,8 +23,9 @@ def config_folder() -> Path:
     return Path(__file__).parents[2] / "conf"
 
 
-def compose(name: str, overrides: Sequence[str] = (), *,
-            folder: Path | None = None) -> tuple[dict[str, Any], list[Problem]]:
+def compose(
+    name: str, overrides: Sequence[str] = (), *, folder: Path | None = None
+) -> tuple[dict[str, Any], list[Problem]]:
     """Compose ``conf/<name>.yaml`` with overrides in Hydra's grammar.
 
     Unknown keys are kept, so that validation reports all of them at once with suggestions.
@@ -66,8 +67,9 @@ def compose(name: str, overrides: Sequence[str] = (), *,
     return {str(key): value for key, value in config.items()}, problems
 
 
-def validated(name: str, overrides: Sequence[str], schema: Schema, *, supplied: Sequence[str] = (),
-              folder: Path | None = None) -> dict[str, Any]:
+def validated(
+    name: str, overrides: Sequence[str], schema: Schema, *, supplied: Sequence[str] = (), folder: Path | None = None
+) -> dict[str, Any]:
     """Compose a config and check all of it. Modules that its ``imports`` names are imported first.
 
     Raises:
@@ -79,8 +81,9 @@ def validated(name: str, overrides: Sequence[str], schema: Schema, *, supplied: 
     return config
 
 
-def hydra_overrides(overrides: Sequence[str], *, folder: Path | None = None,
-                    sweep: bool = False) -> tuple[list[str], list[Problem]]:
+def hydra_overrides(
+    overrides: Sequence[str], *, folder: Path | None = None, sweep: bool = False
+) -> tuple[list[str], list[Problem]]:
     """Overrides in the form that Hydra takes: choices of groups are checked here, values may add any key.
 
     Args:
@@ -111,8 +114,14 @@ def hydra_overrides(overrides: Sequence[str], *, folder: Path | None = None,
             usable.append(text.lstrip("+") if is_group else "++" + text.lstrip("+"))
             if not sweep:
                 usable.pop()
-                problems.append(Problem(key, "several values need a sweep", found=text,
-                                        fix=f"add --multirun, or write a list as {key}=[...]"))
+                problems.append(
+                    Problem(
+                        key,
+                        "several values need a sweep",
+                        found=text,
+                        fix=f"add --multirun, or write a list as {key}=[...]",
+                    )
+                )
         elif is_group:
             problem = _choice_problem(folder / key, key, override.value())
             problems += [problem] if problem else []
@@ -123,8 +132,12 @@ def hydra_overrides(overrides: Sequence[str], *, folder: Path | None = None,
 
 
 def _no_override(text: str) -> Problem:
-    return Problem(text, "this is no override", expected="key=value or group=option",
-                   fix="put quotes around values with spaces or brackets: 'prompt=\"a b\"'")
+    return Problem(
+        text,
+        "this is no override",
+        expected="key=value or group=option",
+        fix="put quotes around values with spaces or brackets: 'prompt=\"a b\"'",
+    )
 
 
 def _choice_problem(group: Path, key: str, option: Any) -> Problem | None:
@@ -132,8 +145,13 @@ def _choice_problem(group: Path, key: str, option: Any) -> Problem | None:
     if option is None or str(option) in options:
         return None
     close = nearest(str(option), options)
-    return Problem(key, "there is no such option", expected="one of " + ", ".join(options), found=str(option),
-                   fix=f"did you mean {key}={close}?" if close else None)
+    return Problem(
+        key,
+        "there is no such option",
+        expected="one of " + ", ".join(options),
+        found=str(option),
+        fix=f"did you mean {key}={close}?" if close else None,
+    )
 
 
 def _composition_problem(name: str, error: Exception) -> Problem:
@@ -143,8 +161,7 @@ def _composition_problem(name: str, error: Exception) -> Problem:
     text = " ".join(str(error).split())
     unknown = re.match(r"Could not (?:override|delete).*?'([^']*)'", text)
     if unknown:
-        return Problem(unknown[1], f"`nemolet {name}` has no such group or setting",
-                       fix=f"see `nemolet {name} --help`")
+        return Problem(unknown[1], f"`nemolet {name}` has no such group or setting", fix=f"see `nemolet {name} --help`")
     key = getattr(error, "full_key", None)
     what = str(error).splitlines()[0].strip() if str(error).strip() else type(error).__name__
     return Problem(str(key), what) if key else Problem(f"conf/{name}.yaml", text)
@@ -164,5 +181,9 @@ def import_user_modules(names: Any) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
-            raise ConfigError("this module cannot be imported", where="imports", found=f"{name}: {error}",
-                              expected="a module on the Python path or in the current folder") from error
+            raise ConfigError(
+                "this module cannot be imported",
+                where="imports",
+                found=f"{name}: {error}",
+                expected="a module on the Python path or in the current folder",
+            ) from error

@@ -45,11 +45,21 @@ def schema_of_target(target: Any, where: str = "_target_") -> Schema:
     schema = schema_of(module, name)
     if schema is None:
         close = nearest(name, definitions(module))
-        raise ConfigError("there is no such class", where=where, expected=f"a class that {module} defines",
-                          found=target, fix=f"did you mean {module}.{close}?" if close else _REGISTER)
+        raise ConfigError(
+            "there is no such class",
+            where=where,
+            expected=f"a class that {module} defines",
+            found=target,
+            fix=f"did you mean {module}.{close}?" if close else _REGISTER,
+        )
     if not buildable(module, name):
-        raise ConfigError("a config may not build this", where=where, found=target, fix=_REGISTER,
-                          expected="a typed module or a registered class")
+        raise ConfigError(
+            "a config may not build this",
+            where=where,
+            found=target,
+            fix=_REGISTER,
+            expected="a typed module or a registered class",
+        )
     return schema
 
 
@@ -70,8 +80,13 @@ def resolve(target: Any, where: str = "_target_") -> Callable[..., Any]:
     home = str(getattr(found, "__module__", "")).split(".")[0]
     named_so = home == "nemolet" and getattr(found, "__name__", "") == name
     if found is None or not named_so or not getattr(found, "__buildable__", False):
-        raise ConfigError("a config may not build this", where=where, found=target, fix=_REGISTER,
-                          expected="a typed module or a registered class")
+        raise ConfigError(
+            "a config may not build this",
+            where=where,
+            found=target,
+            fix=_REGISTER,
+            expected="a typed module or a registered class",
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -85,9 +100,13 @@ def _split(target: Any, where: str) -> tuple[str, str]:
         known = {name.split(".")[-1]: name for name in _registered}
         close = known.get(nearest(str(target).split(".")[-1], known) or "")
         register_it = f"{_REGISTER}, and import its module first (imports=[my_module])"
-        raise ConfigError("this target is not allowed", where=where, found=repr(target),
-                          expected="a class of nemolet, or one registered in this process",
-                          fix=f"did you mean {close}?" if close else register_it)
+        raise ConfigError(
+            "this target is not allowed",
+            where=where,
+            found=repr(target),
+            expected="a class of nemolet, or one registered in this process",
+            fix=f"did you mean {close}?" if close else register_it,
+        )
     return ".".join(parts[:-1]), parts[-1]
 
 
@@ -135,16 +154,23 @@ def _build(config: Any, parts: dict[str, Any], where: str) -> Any:
     except NemoletError:
         raise
     except Exception as error:
-        raise ConfigError(f"{make.__name__} cannot be built so", where=where or config["_target_"],
-                          found=f"{type(error).__name__}: {str(error)[:500]}") from error
+        raise ConfigError(
+            f"{make.__name__} cannot be built so",
+            where=where or config["_target_"],
+            found=f"{type(error).__name__}: {str(error)[:500]}",
+        ) from error
 
 
 def _referred(name: Any, parts: dict[str, Any], where: str) -> Any:
     if not isinstance(name, str) or name not in parts:
         close = nearest(str(name), parts)
-        raise ConfigError("nothing was built under this name yet", where=where, found=name,
-                          expected=", ".join(parts) or "an earlier part",
-                          fix=f"did you mean {close!r}?" if close else None)
+        raise ConfigError(
+            "nothing was built under this name yet",
+            where=where,
+            found=name,
+            expected=", ".join(parts) or "an earlier part",
+            fix=f"did you mean {close!r}?" if close else None,
+        )
     return parts[name]
 
 

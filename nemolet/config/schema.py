@@ -19,7 +19,11 @@ from typing import Any
 
 REQUIRED = object()  # default of a parameter that has none
 _WORDS = {
-    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "None": "null",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "None": "null",
 }
 _ROOT = Path(__file__).parents[1]  # the package; its files are read, not imported
 
@@ -237,8 +241,9 @@ def schema_of(module: str, name: str) -> Schema | None:
 
 def schema_of_object(thing: Any) -> Schema:
     """The schema of a user's registered class: from its source where that is at hand, else only names."""
-    parameters = [p for p in inspect.signature(thing).parameters.values()
-                  if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    parameters = [
+        p for p in inspect.signature(thing).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     try:
         node = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
     except (OSError, TypeError, SyntaxError):
@@ -302,8 +307,12 @@ def _parameters(arguments: ast.arguments, module: str, skip: int = 0) -> dict[st
 
 
 _ARITHMETIC: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.LShift: operator.lshift, ast.Pow: operator.pow,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.LShift: operator.lshift,
+    ast.Pow: operator.pow,
 }
 
 
@@ -324,7 +333,9 @@ _PLAIN: dict[str, Type] = {
     **{name: Plain(name) for name in ("int", "float", "str", "bool")},
     **{name: Many((Anything(),)) for name in _CONTAINERS},
     **{name: Table(Anything()) for name in _TABLES},
-    "Any": Anything(), "object": Anything(), "ModuleConfig": Target("typed module"),
+    "Any": Anything(),
+    "object": Anything(),
+    "ModuleConfig": Target("typed module"),
 }
 
 

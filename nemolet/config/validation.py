@@ -55,8 +55,9 @@ def refuse(problems: Iterable[Problem], where: str) -> None:
         raise ConfigError(f"{len(found)} problems\n{lines}", where=where)
 
 
-def check_block(schema: Schema, values: Mapping[str, Any], path: str = "",
-                supplied: Collection[str] = ()) -> list[Problem]:
+def check_block(
+    schema: Schema, values: Mapping[str, Any], path: str = "", supplied: Collection[str] = ()
+) -> list[Problem]:
     """All problems of a block.
 
     Args:
@@ -73,11 +74,15 @@ def check_block(schema: Schema, values: Mapping[str, Any], path: str = "",
         if name not in schema.parameters:
             if not schema.open:
                 close = nearest(str(name), schema.parameters)
-                problems.append(Problem(
-                    here, f"{schema.name if path else 'the config'} has no such setting", found=str(name),
-                    expected=None if close else ", ".join(schema.parameters) or "nothing",
-                    fix=f"did you mean {_join(path, close)}?" if close else "remove it",
-                ))
+                problems.append(
+                    Problem(
+                        here,
+                        f"{schema.name if path else 'the config'} has no such setting",
+                        found=str(name),
+                        expected=None if close else ", ".join(schema.parameters) or "nothing",
+                        fix=f"did you mean {_join(path, close)}?" if close else "remove it",
+                    )
+                )
         elif not (here in supplied and value is None):
             problems += check_value(schema.parameters[name][0], value, here, supplied)
     for name, (kind, default) in schema.parameters.items():
@@ -107,8 +112,15 @@ def check_value(kind: Type, value: Any, path: str, supplied: Collection[str] = (
         if any(value == option and type(value) is type(option) for option in kind.values):
             return []
         close = nearest(str(value), map(str, kind.values))
-        return [Problem(path, "unknown choice", expected=str(kind), found=repr(value),
-                        fix=f"did you mean {path}={close}?" if close else None)]
+        return [
+            Problem(
+                path,
+                "unknown choice",
+                expected=str(kind),
+                found=repr(value),
+                fix=f"did you mean {path}={close}?" if close else None,
+            )
+        ]
     if isinstance(kind, Many):
         if not isinstance(value, (list, tuple)) or (kind.fixed and len(value) != len(kind.items)):
             return [_mismatch(kind, value, path)]
@@ -125,8 +137,9 @@ def check_value(kind: Type, value: Any, path: str, supplied: Collection[str] = (
     if isinstance(kind, Block):
         return check_block(kind.schema, value, path, supplied)
     if "_ref_" not in value and "_target_" not in value:
-        return [Problem(path, "the block does not say what to build", expected=str(kind),
-                        fix=f"set {path}._target_=...")]
+        return [
+            Problem(path, "the block does not say what to build", expected=str(kind), fix=f"set {path}._target_=...")
+        ]
     return check_tree(value, path, supplied)
 
 
@@ -191,9 +204,18 @@ def _is_number(text: str) -> bool:
 # --------------------------------------------------------------------------------------------------
 
 _OPERATORS: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Eq: operator.eq, ast.NotEq: operator.ne,
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
     ast.USub: operator.neg,
 }
 

@@ -65,8 +65,9 @@ class TokenizerSpec:
         texts = (piece.text for piece in source.pieces())
         if self.kind == "char":
             return CharTokenizer.train(texts, byte_fallback=self.byte_fallback)
-        return SentencePieceTokenizer.train(texts, vocab_size=self.vocab_size, model=self.model,
-                                            special_tokens=self.special_tokens)
+        return SentencePieceTokenizer.train(
+            texts, vocab_size=self.vocab_size, model=self.model, special_tokens=self.special_tokens
+        )
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,19 @@ class Corpus:
     def _tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
         paths = list(self.path) if isinstance(self.path, Mapping) else [self.path]
         if spec.kind not in ("byte", "file") and paths[0] is not None and _is_tokens(paths[0]):
-            raise DataError("a token file cannot train a tokenizer", where="tokenizer", expected="tokenizer=file",
-                            found=f"tokenizer.kind={spec.kind}", fix="name the tokenizer the tokens were made with: "
-                            "tokenizer=file tokenizer.path=...")
+            raise DataError(
+                "a token file cannot train a tokenizer",
+                where="tokenizer",
+                expected="tokenizer=file",
+                found=f"tokenizer.kind={spec.kind}",
+                fix="name the tokenizer the tokens were made with: tokenizer=file tokenizer.path=...",
+            )
         source = self._source(paths[0])
         if spec.kind in ("byte", "file"):
             return spec.make(source)
-        folder = self._cached("tokenizer", [_identity(source), asdict(spec)],
-                              lambda target: save_tokenizer(spec.make(source), target))
+        folder = self._cached(
+            "tokenizer", [_identity(source), asdict(spec)], lambda target: save_tokenizer(spec.make(source), target)
+        )
         return load_tokenizer(folder)
 
     def _tokens(self, path: str | None, tokenizer: Tokenizer, progress: Progress | None) -> IndexedTokens:
@@ -211,7 +217,9 @@ class PreparedCorpus:
     def valid_loader(self, *, rank: int = 0, ranks: int = 1, max_batches: int | None = None) -> ValidationLoader:
         """Every validation sequence once, in order."""
         sampler = self._packed(_joined(self.valid), "sequential")
-        return ValidationLoader(sampler, batch_size=self.corpus.batch_size, rank=rank, ranks=ranks, max_batches=max_batches)
+        return ValidationLoader(
+            sampler, batch_size=self.corpus.batch_size, rank=rank, ranks=ranks, max_batches=max_batches
+        )
 
     @property
     def train_tokens(self) -> int:
@@ -222,13 +230,22 @@ class PreparedCorpus:
     def valid_bytes_per_token(self) -> float:
         """UTF-8 bytes that a validation token stands for, on average; for bits per byte."""
         split = _joined(self.valid)
-        size = sum(len(self.tokenizer.decode(split.tokens[s : s + n].tolist()).encode())
-                   for s, n in zip(split.starts.tolist(), split.lengths.tolist()))
+        size = sum(
+            len(self.tokenizer.decode(split.tokens[s : s + n].tolist()).encode())
+            for s, n in zip(split.starts.tolist(), split.lengths.tolist())
+        )
         return size / int(split.lengths.sum())
 
     def _packed(self, split: Split, order: Literal["shuffled", "sequential", "random"]) -> PackedTokens:
-        return PackedTokens(split.tokens, split.starts, split.lengths, sequence_length=self.corpus.sequence_length,
-                            order=order, seed=self.corpus.seed, respect_documents=self.corpus.respect_documents)
+        return PackedTokens(
+            split.tokens,
+            split.starts,
+            split.lengths,
+            sequence_length=self.corpus.sequence_length,
+            order=order,
+            seed=self.corpus.seed,
+            respect_documents=self.corpus.respect_documents,
+        )
 
 
 def _is_tokens(path: str) -> bool:
@@ -238,8 +255,13 @@ def _is_tokens(path: str) -> bool:
 def _fitting(tokens: IndexedTokens, tokenizer: Tokenizer) -> IndexedTokens:
     largest = max(int(tokens.tokens[i : i + (1 << 20)].max()) for i in range(0, len(tokens.tokens), 1 << 20))
     if largest >= tokenizer.vocab_size:
-        raise DataError("the tokens are outside the vocabulary", where=str(tokens.prefix), found=f"id {largest}",
-                        expected=f"ids below {tokenizer.vocab_size}", fix="name the tokenizer the tokens were made with")
+        raise DataError(
+            "the tokens are outside the vocabulary",
+            where=str(tokens.prefix),
+            found=f"id {largest}",
+            expected=f"ids below {tokenizer.vocab_size}",
+            fix="name the tokenizer the tokens were made with",
+        )
     return tokens
 
 
@@ -263,7 +285,9 @@ def _split(tokens: IndexedTokens, fraction: float) -> tuple[Split, Split]:
     if len(lengths) * min(fraction, 1 - fraction) >= 3:
         # Every so many-th document: neighbours are alike, so both sides see everything.
         aside = np.floor((np.arange(len(lengths)) + 1) * fraction) > np.floor(np.arange(len(lengths)) * fraction)
-        return Split(tokens.tokens, starts[~aside], lengths[~aside]), Split(tokens.tokens, starts[aside], lengths[aside])
+        return Split(tokens.tokens, starts[~aside], lengths[~aside]), Split(
+            tokens.tokens, starts[aside], lengths[aside]
+        )
     total = int(lengths.sum())
     border = total - max(2, int(total * fraction))
     before = np.minimum(np.maximum(border - starts, 0), lengths)
@@ -280,5 +304,8 @@ def _joined(splits: tuple[Split, ...]) -> Split:
     if len(splits) == 1:
         return splits[0]
     shifts = np.cumsum([0] + [len(s.tokens) for s in splits[:-1]])
-    return Split(np.concatenate([s.tokens for s in splits]), np.concatenate([s.starts + d for s, d in zip(splits, shifts)]),
-                 np.concatenate([s.lengths for s in splits]))
+    return Split(
+        np.concatenate([s.tokens for s in splits]),
+        np.concatenate([s.starts + d for s, d in zip(splits, shifts)]),
+        np.concatenate([s.lengths for s in splits]),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import struct
 from collections.abc import Iterable
@@ -17,7 +18,14 @@ from nemolet.errors import DataError
 
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 _DTYPES: dict[int, type[np.generic]] = {
-    1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16,
+    1: np.uint8,
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    6: np.float64,
+    7: np.float32,
+    8: np.uint16,
 }
 _HEADER = struct.Struct("<9sQBQQ")
 
@@ -47,28 +55,54 @@ class IndexedTokens:
         index, data = self.prefix.with_suffix(".idx"), self.prefix.with_suffix(".bin")
         for file in (index, data):
             if not file.is_file():
-                raise DataError("the token file is missing", where=str(file), expected="a .bin and an .idx side by side",
-                                fix="make them with `nemolet tokenize`")
+                raise DataError(
+                    "the token file is missing",
+                    where=str(file),
+                    expected="a .bin and an .idx side by side",
+                    fix="make them with `nemolet tokenize`",
+                )
         content = index.read_bytes()
         if len(content) < _HEADER.size:
-            raise DataError("the index is truncated", where=str(index), expected=f"at least {_HEADER.size} bytes",
-                            found=len(content), fix="tokenise again")
+            raise DataError(
+                "the index is truncated",
+                where=str(index),
+                expected=f"at least {_HEADER.size} bytes",
+                found=len(content),
+                fix="tokenise again",
+            )
         magic, version, code, sequences, _documents = _HEADER.unpack_from(content)
         if magic != MAGIC or version != VERSION or code not in _DTYPES:
-            raise DataError("this is no token index", where=str(index), expected=f"the header of version {VERSION}",
-                            found=f"{content[:9]!r}, version {version}, type {code}", fix="tokenise again")
+            raise DataError(
+                "this is no token index",
+                where=str(index),
+                expected=f"the header of version {VERSION}",
+                found=f"{content[:9]!r}, version {version}, type {code}",
+                fix="tokenise again",
+            )
         if len(content) < _HEADER.size + 12 * sequences:
-            raise DataError("the index is truncated", where=str(index), expected=f"{sequences} documents",
-                            found=f"{len(content)} bytes", fix="tokenise again")
+            raise DataError(
+                "the index is truncated",
+                where=str(index),
+                expected=f"{sequences} documents",
+                found=f"{len(content)} bytes",
+                fix="tokenise again",
+            )
         self.dtype = np.dtype(_DTYPES[code])
         self.lengths: NDArray[np.int64] = np.frombuffer(content, "<i4", sequences, _HEADER.size).astype(np.int64)
         total = int(self.lengths.sum())
         if data.stat().st_size != total * self.dtype.itemsize:
-            raise DataError("the tokens do not match their index", where=str(data), found=f"{data.stat().st_size} bytes",
-                            expected=f"{total * self.dtype.itemsize} bytes for {total} tokens", fix="tokenise again")
+            raise DataError(
+                "the tokens do not match their index",
+                where=str(data),
+                found=f"{data.stat().st_size} bytes",
+                expected=f"{total * self.dtype.itemsize} bytes for {total} tokens",
+                fix="tokenise again",
+            )
         if not total:
             raise DataError("there are no tokens", where=str(data), fix="tokenise a text that is not empty")
-        self.tokens: NDArray[np.generic] = np.memmap(data, self.dtype, "r").view(np.ndarray)  # slices of which are cheap
+        self.tokens: NDArray[np.generic] = np.memmap(data, self.dtype, "r").view(
+            np.ndarray
+        )  # slices of which are cheap
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -106,7 +140,9 @@ class IndexedWriter:
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
         self.lengths = array.array("i")  # four bytes per document, whatever the length of the text
         self.open_length = 0
-        self._partial = {s: self.prefix.with_name(f".{self.prefix.name}{s}.partial{os.getpid()}") for s in (".bin", ".idx")}
+        self._partial = {
+            s: self.prefix.with_name(f".{self.prefix.name}{s}.partial{os.getpid()}") for s in (".bin", ".idx")
+        }
         self._file: BinaryIO = self._partial[".bin"].open("wb")
 
     def __enter__(self) -> IndexedWriter:
@@ -129,7 +165,9 @@ class IndexedWriter:
             self.open_length, before = 0, end
         self.open_length += len(tokens) - before
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._finish()
@@ -141,10 +179,8 @@ class IndexedWriter:
                 partial.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the buffer could not be written; whoever raised first has said so
             self._file.close()
-        except OSError:  # the buffer could not be written; whoever raised first has said so
-            pass
 
     def _finish(self) -> None:
         if self.open_length:
@@ -166,5 +202,9 @@ class IndexedWriter:
 
 
 def _unwritable(prefix: Path, error: OSError) -> DataError:
-    return DataError("the tokens cannot be written", where=str(prefix), found=error.strerror or str(error),
-                     fix="free space or choose another folder; nothing half-written was left")
+    return DataError(
+        "the tokens cannot be written",
+        where=str(prefix),
+        found=error.strerror or str(error),
+        fix="free space or choose another folder; nothing half-written was left",
+    )

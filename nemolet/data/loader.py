@@ -32,8 +32,12 @@ class TokenLoader:
 
     def __init__(self, sampler: Sampler, *, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
         if batch_size < 1 or not 0 <= rank < ranks:
-            raise DataError("the batch is impossible", where="data.batch_size", expected="at least 1, and rank below ranks",
-                            found=f"batch_size={batch_size}, rank={rank}, ranks={ranks}")
+            raise DataError(
+                "the batch is impossible",
+                where="data.batch_size",
+                expected="at least 1, and rank below ranks",
+                found=f"batch_size={batch_size}, rank={rank}, ranks={ranks}",
+            )
         self.samples, self.batch_size, self.rank, self.ranks = sampler, batch_size, rank, ranks
         self.consumed = 0
 
@@ -65,8 +69,9 @@ class ValidationLoader:
         max_batches: stop after so many steps; None for one whole pass.
     """
 
-    def __init__(self, sampler: Sampler, *, batch_size: int, rank: int = 0, ranks: int = 1,
-                 max_batches: int | None = None) -> None:
+    def __init__(
+        self, sampler: Sampler, *, batch_size: int, rank: int = 0, ranks: int = 1, max_batches: int | None = None
+    ) -> None:
         self.samples, self.batch_size, self.rank, self.ranks = sampler, batch_size, rank, ranks
         steps = -(-sampler.size // (batch_size * ranks))
         self.steps = steps if max_batches is None else min(steps, max_batches)
@@ -95,5 +100,7 @@ def collate(sampler: Sampler, numbers: range) -> Batch:
         length = len(samples[0].tokens)
         ones, count = np.ones(length, np.int64), np.arange(length)
         batch["segments"] = torch.from_numpy(np.stack([ones if s.segments is None else s.segments for s in samples]))
-        batch["positions"] = torch.from_numpy(np.stack([count if s.positions is None else s.positions for s in samples]))
+        batch["positions"] = torch.from_numpy(
+            np.stack([count if s.positions is None else s.positions for s in samples])
+        )
     return batch

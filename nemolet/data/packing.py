@@ -57,10 +57,17 @@ class PackedTokens:
         ([0, 1, 2, 3], [1, 2, 3, -100])
     """
 
-    def __init__(self, tokens: NDArray[np.generic], starts: Sequence[int] | NDArray[np.int64],
-                 lengths: Sequence[int] | NDArray[np.int64], *, sequence_length: int,
-                 order: Literal["shuffled", "sequential", "random"] = "shuffled", seed: int = 0,
-                 respect_documents: bool = True) -> None:
+    def __init__(
+        self,
+        tokens: NDArray[np.generic],
+        starts: Sequence[int] | NDArray[np.int64],
+        lengths: Sequence[int] | NDArray[np.int64],
+        *,
+        sequence_length: int,
+        order: Literal["shuffled", "sequential", "random"] = "shuffled",
+        seed: int = 0,
+        respect_documents: bool = True,
+    ) -> None:
         self.tokens = tokens
         self.starts, self.lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
         self.offsets = np.concatenate(([0], np.cumsum(self.lengths)))
@@ -69,9 +76,13 @@ class PackedTokens:
         self.size = (self.total - 1) // sequence_length
         self.numbered = respect_documents and len(self.lengths) > 1
         if self.size < 1:
-            raise DataError("the text is shorter than one sequence", where="data.sequence_length", found=f"{self.total} tokens",
-                            expected=f"at least {sequence_length + 1} tokens",
-                            fix=f"use more text, or set data.sequence_length={max(1, self.total - 1)}")
+            raise DataError(
+                "the text is shorter than one sequence",
+                where="data.sequence_length",
+                found=f"{self.total} tokens",
+                expected=f"at least {sequence_length + 1} tokens",
+                fix=f"use more text, or set data.sequence_length={max(1, self.total - 1)}",
+            )
         self._epoch, self._permutation = -1, np.zeros(0, np.int64)
 
     def sample(self, number: int) -> Sample:
@@ -157,15 +168,24 @@ class Blend:
 
     def __init__(self, parts: Sequence[Sampler], weights: Sequence[float]) -> None:
         if len(parts) != len(weights) or not parts or not all(w > 0 and np.isfinite(w) for w in weights):
-            raise DataError("the weights of the blend are impossible", where="data.path", found=list(weights),
-                            expected=f"one number above 0 for each of {len(parts)} parts")
+            raise DataError(
+                "the weights of the blend are impossible",
+                where="data.path",
+                found=list(weights),
+                expected=f"one number above 0 for each of {len(parts)} parts",
+            )
         shares = np.asarray(weights, float) / sum(weights) * self.PERIOD
         counts = np.floor(shares + 1e-9).astype(int)
         for index in np.argsort(counts - shares, kind="stable")[: self.PERIOD - counts.sum()]:
             counts[index] += 1
         if not counts.all():
-            raise DataError("a part of the blend is too small", where="data.path", found=list(weights),
-                            expected=f"a share of at least 1/{self.PERIOD}", fix="raise its weight or remove it")
+            raise DataError(
+                "a part of the blend is too small",
+                where="data.path",
+                found=list(weights),
+                expected=f"a share of at least 1/{self.PERIOD}",
+                fix="raise its weight or remove it",
+            )
         self.parts, self.counts = list(parts), counts
         # Sample j of part k belongs at (j + 1/2) / count; sorting by that spreads every part evenly.
         places = [((j + 0.5) / count, k, j) for k, count in enumerate(counts.tolist()) for j in range(count)]

@@ -66,16 +66,27 @@ class TextFiles:
         found: list[Path] = []
         for path in map(Path, self.paths):
             if path.is_dir():
-                inside = sorted(f for f in path.rglob("*") if f.is_file() and _kind(f) in _TEXT and not f.name.startswith("."))
+                inside = sorted(
+                    f for f in path.rglob("*") if f.is_file() and _kind(f) in _TEXT and not f.name.startswith(".")
+                )
                 if not inside:
-                    raise DataError("the folder holds no text", where=str(path), expected="files " + " ".join(_TEXT)
-                                    + ", also as .gz .bz2 .xz", fix="name the files themselves")
+                    raise DataError(
+                        "the folder holds no text",
+                        where=str(path),
+                        expected="files " + " ".join(_TEXT) + ", also as .gz .bz2 .xz",
+                        fix="name the files themselves",
+                    )
                 found += inside
             elif path.is_file():
                 found.append(path)
             else:
-                raise DataError("there is no such file", where=str(path), expected="a text, a .jsonl or a folder",
-                                found="nothing", fix=_neighbour(path))
+                raise DataError(
+                    "there is no such file",
+                    where=str(path),
+                    expected="a text, a .jsonl or a folder",
+                    found="nothing",
+                    fix=_neighbour(path),
+                )
         if not found:
             raise DataError("no data was named", where="data.path", fix="set data.path=my.txt")
         return found
@@ -94,11 +105,21 @@ class TextFiles:
                         empty = empty and not piece.text
                         yield piece
             except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-                raise DataError("the file cannot be read", where=str(file), expected=f"a whole {file.suffix} file",
-                                found=str(error), fix="copy it again") from error
+                raise DataError(
+                    "the file cannot be read",
+                    where=str(file),
+                    expected=f"a whole {file.suffix} file",
+                    found=str(error),
+                    fix="copy it again",
+                ) from error
             if empty:
-                raise DataError("the file is empty", where=str(file), expected="text", found="nothing",
-                                fix="remove it from data.path")
+                raise DataError(
+                    "the file is empty",
+                    where=str(file),
+                    expected="text",
+                    found="nothing",
+                    fix="remove it from data.path",
+                )
 
     def _text(self, stream: BinaryIO, file: Path) -> Iterator[Piece]:
         decoder = codecs.getincrementaldecoder("utf-8")("strict" if self.invalid_utf8 == "error" else self.invalid_utf8)
@@ -106,16 +127,24 @@ class TextFiles:
         while True:
             block = stream.read(BLOCK)
             if b"\0" in block and self.invalid_utf8 == "error":
-                raise DataError("the file looks binary", where=f"{file}:{line + block[: block.index(0)].count(10)}",
-                                expected="text", found=f"a zero byte at {offset + block.index(0)}",
-                                fix="name a text file, or set data.invalid_utf8=replace")
+                raise DataError(
+                    "the file looks binary",
+                    where=f"{file}:{line + block[: block.index(0)].count(10)}",
+                    expected="text",
+                    found=f"a zero byte at {offset + block.index(0)}",
+                    fix="name a text file, or set data.invalid_utf8=replace",
+                )
             try:
                 held += decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 at = error.object[: error.start]
-                raise DataError("the file is no UTF-8", where=f"{file}:{line + at.count(10)}", expected="UTF-8 text",
-                                found=f"byte 0x{error.object[error.start]:02x} near {offset + error.start}",
-                                fix="convert the file, or set data.invalid_utf8=replace") from None
+                raise DataError(
+                    "the file is no UTF-8",
+                    where=f"{file}:{line + at.count(10)}",
+                    expected="UTF-8 text",
+                    found=f"byte 0x{error.object[error.start]:02x} near {offset + error.start}",
+                    fix="convert the file, or set data.invalid_utf8=replace",
+                ) from None
             if not block:
                 yield Piece(held, last=True)
                 return
@@ -131,14 +160,24 @@ class TextFiles:
             number += 1
             where = f"{file}:{number}"
             if len(raw) > self.max_line_bytes:
-                raise DataError("the line is too long", where=where, expected=f"at most {self.max_line_bytes:,} bytes",
-                                found="more", fix="split the record, or raise data.max_line_bytes")
+                raise DataError(
+                    "the line is too long",
+                    where=where,
+                    expected=f"at most {self.max_line_bytes:,} bytes",
+                    found="more",
+                    fix="split the record, or raise data.max_line_bytes",
+                )
             if not raw.strip():
                 continue
             text = self._record(raw, where)
             if not text:
-                raise DataError("the record has no text", where=where, expected=f"text in {self.text_key!r}",
-                                found="an empty string", fix="remove the record")
+                raise DataError(
+                    "the record has no text",
+                    where=where,
+                    expected=f"text in {self.text_key!r}",
+                    found="an empty string",
+                    fix="remove the record",
+                )
             while len(text) > BLOCK:
                 cut = _cut(text)
                 yield Piece(text[:cut], last=False)
@@ -149,17 +188,31 @@ class TextFiles:
         try:
             record = json.loads(raw.decode("utf-8", "strict" if self.invalid_utf8 == "error" else self.invalid_utf8))
         except UnicodeDecodeError as error:
-            raise DataError("the line is no UTF-8", where=where, found=f"byte 0x{raw[error.start]:02x} at {error.start}",
-                            expected="UTF-8 text", fix="convert the file, or set data.invalid_utf8=replace") from None
+            raise DataError(
+                "the line is no UTF-8",
+                where=where,
+                found=f"byte 0x{raw[error.start]:02x} at {error.start}",
+                expected="UTF-8 text",
+                fix="convert the file, or set data.invalid_utf8=replace",
+            ) from None
         except (ValueError, RecursionError) as error:
-            raise DataError("the line is no JSON", where=where, expected="one JSON object", found=str(error),
-                            fix="repair or remove the line") from None
+            raise DataError(
+                "the line is no JSON",
+                where=where,
+                expected="one JSON object",
+                found=str(error),
+                fix="repair or remove the line",
+            ) from None
         if not isinstance(record, dict) or not isinstance(record.get(self.text_key), str):
             names = list(record) if isinstance(record, dict) else []
             close = nearest(self.text_key, names) or next((n for n in names if isinstance(record[n], str)), None)
-            raise DataError("the record has no text", where=where, expected=f"a string in {self.text_key!r}",
-                            found=", ".join(names) or type(record).__name__,
-                            fix=f"set data.text_key={close}" if close else "remove the record")
+            raise DataError(
+                "the record has no text",
+                where=where,
+                expected=f"a string in {self.text_key!r}",
+                found=", ".join(names) or type(record).__name__,
+                fix=f"set data.text_key={close}" if close else "remove the record",
+            )
         text: str = record[self.text_key]
         return text.encode("utf-8", "replace").decode()  # a lone \\ud800 escape is no text
 

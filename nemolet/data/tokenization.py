@@ -36,15 +36,24 @@ class Tokenized:
     text_bytes: int
 
     def __str__(self) -> str:
-        return (f"{self.documents:,} documents, {self.text_bytes:,} bytes, {self.tokens:,} tokens"
-                f" ({self.text_bytes / max(1, self.tokens):.2f} bytes per token)")
+        return (
+            f"{self.documents:,} documents, {self.text_bytes:,} bytes, {self.tokens:,} tokens"
+            f" ({self.text_bytes / max(1, self.tokens):.2f} bytes per token)"
+        )
 
 
 Encoded = tuple[NDArray[np.generic], list[int], int]  # ids, document ends among them, bytes of text
 
 
-def tokenize(source: Source, prefix: str | Path, tokenizer: Tokenizer, *, workers: int = 1, eos: bool = True,
-             progress: Callable[[int], Any] | None = None) -> Tokenized:
+def tokenize(
+    source: Source,
+    prefix: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    workers: int = 1,
+    eos: bool = True,
+    progress: Callable[[int], Any] | None = None,
+) -> Tokenized:
     """Write the documents of a source as ``prefix.bin`` and ``prefix.idx``.
 
     The result does not depend on the number of workers. At most a few million characters per worker are in

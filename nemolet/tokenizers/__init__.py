@@ -7,6 +7,14 @@ from nemolet.tokenizers.simple import ByteTokenizer, CharTokenizer
 from nemolet.tokenizers.storage import describe, load_tokenizer, rebuild, save_tokenizer
 
 __all__ = [
-    "ByteTokenizer", "CharTokenizer", "HuggingFaceTokenizer", "SentencePieceTokenizer", "StreamDecoder", "Tokenizer",
-    "describe", "load_tokenizer", "rebuild", "save_tokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "HuggingFaceTokenizer",
+    "SentencePieceTokenizer",
+    "StreamDecoder",
+    "Tokenizer",
+    "describe",
+    "load_tokenizer",
+    "rebuild",
+    "save_tokenizer",
 ]

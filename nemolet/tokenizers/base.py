@@ -78,11 +78,15 @@ class Tokenizer(abc.ABC):
             TokenizerError: for an id outside the vocabulary.
         """
         tokens = list(ids)
-        if tokens and not (0 <= min(tokens) and max(tokens) < self.vocab_size):
+        if tokens and not (min(tokens) >= 0 and max(tokens) < self.vocab_size):
             bad = next(t for t in tokens if not 0 <= t < self.vocab_size)
-            raise TokenizerError("an id is outside the vocabulary", where=f"{self.kind} tokenizer",
-                                 expected=f"ids from 0 to {self.vocab_size - 1}", found=bad,
-                                 fix="decode with the tokenizer that the model was trained with")
+            raise TokenizerError(
+                "an id is outside the vocabulary",
+                where=f"{self.kind} tokenizer",
+                expected=f"ids from 0 to {self.vocab_size - 1}",
+                found=bad,
+                fix="decode with the tokenizer that the model was trained with",
+            )
         return self._decode(tokens, special)
 
     @abc.abstractmethod
@@ -119,8 +123,11 @@ class Tokenizer(abc.ABC):
     def _marker(self, which: str) -> int:
         token = self.bos_id if which == "bos" else self.eos_id
         if token is None:
-            raise TokenizerError(f"this tokenizer has no {which} token", where=f"{self.kind} tokenizer",
-                                 fix=f"encode without {which}=True")
+            raise TokenizerError(
+                f"this tokenizer has no {which} token",
+                where=f"{self.kind} tokenizer",
+                fix=f"encode without {which}=True",
+            )
         return token
 
     def _special_pattern(self) -> str:
@@ -142,8 +149,12 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise TokenizerError("a lone surrogate is not text", where=f"character {error.start}", found=ascii(text[error.start]),
-                             fix='read the file with errors="replace", or clean the text') from None
+        raise TokenizerError(
+            "a lone surrogate is not text",
+            where=f"character {error.start}",
+            found=ascii(text[error.start]),
+            fix='read the file with errors="replace", or clean the text',
+        ) from None
 
 
 class TableTokenizer(Tokenizer):

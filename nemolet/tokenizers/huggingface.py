@@ -34,9 +34,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
         try:
             self.inner = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
-            raise TokenizerError("this is no tokenizer.json", where="HuggingFaceTokenizer", found=str(error)[:200],
-                                 fix="pass the tokenizer.json of a Hugging Face model") from error
+        except Exception as error:
+            raise TokenizerError(
+                "this is no tokenizer.json",
+                where="HuggingFaceTokenizer",
+                found=str(error)[:200],
+                fix="pass the tokenizer.json of a Hugging Face model",
+            ) from error
         # Which special tokens a document gets is said by the caller, as for every tokenizer here.
         self.inner.no_truncation()
         self.inner.no_padding()
@@ -51,8 +55,12 @@ class HuggingFaceTokenizer(Tokenizer):
         if name is None:
             return next((self.special_tokens[text] for text in usual if text in self.special_tokens), None)
         if name not in self.special_tokens:
-            raise TokenizerError("no such special token", where="HuggingFaceTokenizer",
-                                 expected=", ".join(self.special_tokens) or "a special token", found=name)
+            raise TokenizerError(
+                "no such special token",
+                where="HuggingFaceTokenizer",
+                expected=", ".join(self.special_tokens) or "a special token",
+                found=name,
+            )
         return self.special_tokens[name]
 
     def stream(self) -> StreamDecoder:

@@ -45,8 +45,12 @@ class SentencePieceTokenizer(TableTokenizer):
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocab_size = self.processor.get_piece_size()
         except RuntimeError as error:
-            raise TokenizerError("these bytes are no SentencePiece model", where="SentencePieceTokenizer",
-                                 found=f"{len(model)} bytes", fix="pass a file that ends in .model") from error
+            raise TokenizerError(
+                "these bytes are no SentencePiece model",
+                where="SentencePieceTokenizer",
+                found=f"{len(model)} bytes",
+                fix="pass a file that ends in .model",
+            ) from error
         if not self.vocab_size:
             raise TokenizerError("the SentencePiece model is empty", where="SentencePieceTokenizer")
         self.model, self.independent_lines, processor = model, independent_lines, self.processor
@@ -60,8 +64,15 @@ class SentencePieceTokenizer(TableTokenizer):
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], *, vocab_size: int, model: Literal["bpe", "unigram"] = "bpe",
-        special_tokens: Sequence[str] = (), character_coverage: float = 1.0, max_bytes: int = 50_000_000, threads: int = 1,
+        cls,
+        texts: Iterable[str],
+        *,
+        vocab_size: int,
+        model: Literal["bpe", "unigram"] = "bpe",
+        special_tokens: Sequence[str] = (),
+        character_coverage: float = 1.0,
+        max_bytes: int = 50_000_000,
+        threads: int = 1,
     ) -> SentencePieceTokenizer:
         """Learn subwords from texts.
 
@@ -79,16 +90,31 @@ class SentencePieceTokenizer(TableTokenizer):
         """
         least = 256 + 3 + 1 + len(special_tokens)
         if vocab_size <= least:
-            raise TokenizerError("the vocabulary is too small", where="tokenizer.vocab_size", found=vocab_size,
-                                 expected=f"more than {least}: 256 bytes, {least - 256} special tokens, some characters",
-                                 fix="set tokenizer.vocab_size=512, or choose tokenizer=byte")
+            raise TokenizerError(
+                "the vocabulary is too small",
+                where="tokenizer.vocab_size",
+                found=vocab_size,
+                expected=f"more than {least}: 256 bytes, {least - 256} special tokens, some characters",
+                fix="set tokenizer.vocab_size=512, or choose tokenizer=byte",
+            )
         target, sentences = io.BytesIO(), _sentences(texts, max_bytes)
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=sentences, model_writer=target, vocab_size=vocab_size, model_type=model,
-                character_coverage=character_coverage, num_threads=threads, byte_fallback=True, normalization_rule_name="identity",
-                add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True, allow_whitespace_only_pieces=True,
-                user_defined_symbols=["\n"], control_symbols=list(special_tokens), max_sentence_length=_LONGEST + 8,
+                sentence_iterator=sentences,
+                model_writer=target,
+                vocab_size=vocab_size,
+                model_type=model,
+                character_coverage=character_coverage,
+                num_threads=threads,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                split_digits=True,
+                allow_whitespace_only_pieces=True,
+                user_defined_symbols=["\n"],
+                control_symbols=list(special_tokens),
+                max_sentence_length=_LONGEST + 8,
                 minloglevel=2,
             )
         except RuntimeError as error:
@@ -148,10 +174,24 @@ def _explain(error: RuntimeError, vocab_size: int) -> TokenizerError:
     """What the trainer's message means for the caller."""
     text = str(error)
     if high := re.search(r"too high \(\d+\).*?<= (\d+)", text):
-        return TokenizerError("the vocabulary is larger than the text supports", where="tokenizer.vocab_size", found=vocab_size,
-                              expected=f"at most {high[1]}", fix=f"set tokenizer.vocab_size={high[1]}, or train on more text")
+        return TokenizerError(
+            "the vocabulary is larger than the text supports",
+            where="tokenizer.vocab_size",
+            found=vocab_size,
+            expected=f"at most {high[1]}",
+            fix=f"set tokenizer.vocab_size={high[1]}, or train on more text",
+        )
     if low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
-        return TokenizerError("the text has more characters than the vocabulary", where="tokenizer.vocab_size", found=vocab_size,
-                              expected=f"more than {low[1]}", fix=f"set tokenizer.vocab_size={2 * int(low[1])}, or lower character_coverage")
-    return TokenizerError("SentencePiece could not be trained", where="tokenizer", found=text.splitlines()[-1],
-                          fix="give it more text" if "sentences" in text else None)
+        return TokenizerError(
+            "the text has more characters than the vocabulary",
+            where="tokenizer.vocab_size",
+            found=vocab_size,
+            expected=f"more than {low[1]}",
+            fix=f"set tokenizer.vocab_size={2 * int(low[1])}, or lower character_coverage",
+        )
+    return TokenizerError(
+        "SentencePiece could not be trained",
+        where="tokenizer",
+        found=text.splitlines()[-1],
+        fix="give it more text" if "sentences" in text else None,
+    )

@@ -55,8 +55,12 @@ class CharTokenizer(TableTokenizer):
 
     def __init__(self, characters: Sequence[str], *, byte_fallback: bool = False) -> None:
         if not characters or any(len(c) != 1 for c in characters) or len(set(characters)) < len(characters):
-            raise TokenizerError("the characters are no alphabet", where="CharTokenizer.characters",
-                                 expected="single characters, each once", found=repr(list(characters))[:60])
+            raise TokenizerError(
+                "the characters are no alphabet",
+                where="CharTokenizer.characters",
+                expected="single characters, each once",
+                found=repr(list(characters))[:60],
+            )
         self.characters, self.byte_fallback = list(characters), byte_fallback
         self.table = [c.encode() for c in characters]
         self.ids = {c: index for index, c in enumerate(characters)}
@@ -71,7 +75,9 @@ class CharTokenizer(TableTokenizer):
         for text in texts:
             seen.update(text)
         if not seen:
-            raise TokenizerError("there is no text to learn characters from", where="CharTokenizer.train", found="nothing")
+            raise TokenizerError(
+                "there is no text to learn characters from", where="CharTokenizer.train", found="nothing"
+            )
         return cls(sorted(seen), byte_fallback=byte_fallback)
 
     def files(self) -> dict[str, bytes]:
@@ -92,8 +98,10 @@ class CharTokenizer(TableTokenizer):
             if not self.byte_fallback:
                 missing = str(error.args[0])
                 raise TokenizerError(
-                    "this character was not in the training text", where=f"character {text.index(missing)}",
-                    expected=f"one of {len(ids)} characters", found=repr(missing),
+                    "this character was not in the training text",
+                    where=f"character {text.index(missing)}",
+                    expected=f"one of {len(ids)} characters",
+                    found=repr(missing),
                     fix="train the tokenizer with byte_fallback=true, or choose tokenizer=byte",
                 ) from None
         known, first = self.ids.get, len(self.characters)

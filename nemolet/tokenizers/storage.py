@@ -34,13 +34,21 @@ def rebuild(description: Mapping[str, Any], files: Mapping[str, bytes]) -> Token
     kind = settings.pop("kind", None)
     if kind not in KINDS:
         close = nearest(str(kind), KINDS)
-        raise TokenizerError("unknown kind of tokenizer", where="tokenizer.kind", expected=", ".join(KINDS), found=kind,
-                             fix=f"did you mean {close!r}?" if close else None)
+        raise TokenizerError(
+            "unknown kind of tokenizer",
+            where="tokenizer.kind",
+            expected=", ".join(KINDS),
+            found=kind,
+            fix=f"did you mean {close!r}?" if close else None,
+        )
     try:
         return KINDS[kind].from_files(files, **settings)
     except (KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(f"the {kind} tokenizer cannot be rebuilt", where="tokenizer",
-                             found=f"files {', '.join(files) or 'none'}; {error}") from error
+        raise TokenizerError(
+            f"the {kind} tokenizer cannot be rebuilt",
+            where="tokenizer",
+            found=f"files {', '.join(files) or 'none'}; {error}",
+        ) from error
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
@@ -72,12 +80,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         settings = path / SETTINGS
         description = json.loads(settings.read_text()) if settings.is_file() else {}
         if description.get("kind") in KINDS:
-            return rebuild(description, {f.name: f.read_bytes() for f in path.iterdir() if f.is_file() and f != settings})
+            return rebuild(
+                description, {f.name: f.read_bytes() for f in path.iterdir() if f.is_file() and f != settings}
+            )
         for name in ("tokenizer.json", "tokenizer.model", "sentencepiece.model"):
             if (path / name).is_file():
                 return load_tokenizer(path / name)
     elif path.is_file():
         content = path.read_bytes()
         return SentencePieceTokenizer(content) if path.suffix == ".model" else HuggingFaceTokenizer(content)
-    raise TokenizerError("there is no tokenizer here", where=str(path), found="a folder without one" if path.is_dir() else "nothing",
-                         expected=f"a folder with {SETTINGS} or tokenizer.json, a tokenizer.json, or a .model file")
+    raise TokenizerError(
+        "there is no tokenizer here",
+        where=str(path),
+        found="a folder without one" if path.is_dir() else "nothing",
+        expected=f"a folder with {SETTINGS} or tokenizer.json, a tokenizer.json, or a .model file",
+    )

@@ -67,8 +67,20 @@ def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
     return (p for p in module.parameters() if p.requires_grad)
 
 
-COLUMNS = ("step", "tokens", "wall_seconds", "cpu_seconds", "train_loss", "valid_loss", "bits_per_byte", "learning_rate",
-           "gradient_norm", "tokens_per_second", "mfu", "memory_mb")
+COLUMNS = (
+    "step",
+    "tokens",
+    "wall_seconds",
+    "cpu_seconds",
+    "train_loss",
+    "valid_loss",
+    "bits_per_byte",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "mfu",
+    "memory_mb",
+)
 
 
 class Recorder(pl.Callback):
@@ -83,8 +95,16 @@ class Recorder(pl.Callback):
         show: whether progress is shown.
     """
 
-    def __init__(self, path: Path, *, every: int, bytes_per_token: float | None = None, flops_per_token: float | None = None,
-                 peak_flops: float | None = None, show: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        every: int,
+        bytes_per_token: float | None = None,
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+        show: bool = True,
+    ) -> None:
         self.path, self.every, self.bytes_per_token, self.show = path, every, bytes_per_token, show
         self.mfu_per_rate = flops_per_token / peak_flops if flops_per_token and peak_flops else None
         self.losses: list[Tensor] = []
@@ -103,10 +123,14 @@ class Recorder(pl.Callback):
                 self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def _clocks(self) -> tuple[float, float]:
-        return (self.spent[0] + time.perf_counter() - self.started[0], self.spent[1] + time.process_time() - self.started[1])
+        return (
+            self.spent[0] + time.perf_counter() - self.started[0],
+            self.spent[1] + time.process_time() - self.started[1],
+        )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, LightningModel)
         self.losses.append(outputs["loss"])
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
@@ -120,21 +144,35 @@ class Recorder(pl.Callback):
         self._mark = (wall, cpu, pl_module.tokens_seen)
         norm = pl_module.gradient_norm
         row = {
-            "step": trainer.global_step, "tokens": pl_module.tokens_seen, "wall_seconds": round(wall, 4), "cpu_seconds": round(cpu, 4),
-            "train_loss": loss, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "gradient_norm": float(norm) if norm is not None else None, "tokens_per_second": round(rate, 1),
+            "step": trainer.global_step,
+            "tokens": pl_module.tokens_seen,
+            "wall_seconds": round(wall, 4),
+            "cpu_seconds": round(cpu, 4),
+            "train_loss": loss,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "gradient_norm": float(norm) if norm is not None else None,
+            "tokens_per_second": round(rate, 1),
             "mfu": None if self.mfu_per_rate is None else round(rate * self.mfu_per_rate / trainer.world_size, 4),
             "memory_mb": round(_memory(), 1),
         }
         self._write(trainer, row)
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
-            self._bar.set_postfix(loss=f"{loss:.3f}", valid=f"{self.valid_loss:.3f}", tok_s=f"{rate:,.0f}", mfu=row["mfu"],
-                                  mb=int(_memory()))
+            self._bar.set_postfix(
+                loss=f"{loss:.3f}",
+                valid=f"{self.valid_loss:.3f}",
+                tok_s=f"{rate:,.0f}",
+                mfu=row["mfu"],
+                mb=int(_memory()),
+            )
         elif self.show and trainer.is_global_zero and time.monotonic() - self._printed > 5:
             self._printed = time.monotonic()
             mfu = "" if row["mfu"] is None else f"  mfu {row['mfu']:.2f}"
-            print(f"step {trainer.global_step:>6}/{trainer.max_steps}  loss {loss:.3f}  {rate:,.0f} tokens/s{mfu}  {_memory():.0f} MB", flush=True)
+            print(
+                f"step {trainer.global_step:>6}/{trainer.max_steps}  loss {loss:.3f}  {rate:,.0f} tokens/s{mfu}  "
+                f"{_memory():.0f} MB",
+                flush=True,
+            )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -143,8 +181,17 @@ class Recorder(pl.Callback):
         self.valid_loss = float(trainer.callback_metrics["valid_loss"])
         bits = None if self.bytes_per_token is None else self.valid_loss / math.log(2) / self.bytes_per_token
         wall, cpu = self._clocks()
-        self._write(trainer, {"step": trainer.global_step, "tokens": pl_module.tokens_seen, "wall_seconds": round(wall, 4),
-                              "cpu_seconds": round(cpu, 4), "valid_loss": self.valid_loss, "bits_per_byte": bits})
+        self._write(
+            trainer,
+            {
+                "step": trainer.global_step,
+                "tokens": pl_module.tokens_seen,
+                "wall_seconds": round(wall, 4),
+                "cpu_seconds": round(cpu, 4),
+                "valid_loss": self.valid_loss,
+                "bits_per_byte": bits,
+            },
+        )
         self._mark = (*self._clocks(), pl_module.tokens_seen)
         if self.show and trainer.is_global_zero:
             text = f"step {trainer.global_step:>6}/{trainer.max_steps}  validation loss {self.valid_loss:.4f}"
@@ -165,7 +212,11 @@ class Recorder(pl.Callback):
             self._bar.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"spent": list(self._clocks()), "losses": [float(loss) for loss in self.losses], "valid_loss": self.valid_loss}
+        return {
+            "spent": list(self._clocks()),
+            "losses": [float(loss) for loss in self.losses],
+            "valid_loss": self.valid_loss,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.spent = tuple(state_dict["spent"])
@@ -178,7 +229,11 @@ def _keep_rows_before(path: Path, step: int) -> None:
     rows: list[dict[str, str]] = []
     if path.exists():
         with path.open(newline="") as file:
-            rows = [r for r in csv.DictReader(file) if None not in r.values() and r["step"].isdigit() and int(r["step"]) <= step]
+            rows = [
+                r
+                for r in csv.DictReader(file)
+                if None not in r.values() and r["step"].isdigit() and int(r["step"]) <= step
+            ]
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -35,7 +35,9 @@ class AtomicCheckpoints(CheckpointIO):
         self._pool: ThreadPoolExecutor | None = None  # made when needed: trainers are copied between processes
         self._writing: Future[None] | None = None
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         """Write the state, or start to."""
         self.wait()
         if not self.background:
@@ -50,13 +52,19 @@ class AtomicCheckpoints(CheckpointIO):
             writing, self._writing = self._writing, None
             writing.result()
 
-    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
+    ) -> dict[str, Any]:
         """Read a checkpoint; nothing in it is executed."""
         try:
             return torch.load(path, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
         except Exception as error:
-            raise TrainingError("the checkpoint cannot be read", where=str(path), found=str(error).splitlines()[0],
-                                fix=f"point {Path(path).parent / LAST} to an older one, or train under another name") from error
+            raise TrainingError(
+                "the checkpoint cannot be read",
+                where=str(path),
+                found=str(error).splitlines()[0],
+                fix=f"point {Path(path).parent / LAST} to an older one, or train under another name",
+            ) from error
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint."""
@@ -92,8 +100,12 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         partial.replace(path)
         point(path.parent / LAST, path)
     except OSError as error:
-        raise TrainingError("the checkpoint cannot be written", where=str(path), found=error.strerror,
-                            fix="free space; the checkpoint before it is whole, and the same command goes on from there") from error
+        raise TrainingError(
+            "the checkpoint cannot be written",
+            where=str(path),
+            found=error.strerror,
+            fix="free space; the checkpoint before it is whole, and the same command goes on from there",
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -117,8 +129,9 @@ class Checkpoints(pl.Callback):
         keep: how many of the latest are kept, beside the best.
     """
 
-    def __init__(self, folder: Path, *, every: int, valid_every: int, max_minutes: float | None = None,
-                 keep: int = 1) -> None:
+    def __init__(
+        self, folder: Path, *, every: int, valid_every: int, max_minutes: float | None = None, keep: int = 1
+    ) -> None:
         self.folder, self.every, self.valid_every, self.keep = folder, every, valid_every, keep
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.best: float | None = None

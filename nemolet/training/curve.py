@@ -19,8 +19,10 @@ def draw_curve(metrics: Path, picture: Path, *, title: str) -> None:
     """
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    lines = {name: [(int(r["step"]), float(r[name])) for r in rows if r[name] and math.isfinite(float(r[name]))]
-             for name in ("train_loss", "valid_loss")}
+    lines = {
+        name: [(int(r["step"]), float(r[name])) for r in rows if r[name] and math.isfinite(float(r[name]))]
+        for name in ("train_loss", "valid_loss")
+    }
     points = [point for line in lines.values() for point in line]
     if not points:
         return
@@ -33,8 +35,12 @@ def draw_curve(metrics: Path, picture: Path, *, title: str) -> None:
         y = 40 + (_HEIGHT - 40 - _BOTTOM) * (high - value) / (high - low)
         return x, y
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="12">',
-             f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>', f'<text x="{_LEFT}" y="22" font-size="15">{title}</text>']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<text x="{_LEFT}" y="22" font-size="15">{title}</text>',
+    ]
     for tick in range(5):
         value, step = low + (high - low) * tick / 4, last * tick // 4
         x, y = place(step, value)
@@ -45,6 +51,13 @@ def draw_curve(metrics: Path, picture: Path, *, title: str) -> None:
         color = ("#4c78a8", "#e45756")[index]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{color}"/>' for x, y in (place(*p) for p in line) if index]
-        parts.append(f'<text x="{_WIDTH - 24}" y="{56 + 16 * index}" text-anchor="end" fill="{color}">{name.replace("_", " ")}</text>')
-    picture.write_text("\n".join([*parts, f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">step</text>', "</svg>\n"]))
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{color}"/>' for x, y in (place(*p) for p in line) if index
+        ]
+        parts.append(
+            f'<text x="{_WIDTH - 24}" y="{56 + 16 * index}" text-anchor="end" fill="{color}">'
+            f"{name.replace('_', ' ')}</text>"
+        )
+    picture.write_text(
+        "\n".join([*parts, f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">step</text>', "</svg>\n"])
+    )

@@ -45,9 +45,19 @@ class Result:
     stopped: str | None  # why it ended early, if it did
 
 
-def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder: str | Path, optim: Optim | None = None,
-        schedule: Schedule | None = None, training: Training | None = None, seed: int = 0,
-        config: Mapping[str, Any] | None = None, callbacks: Sequence[Callback] = ()) -> Result:
+def fit(
+    model: NeuralModule,
+    loss: NeuralModule,
+    data: PreparedCorpus,
+    *,
+    folder: str | Path,
+    optim: Optim | None = None,
+    schedule: Schedule | None = None,
+    training: Training | None = None,
+    seed: int = 0,
+    config: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     """Train a model in an experiment folder, or go on where the folder left off.
 
     Args:
@@ -74,14 +84,23 @@ def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
     if training.precision == "16-mixed":
         if not on_gpu:
-            raise TrainingError("16-mixed needs a GPU", where="trainer.precision", fix="set trainer.precision=bf16-mixed")
+            raise TrainingError(
+                "16-mixed needs a GPU", where="trainer.precision", fix="set trainer.precision=bf16-mixed"
+            )
         optim = Optim(**{**asdict(optim), "fused": False})  # the scaler has to see the gradients before the update
     watch = training.watch if training.watch is not None else training.log_every if on_gpu else 1
-    lightning = LightningModel(graph, optim=optim, schedule=schedule, max_steps=training.max_steps, clip=training.clip, watch=watch)
+    lightning = LightningModel(
+        graph, optim=optim, schedule=schedule, max_steps=training.max_steps, clip=training.clip, watch=watch
+    )
     if training.compile:
         graph.compile()
-    checkpoints = Checkpoints(folder / "checkpoints", every=training.checkpoint_every, valid_every=training.valid_every,
-                              max_minutes=training.max_minutes, keep=training.keep_checkpoints)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        every=training.checkpoint_every,
+        valid_every=training.valid_every,
+        max_minutes=training.max_minutes,
+        keep=training.keep_checkpoints,
+    )
     recorder = _recorder(graph, data, folder, training, on_gpu)
     average = ExponentialAverage(training.ema) if training.ema else None
     watching: list[Callback] = [*([average] if average else []), recorder, *callbacks]
@@ -93,19 +112,23 @@ def fit(model: NeuralModule, loss: NeuralModule, data: PreparedCorpus, *, folder
     lightning.loader = loader
     pl.seed_everything(seed + trainer.global_rank, verbose=False)
     last = folder / "checkpoints" / LAST
-    trainer.fit(lightning, _Windows(loader, training.accumulate), valid, ckpt_path=last.resolve() if last.exists() else None)
+    trainer.fit(
+        lightning, _Windows(loader, training.accumulate), valid, ckpt_path=last.resolve() if last.exists() else None
+    )
     if checkpoints.stopped is None and average is not None:
         average.swap(lightning)
     archive = folder / "model.nemolet"
     bits = recorder.valid_loss / 0.6931471805599453 / data.valid_bytes_per_token
     if checkpoints.stopped is None and trainer.is_global_zero:
-        save(archive, model=model, tokenizer=data.tokenizer, card=_card(model, data, lightning, recorder, bits, training))
+        save(
+            archive, model=model, tokenizer=data.tokenizer, card=_card(model, data, lightning, recorder, bits, training)
+        )
         draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
     return Result(folder, archive, trainer.global_step, recorder.valid_loss, bits, checkpoints.stopped)
 
 
 class _Windows:
-    """Batches in lists of ``accumulate``; hides the loader's state from Lightning, which would save it one batch late."""
+    """Batches in lists of ``accumulate``; hides the loader's state from Lightning, which would save it too late."""
 
     def __init__(self, loader: TokenLoader, accumulate: int) -> None:
         self.loader, self.accumulate = loader, accumulate
@@ -120,10 +143,22 @@ def _trainer(training: Training, folder: Path, callbacks: list[Callback], on_gpu
     background = on_gpu if training.background_checkpoints is None else training.background_checkpoints
     precision: Any = "32-true" if training.precision == 32 else training.precision
     return pl.Trainer(
-        max_steps=training.max_steps, accelerator=training.accelerator, devices=training.devices, num_nodes=training.num_nodes,
-        strategy=training.strategy, precision=precision, val_check_interval=training.valid_every, check_val_every_n_epoch=None,
-        callbacks=callbacks, logger=_loggers(training, folder), plugins=[AtomicCheckpoints(background=background)], default_root_dir=folder,
-        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        max_steps=training.max_steps,
+        accelerator=training.accelerator,
+        devices=training.devices,
+        num_nodes=training.num_nodes,
+        strategy=training.strategy,
+        precision=precision,
+        val_check_interval=training.valid_every,
+        check_val_every_n_epoch=None,
+        callbacks=callbacks,
+        logger=_loggers(training, folder),
+        plugins=[AtomicCheckpoints(background=background)],
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
         log_every_n_steps=training.max_steps + 1,
     )
 
@@ -151,22 +186,55 @@ def _recorder(graph: Graph, data: PreparedCorpus, folder: Path, training: Traini
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32 if training.precision == 32 else torch.bfloat16
     plain = {name: tensor[:1] for name, tensor in batch.items() if name in ("tokens", "labels")}
-    return Recorder(folder / "metrics.csv", every=training.log_every, bytes_per_token=data.valid_bytes_per_token,
-                    flops_per_token=flops_per_token(graph, plain), peak_flops=peak_flops(device, dtype), show=training.progress)
+    return Recorder(
+        folder / "metrics.csv",
+        every=training.log_every,
+        bytes_per_token=data.valid_bytes_per_token,
+        flops_per_token=flops_per_token(graph, plain),
+        peak_flops=peak_flops(device, dtype),
+        show=training.progress,
+    )
 
 
 def _quiet() -> None:
     """Keep advice meant for other loops off the screen."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*resuming from a checkpoint that ended.*", ".*isinstance.treespec, LeafSpec.*",
-                 ".*ModelCheckpoint.*", ".*lr_scheduler.step.*", ".*sync_dist=True.*", ".*no .val_dataloader.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*resuming from a checkpoint that ended.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*ModelCheckpoint.*",
+        ".*lr_scheduler.step.*",
+        ".*sync_dist=True.*",
+        ".*no .val_dataloader.*",
+    ):
         warnings.filterwarnings("ignore", text)
 
 
 # What may change between two parts of one run: how long, and what is shown.
-_FREE = {"trainer": {"max_minutes", "progress", "loggers", "log_every", "keep_checkpoints", "checkpoint_every", "background_checkpoints", "devices",
-                     "num_nodes", "strategy", "accelerator", "watch", "valid_batches", "patience"},
-         "data": {"workers", "cache"}, "sample": None, "name": None, "folder": None, "imports": None}
+_FREE = {
+    "trainer": {
+        "max_minutes",
+        "progress",
+        "loggers",
+        "log_every",
+        "keep_checkpoints",
+        "checkpoint_every",
+        "background_checkpoints",
+        "devices",
+        "num_nodes",
+        "strategy",
+        "accelerator",
+        "watch",
+        "valid_batches",
+        "patience",
+    },
+    "data": {"workers", "cache"},
+    "sample": None,
+    "name": None,
+    "folder": None,
+    "imports": None,
+}
 
 
 def _claim(folder: Path, config: dict[str, Any]) -> None:
@@ -178,8 +246,13 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
         before = yaml.safe_load(path.read_text()) or {}
         changes = [f"{name}: {old} -> {new}" for name, old, new in _differences(_relevant(before), _relevant(config))]
         if changes:
-            raise TrainingError("the folder belongs to another run", where=str(folder), expected="the config it was started with",
-                                found="\n".join(changes[:10]), fix="choose another name=..., or remove the folder")
+            raise TrainingError(
+                "the folder belongs to another run",
+                where=str(folder),
+                expected="the config it was started with",
+                found="\n".join(changes[:10]),
+                fix="choose another name=..., or remove the folder",
+            )
     text = yaml.safe_dump(config, sort_keys=False)
     partial = folder / ".config.partial"
     partial.write_text(text)
@@ -208,15 +281,23 @@ def _git_state() -> str:
     """Commit and changes of the source, where it is a checkout."""
     here = Path(__file__).parent
     try:
-        runs = [subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
-                for a in (("rev-parse", "HEAD"), ("status", "--porcelain"))]
+        runs = [
+            subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
+            for a in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        ]
     except (OSError, subprocess.SubprocessError):
         return "not a checkout\n"
     return "".join(runs)
 
 
-def _card(model: NeuralModule, data: PreparedCorpus, lightning: LightningModel, recorder: Recorder, bits: float,
-          training: Training) -> str:
+def _card(
+    model: NeuralModule,
+    data: PreparedCorpus,
+    lightning: LightningModel,
+    recorder: Recorder,
+    bits: float,
+    training: Training,
+) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     source = data.corpus.path or "the text that Python carries"
     return f"""# {type(model).__name__}
@@ -229,5 +310,3 @@ def _card(model: NeuralModule, data: PreparedCorpus, lightning: LightningModel, 
 
 The model continues text as its training data does. It was not tested for anything else.
 """
-
-

@@ -50,8 +50,16 @@ class LightningModel(pl.LightningModule):
         ('loss', 'count')
     """
 
-    def __init__(self, graph: NeuralModule, *, optim: Optim | None = None, schedule: Schedule | None = None,
-                 max_steps: int = 1000, clip: float = 1.0, watch: int = 1) -> None:
+    def __init__(
+        self,
+        graph: NeuralModule,
+        *,
+        optim: Optim | None = None,
+        schedule: Schedule | None = None,
+        max_steps: int = 1000,
+        clip: float = 1.0,
+        watch: int = 1,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a window of micro-batches is one step, divided by its tokens
         self.graph, self.optim, self.schedule = graph, optim or Optim(), schedule or Schedule()
@@ -130,10 +138,12 @@ class LightningModel(pl.LightningModule):
             return  # a loss scaler meets infinite gradients on purpose, and skips them
         origin = first_bad_module(self.graph, lambda: [self.losses(micro) for micro in self._window])
         raise TrainingError(
-            "training met a number that is none", where=f"step {self.trainer.global_step}", expected="finite gradients",
+            "training met a number that is none",
+            where=f"step {self.trainer.global_step}",
+            expected="finite gradients",
             found=f"gradient norm {float(norm):g}; first in {origin}",
-            fix="lower optim.lr, lengthen schedule.warmup_steps, or set trainer.clip=1; the same command goes on from the last "
-            "checkpoint",
+            fix="lower optim.lr, lengthen schedule.warmup_steps, or set trainer.clip=1; the same command goes on "
+            "from the last checkpoint",
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -160,7 +170,7 @@ class LightningModel(pl.LightningModule):
         checkpoint["nemolet"] = {"samples": self.samples_seen, "tokens": self.tokens_seen, "random": states}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set the position in the data now, since Lightning fetches ahead, and the random states when training starts."""
+        """Set the position in the data now, since Lightning fetches ahead; random states when training starts."""
         self._resumed = checkpoint["nemolet"]
         self.samples_seen, self.tokens_seen = self._resumed["samples"], self._resumed["tokens"]
         if self.loader is not None:
@@ -176,11 +186,19 @@ class LightningModel(pl.LightningModule):
 
 
 def _port(graph: NeuralModule, element: type) -> str:
-    names = [n for n, p in graph.output_ports.items() if isinstance(p.type, NeuralType) and isinstance(p.type.element, element)]
+    names = [
+        n
+        for n, p in graph.output_ports.items()
+        if isinstance(p.type, NeuralType) and isinstance(p.type.element, element)
+    ]
     if len(names) != 1:
-        raise TrainingError(f"the graph needs one output of type {element.__name__}", where=graph.label,
-                            expected="for example the outputs of nemolet.language.CrossEntropy",
-                            found=", ".join(map(str, graph.output_ports.values())), fix="end the graph in a loss module")
+        raise TrainingError(
+            f"the graph needs one output of type {element.__name__}",
+            where=graph.label,
+            expected="for example the outputs of nemolet.language.CrossEntropy",
+            found=", ".join(map(str, graph.output_ports.values())),
+            fix="end the graph in a loss module",
+        )
     return names[0]
 
 

@@ -58,16 +58,28 @@ class Optim:
                 return self._adamw([decayed, vectors])
             return torch.optim.Adafactor(_filled([decayed, vectors]), lr=self.lr)
         if not groups["matrix"]:
-            raise TrainingError("there is no matrix for Muon", where="optim.name", expected="a parameter with two axes inside the "
-                                "network", found="none", fix="set optim=adamw")
+            raise TrainingError(
+                "there is no matrix for Muon",
+                where="optim.name",
+                expected="a parameter with two axes inside the network",
+                found="none",
+                fix="set optim=adamw",
+            )
         matrices = {"params": groups["matrix"], "weight_decay": self.weight_decay}
         tables = {"params": groups["table"], "weight_decay": self.weight_decay}
-        muon = torch.optim.Muon([matrices], lr=self.muon_lr or self.lr, momentum=self.momentum, adjust_lr_fn="match_rms_adamw")
+        muon = torch.optim.Muon(
+            [matrices], lr=self.muon_lr or self.lr, momentum=self.momentum, adjust_lr_fn="match_rms_adamw"
+        )
         return Pair(muon, self._adamw([tables, vectors]))
 
     def _adamw(self, groups: list[dict[str, Any]]) -> Optimizer:
-        return torch.optim.AdamW(_filled(groups), lr=self.lr, betas=self.betas, eps=self.eps,
-                                 fused=True if self.fused is None else self.fused)
+        return torch.optim.AdamW(
+            _filled(groups),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            fused=True if self.fused is None else self.fused,
+        )
 
 
 def _filled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ class Schedule:
     """How the learning rate moves: up over the warm-up, then by name (final).
 
     Args:
-        name: ``"cosine"`` and ``"linear"`` fall to ``min_ratio`` at the last step; ``"wsd"`` stays up and falls over the
-            last ``decay_ratio`` of the steps (Hu et al., 2024); ``"inverse_sqrt"`` falls with the square root of the
-            step (Vaswani et al., 2017); ``"constant"`` stays.
+        name: ``"cosine"`` and ``"linear"`` fall to ``min_ratio`` at the last step; ``"wsd"`` stays up and falls over
+            the last ``decay_ratio`` of the steps (Hu et al., 2024); ``"inverse_sqrt"`` falls with the square root of
+            the step (Vaswani et al., 2017); ``"constant"`` stays.
         warmup_steps: steps of a linear rise from zero.
         min_ratio: last learning rate over the highest.
         decay_ratio: share of the steps over which ``"wsd"`` falls.

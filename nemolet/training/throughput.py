@@ -11,8 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from nemolet.module import NeuralModule
 
 # Dense bf16 tensor-core FLOP/s, from the data sheets.
-_PEAK = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12,
-         "4090": 165e12, "V100": 125e12}
+_PEAK = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "V100": 125e12,
+}
 
 
 def flops_per_token(graph: NeuralModule, batch: dict[str, Tensor]) -> float | None:

@@ -33,6 +33,7 @@ def first_bad_module(graph: nn.Module, run: Callable[[], Any]) -> str:
                 found.append(f"{name}: {bad[0]}")
             elif any(t.is_floating_point() and not t.isfinite().all() for t in _tensors(output)):
                 found.append(f"{name}: output")
+
         return hook
 
     modules = {name: module for name, module in graph.named_modules() if name}

@@ -27,7 +27,9 @@ def test_a_text_is_split_at_its_end(poem, tmp_path):
 def test_many_documents_are_split_as_wholes(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"document {i} " * 5}) for i in range(100)))
-    prepared = Corpus(path=str(path), valid_fraction=0.1, sequence_length=16, cache=str(tmp_path)).prepare(ByteTokenizer())
+    prepared = Corpus(path=str(path), valid_fraction=0.1, sequence_length=16, cache=str(tmp_path)).prepare(
+        ByteTokenizer()
+    )
     assert len(prepared.valid[0].lengths) == 10
     assert len(prepared.train[0].lengths) == 90
     assert not set(prepared.valid[0].starts.tolist()) & set(prepared.train[0].starts.tolist())

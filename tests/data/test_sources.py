@@ -67,8 +67,10 @@ def test_embedded_text_needs_no_download():
     found = documents(EmbeddedText())
     assert sum(map(len, found)) > 2_000_000
     assert any("def " in text for text in found)
-    assert documents(EmbeddedText(parts=("reference",), max_bytes=50_000)) == found[: len(documents(EmbeddedText(
-        parts=("reference",), max_bytes=50_000)))]
+    assert (
+        documents(EmbeddedText(parts=("reference",), max_bytes=50_000))
+        == found[: len(documents(EmbeddedText(parts=("reference",), max_bytes=50_000)))]
+    )
 
 
 def test_invalid_utf8_follows_the_policy(tmp_path):

@@ -27,8 +27,12 @@ def byte_level() -> bytes:
     inner = hf.Tokenizer(hf.models.BPE())
     inner.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = hf.decoders.ByteLevel()
-    trainer = hf.trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
-                                     initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet())
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+        initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+    )
     inner.train_from_iterator(TEXTS, trainer)
     return inner.to_str().encode()
 
@@ -51,8 +55,29 @@ def unicode_texts() -> list[str]:
     """Hard cases, and random text from all of Unicode."""
     rng = random.Random(7)
     points = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
-    hard = ["", " ", "  a  ", "\n\n\t\r\n", "\u2581", "a\u2581 b", "\u2581\u2581", "<s>", "</s><unk>", "<0x0A>", "\x00\x01", "e\u0301 é",
-            "👩‍👩‍👧‍👦", "\ufeffbom", "ﬁ ligature", "１２３", "\u200b", "ไทย", "\U0010ffff", "<|endoftext|>", "x\u0085y\u2028z"]
+    hard = [
+        "",
+        " ",
+        "  a  ",
+        "\n\n\t\r\n",
+        "\u2581",
+        "a\u2581 b",
+        "\u2581\u2581",
+        "<s>",
+        "</s><unk>",
+        "<0x0A>",
+        "\x00\x01",
+        "e\u0301 é",
+        "👩‍👩‍👧‍👦",
+        "\ufeffbom",
+        "ﬁ ligature",
+        "１２３",
+        "\u200b",
+        "ไทย",
+        "\U0010ffff",
+        "<|endoftext|>",
+        "x\u0085y\u2028z",
+    ]
     return hard + ["".join(map(chr, rng.choices(points, k=40))) for _ in range(60)]
 
 
@@ -90,7 +115,11 @@ def test_storage_and_pickle_keep_every_id(every, kind, tmp_path):
     for twin in (load_tokenizer(tmp_path / "t"), pickle.loads(pickle.dumps(tokenizer))):
         assert twin.encode(text) == tokenizer.encode(text)
         assert twin.fingerprint == tokenizer.fingerprint
-        assert (twin.bos_id, twin.eos_id, twin.special_tokens) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.special_tokens)
+        assert (twin.bos_id, twin.eos_id, twin.special_tokens) == (
+            tokenizer.bos_id,
+            tokenizer.eos_id,
+            tokenizer.special_tokens,
+        )
     assert not [p for p in (tmp_path / "t").iterdir() if "partial" in p.name]
 
 
@@ -146,9 +175,15 @@ def test_sentencepiece_learns_from_the_text(every):
         (lambda t: CharTokenizer.train([]), "no text"),
         (lambda t: CharTokenizer(["ab"]), "no alphabet"),
         (lambda t: SentencePieceTokenizer.train(["ab"], vocab_size=2000), "larger than the text supports"),
-        (lambda t: SentencePieceTokenizer.train(["ab cd"], vocab_size=2000, model="unigram"), "larger than the text supports"),
+        (
+            lambda t: SentencePieceTokenizer.train(["ab cd"], vocab_size=2000, model="unigram"),
+            "larger than the text supports",
+        ),
         (lambda t: SentencePieceTokenizer.train(["ab"], vocab_size=100), "too small"),
-        (lambda t: SentencePieceTokenizer.train(["".join(map(chr, range(0x4E00, 0x5000)))] * 3, vocab_size=300), "more characters"),
+        (
+            lambda t: SentencePieceTokenizer.train(["".join(map(chr, range(0x4E00, 0x5000)))] * 3, vocab_size=300),
+            "more characters",
+        ),
         (lambda t: SentencePieceTokenizer.train([], vocab_size=300), "could not be trained"),
         (lambda t: SentencePieceTokenizer(b"junk"), "no SentencePiece model"),
         (lambda t: HuggingFaceTokenizer(b"{}"), "no tokenizer.json"),

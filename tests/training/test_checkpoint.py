@@ -31,7 +31,9 @@ def corpus(poem, tmp_path_factory):
 
 def make_model(corpus):
     torch.manual_seed(0)
-    return nl.language.CausalLM(vocab_size=corpus.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16, dropout=0.2)
+    return nl.language.CausalLM(
+        vocab_size=corpus.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16, dropout=0.2
+    )
 
 
 class Cut(Exception):
@@ -64,12 +66,29 @@ def batches(monkeypatch):
 
 
 def run(corpus, folder, *, cut=None, **training):
-    options = {"max_steps": 20, "valid_every": 7, "log_every": 3, "checkpoint_every": 4, "ema": 0.9, "accumulate": 2,
-               "loggers": (), "progress": False, **training}
+    options = {
+        "max_steps": 20,
+        "valid_every": 7,
+        "log_every": 3,
+        "checkpoint_every": 4,
+        "ema": 0.9,
+        "accumulate": 2,
+        "loggers": (),
+        "progress": False,
+        **training,
+    }
     name = options.pop("optimizer", "adamw")
-    return fit(make_model(corpus), nl.language.CrossEntropy(), corpus, folder=folder, optim=Optim(name, lr=1e-2),
-               schedule=Schedule(warmup_steps=5), training=Training(**options), seed=5,
-               callbacks=[] if cut is None else [Scissors(cut)])
+    return fit(
+        make_model(corpus),
+        nl.language.CrossEntropy(),
+        corpus,
+        folder=folder,
+        optim=Optim(name, lr=1e-2),
+        schedule=Schedule(warmup_steps=5),
+        training=Training(**options),
+        seed=5,
+        callbacks=[] if cut is None else [Scissors(cut)],
+    )
 
 
 def last_state(folder):
@@ -113,7 +132,7 @@ def test_resume_is_bit_exact_after_cuts_at_random_steps(corpus, tmp_path, batche
         one, two = last_state(tmp_path / "whole"), last_state(folder)
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "nemolet"):
             assert_equal(one[key], two[key], key)
-        average = [c for c in one["callbacks"] if "ExponentialAverage" in c][0]
+        average = next(c for c in one["callbacks"] if "ExponentialAverage" in c)
         assert_equal(one["callbacks"][average], two["callbacks"][average])
         a, b = (nl.load(f / "model.nemolet").model.state_dict() for f in (tmp_path / "whole", folder))
         assert_equal(a, b)
@@ -192,20 +211,27 @@ SCRIPT = """
     from nemolet.training import Optim, Schedule, Training, fit
     data = Corpus(path={poem!r}, sequence_length=16, batch_size=4, cache={cache!r}).prepare(TokenizerSpec("char"))
     torch.manual_seed(0)
-    model = nl.language.CausalLM(vocab_size=data.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16, dropout=0.2)
+    size = data.tokenizer.vocab_size
+    model = nl.language.CausalLM(vocab_size=size, layers=1, width=16, heads=2, context=16, dropout=0.2)
     print("ready", flush=True)
     {extra}
-    result = fit(model, nl.language.CrossEntropy(), data, folder=sys.argv[1], optim=Optim(lr=1e-2), schedule=Schedule(warmup_steps=5),
-                 training=Training(max_steps={steps}, valid_every=50, log_every=5, checkpoint_every=3, background_checkpoints=True,
-                                   loggers=(), progress=False), seed=5)
+    training = Training(max_steps={steps}, valid_every=50, log_every=5, checkpoint_every=3, background_checkpoints=True,
+                        loggers=(), progress=False)
+    result = fit(model, nl.language.CrossEntropy(), data, folder=sys.argv[1], optim=Optim(lr=1e-2),
+                 schedule=Schedule(warmup_steps=5), training=training, seed=5)
     print("stopped", result.stopped, result.steps, flush=True)
 """
 
 
 def start(poem, tmp_path, folder, steps=150, extra=""):
     code = textwrap.dedent(SCRIPT).format(poem=str(poem), cache=str(tmp_path / "cache"), steps=steps, extra=extra)
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n", process.stderr.read()
     return process
@@ -253,8 +279,10 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_survives(poem, tmp_path)
     folder = tmp_path / "full"
     process = start(poem, tmp_path, folder, steps=6)
     assert "stopped None 6" in process.communicate(timeout=60)[0]
-    limit = ("import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-             " resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))")
+    limit = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
+    )
     process = start(poem, tmp_path, folder, steps=20, extra=limit)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0

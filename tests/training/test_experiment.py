@@ -27,13 +27,32 @@ def corpus(poem, tmp_path_factory):
 
 def make_model(corpus, **kwargs):
     torch.manual_seed(0)
-    return nl.language.CausalLM(vocab_size=corpus.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16, **kwargs)
+    return nl.language.CausalLM(
+        vocab_size=corpus.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16, **kwargs
+    )
 
 
 def run(corpus, folder, model=None, config=None, **training):
-    options = {"max_steps": 30, "valid_every": 10, "log_every": 5, "checkpoint_every": 10, "loggers": (), "progress": False, **training}
-    return fit(model or make_model(corpus), nl.language.CrossEntropy(), corpus, folder=folder, optim=Optim(lr=1e-2),
-               schedule=Schedule(warmup_steps=5), training=Training(**options), seed=1, config=config)
+    options = {
+        "max_steps": 30,
+        "valid_every": 10,
+        "log_every": 5,
+        "checkpoint_every": 10,
+        "loggers": (),
+        "progress": False,
+        **training,
+    }
+    return fit(
+        model or make_model(corpus),
+        nl.language.CrossEntropy(),
+        corpus,
+        folder=folder,
+        optim=Optim(lr=1e-2),
+        schedule=Schedule(warmup_steps=5),
+        training=Training(**options),
+        seed=1,
+        config=config,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +98,9 @@ def test_every_row_counts_tokens_and_seconds(finished):
     assert [int(r["tokens"]) for r in table] == [s * 64 for s in (5, 10, 15, 20, 25, 30)]
     walls = [float(r["wall_seconds"]) for r in table]
     assert walls == sorted(walls)
-    assert all(float(r["tokens_per_second"]) > 0 and 0 < float(r["mfu"]) < 1.5 and float(r["memory_mb"]) > 50 for r in table)
+    assert all(
+        float(r["tokens_per_second"]) > 0 and 0 < float(r["mfu"]) < 1.5 and float(r["memory_mb"]) > 50 for r in table
+    )
     assert all(float(r["gradient_norm"]) > 0 for r in table)
 
 
@@ -93,9 +114,18 @@ def test_another_config_in_the_same_folder_is_refused(corpus, tmp_path):
 
 def test_early_stopping_stops(corpus, tmp_path):
     model = make_model(corpus)
-    options = Training(max_steps=200, valid_every=5, log_every=5, checkpoint_every=50, loggers=(), progress=False, patience=2)
-    result = fit(model, nl.language.CrossEntropy(), corpus, folder=tmp_path, optim=Optim(lr=1e-12), training=options,
-                 schedule=Schedule("constant", warmup_steps=0))
+    options = Training(
+        max_steps=200, valid_every=5, log_every=5, checkpoint_every=50, loggers=(), progress=False, patience=2
+    )
+    result = fit(
+        model,
+        nl.language.CrossEntropy(),
+        corpus,
+        folder=tmp_path,
+        optim=Optim(lr=1e-12),
+        training=options,
+        schedule=Schedule("constant", warmup_steps=0),
+    )
     assert result.steps < 60
     assert result.archive.exists()
 
@@ -115,8 +145,16 @@ def test_the_average_is_the_average(corpus, tmp_path):
             self.weights.append([p.detach().clone() for p in module.parameters()])
 
     keep = Keep()
-    fit(make_model(corpus), nl.language.CrossEntropy(), corpus, folder=tmp_path, optim=Optim(lr=1e-2), schedule=Schedule(warmup_steps=5),
-        training=Training(max_steps=20, valid_every=7, checkpoint_every=20, ema=0.8, loggers=(), progress=False), callbacks=[keep])
+    fit(
+        make_model(corpus),
+        nl.language.CrossEntropy(),
+        corpus,
+        folder=tmp_path,
+        optim=Optim(lr=1e-2),
+        schedule=Schedule(warmup_steps=5),
+        training=Training(max_steps=20, valid_every=7, checkpoint_every=20, ema=0.8, loggers=(), progress=False),
+        callbacks=[keep],
+    )
     average = [w.clone() for w in keep.weights[0]]
     for step, weights in enumerate(keep.weights[1:], start=1):
         decay = min(0.8, step / (step + 9))
@@ -128,8 +166,13 @@ def test_the_average_is_the_average(corpus, tmp_path):
 
 
 def test_compiling_changes_nothing(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(
-        self, "_compiled_call_impl", torch.compile(self._call_impl, backend="aot_eager", fullgraph=True)))
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self: setattr(
+            self, "_compiled_call_impl", torch.compile(self._call_impl, backend="aot_eager", fullgraph=True)
+        ),
+    )
     one = run(corpus, tmp_path / "a", max_steps=10)
     two = run(corpus, tmp_path / "b", max_steps=10, compile=True)
     assert two.valid_loss == pytest.approx(one.valid_loss, rel=1e-4)
@@ -139,7 +182,9 @@ def test_compiling_changes_nothing(corpus, tmp_path, monkeypatch):
 def test_documents_are_told_apart_in_training(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"short document {i}"}) for i in range(300)))
-    data = Corpus(path=str(path), sequence_length=16, batch_size=4, cache=str(tmp_path / "c")).prepare(TokenizerSpec("byte"))
+    data = Corpus(path=str(path), sequence_length=16, batch_size=4, cache=str(tmp_path / "c")).prepare(
+        TokenizerSpec("byte")
+    )
     assert "segments" in next(iter(data.train_loader()))
     assert run(data, tmp_path / "run").steps == 30
 

@@ -35,8 +35,17 @@ def ragged(count, seed=1):
 
 
 def train(lightning, steps, **kwargs):
-    trainer = pl.Trainer(max_steps=len(steps), accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-                         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **kwargs)
+    trainer = pl.Trainer(
+        max_steps=len(steps),
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **kwargs,
+    )
     trainer.fit(lightning, _Steps(steps))
     return trainer
 
@@ -68,8 +77,12 @@ def test_accumulation_is_exact_over_tokens(clip):
     whole = [[{k: torch.cat([m[k] for m in w]) for k in w[0]}] for w in windows]
     results = []
     for steps in (windows, whole):
-        graph = make_graph(torch.float64)  # Adam turns rounding of tiny gradients into steps; here only the mean is tested
-        train(LightningModel(graph, optim=Optim(lr=1e-2), schedule=Schedule("constant", warmup_steps=0), clip=clip), steps)
+        graph = make_graph(
+            torch.float64
+        )  # Adam turns rounding of tiny gradients into steps; here only the mean is tested
+        train(
+            LightningModel(graph, optim=Optim(lr=1e-2), schedule=Schedule("constant", warmup_steps=0), clip=clip), steps
+        )
         results.append(graph)
     reference = make_graph(torch.float64)
     bare_loop(reference, windows, clip=clip)
@@ -104,8 +117,14 @@ def test_validation_is_weighted_by_tokens():
     graph = make_graph()
     batches = ragged(5)
     lightning = LightningModel(graph)
-    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                         enable_model_summary=False)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.validate(lightning, _Steps(batches), verbose=False)
     with torch.no_grad():
         sums = [graph(**b) for b in batches]
@@ -118,8 +137,11 @@ def test_validation_is_weighted_by_tokens():
 def test_bf16_mixed_keeps_float32_weights_and_learns():
     graph, batch = make_graph(), ragged(1)[0]
     first = graph(**batch).loss.item()
-    train(LightningModel(graph, optim=Optim(lr=1e-2), schedule=Schedule("constant", warmup_steps=0)), [[batch]] * 20,
-          precision="bf16-mixed")
+    train(
+        LightningModel(graph, optim=Optim(lr=1e-2), schedule=Schedule("constant", warmup_steps=0)),
+        [[batch]] * 20,
+        precision="bf16-mixed",
+    )
     assert {p.dtype for p in graph.parameters()} == {torch.float32}
     assert graph(**batch).loss.item() < 0.5 * first
 
@@ -128,7 +150,9 @@ def test_activation_checkpointing_changes_no_update():
     graphs = []
     for checkpointing in ("none", "full", "every_2"):
         torch.manual_seed(0)
-        model = nl.language.CausalLM(vocab_size=13, layers=2, width=16, heads=2, context=32, dropout=0.2, checkpointing=checkpointing)
+        model = nl.language.CausalLM(
+            vocab_size=13, layers=2, width=16, heads=2, context=32, dropout=0.2, checkpointing=checkpointing
+        )
         graph = training_graph(model, nl.language.CrossEntropy())
         torch.manual_seed(1)
         train(LightningModel(graph), [[m] for m in ragged(3)])
@@ -147,8 +171,10 @@ def test_a_graph_without_a_loss_is_refused():
 @pytest.mark.parametrize(
     ("break_it", "text"),
     [
-        (lambda g: g.model.graph.decoder.blocks[1].feed_forward.parameters().__next__().data.fill_(math.nan),
-         r"decoder.blocks.1.feed_forward"),
+        (
+            lambda g: g.model.graph.decoder.blocks[1].feed_forward.parameters().__next__().data.fill_(math.nan),
+            r"decoder.blocks.1.feed_forward",
+        ),
         (lambda g: g.model.graph.embed.weight.data.mul_(1e38), r"first in model"),
     ],
 )
@@ -164,13 +190,25 @@ def test_a_bad_number_stops_training_and_names_the_module(break_it, text):
 
 
 def _rank(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)
+    )
     torch.set_num_threads(1)
     graph, micro = make_graph(torch.float64), ragged(12)
     steps = [[micro[i + rank * 2], micro[i + rank * 2 + 1]] for i in range(0, 12, 4)]
     lightning = LightningModel(graph, optim=Optim(lr=1e-2), schedule=Schedule("constant", warmup_steps=0), clip=0.05)
-    trainer = pl.Trainer(max_steps=3, accelerator="cpu", devices=2, num_nodes=1, strategy="ddp", logger=False,
-                         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder)
+    trainer = pl.Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        devices=2,
+        num_nodes=1,
+        strategy="ddp",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
     trainer.fit(lightning, _Steps(steps))
     if rank == 0:
         torch.save({k: v.clone() for k, v in graph.state_dict().items()}, folder / "weights.pt")

@@ -17,8 +17,19 @@ from nemolet.training.optim import group_parameters, state_tensors
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return nl.language.CausalLM(vocab_size=11, layers=1, width=8, heads=2, context=16, norm="layer", position="learned", bias=True,
-                                gated=False, activation="gelu", tied=False)
+    return nl.language.CausalLM(
+        vocab_size=11,
+        layers=1,
+        width=8,
+        heads=2,
+        context=16,
+        norm="layer",
+        position="learned",
+        bias=True,
+        gated=False,
+        activation="gelu",
+        tied=False,
+    )
 
 
 def step(model, optimizer, keep=None):
