@@ -7,17 +7,18 @@ A Graph has ports of its own, so graphs nest; it runs as a plain sequence of cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemolet.addresses import check_addresses, item_type, running_order, wired_inputs
 from nemolet.draw import Arrow, Box, Picture, mermaid, svg, text_table, write
 from nemolet.errors import WiringError, did_you_mean
 from nemolet.module import NeuralModule, Signature
+from nemolet.naming import Letters, name_inputs, name_modules, name_outputs
 from nemolet.symbols import Node, Port, Symbol, Wire, symbols_of, upstream
-from nemolet.types import ANY, LEGEND, REST, Axis, NeuralType, PortType, compare
-from nemolet.wiring import Solution, Var, bind_call, check
+from nemolet.types import PortType, compare
+from nemolet.wiring import Solution, bind_call, check
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,15 @@ class Graph(NeuralModule, ports_of_instance=True):
 
     def __init__(self, *outputs: Any, names: Mapping[str, NeuralModule] | None = None, **named_outputs: Symbol) -> None:
         super().__init__()
-        ends = _name_outputs(outputs, named_outputs)
+        ends = name_outputs(outputs, named_outputs)
         self.nodes: list[Node] = upstream(ends.values())
         if not self.nodes:
             raise WiringError(
                 "a graph needs at least one module", where="Graph", fix="pass the symbols modules returned"
             )
         self.solution: Solution = check(self.nodes)
-        module_names = _name_modules(self.nodes, names or {})
-        self.inputs: dict[str, Symbol] = _name_inputs(self.nodes)
+        module_names = name_modules(self.nodes, names or {})
+        self.inputs: dict[str, Symbol] = name_inputs(self.nodes)
         self.ends: dict[str, Symbol] = ends
         for node in self.nodes:
             assert isinstance(node.module, NeuralModule)
@@ -118,7 +119,7 @@ class Graph(NeuralModule, ports_of_instance=True):
         return f"{self.nodes.index(symbol.node)}.{symbol.port.name}"
 
     def _signature(self) -> Signature:
-        letters = _Letters(self.solution)
+        letters = Letters(self.solution)
         optional = {name: s.port.optional for name, s in self.inputs.items()}
         inputs = {k: Port(k, letters.of(s), optional[k]) for k, s in self.inputs.items()}
         outputs = {k: Port(k, letters.of(s), s.port.optional) for k, s in self.ends.items()}
@@ -311,97 +312,6 @@ def _parameters(node: Node) -> str:
     assert isinstance(node.module, NeuralModule)
     count = sum(p.numel() for p in node.module.parameters())
     return f"{count:,}" if count else ""
-
-
-class _Letters:
-    """Gives every axis variable one letter over all ports of a graph, and no letter to two variables."""
-
-    def __init__(self, solution: Solution) -> None:
-        self.solution = solution
-        self.letter_of: dict[Var, str] = {}
-
-    def of(self, symbol: Symbol) -> PortType:
-        resolved, plain = self.solution.root_of(symbol), self.solution.type_of(symbol)
-        if resolved is None or not isinstance(plain, NeuralType):
-            return plain
-        axes = [Axis(self._letter(var.root(), axis), axis.size) for var, axis in zip(resolved.axes, plain.axes)]
-        renamed = {
-            name: self._letter(var.root(), Axis(var.letter))
-            for name, var in resolved.refs.items()
-            if isinstance(getattr(plain.element, name), str)
-        }
-        assert {f.name for f in fields(plain.element)} >= set(renamed)
-        return NeuralType(tuple(axes), replace(plain.element, **renamed) if renamed else plain.element)
-
-    def _letter(self, root: Var, axis: Axis) -> str:
-        if axis.size is not None or axis.letter in (ANY, REST):
-            return axis.letter
-        if root not in self.letter_of:
-            used = set(self.letter_of.values())
-            same_kind = [k for k, (kind, _) in LEGEND.items() if kind == axis.kind and k not in used]
-            self.letter_of[root] = axis.letter if axis.letter not in used else next(iter(same_kind), ANY)
-        return self.letter_of[root]
-
-
-def _name_outputs(outputs: Sequence[Any], named: Mapping[str, Symbol]) -> dict[str, Symbol]:
-    ends: dict[str, Symbol] = {}
-    for value in outputs:
-        pairs = value._asdict() if hasattr(value, "_asdict") else value
-        for name, symbol in (pairs if isinstance(pairs, dict) else {"": pairs}).items():
-            symbol = _end(symbol)
-            name = name or symbol.port.name
-            unique = name if name not in ends else symbol.name.replace(".", "_")
-            if unique in ends:
-                raise WiringError(
-                    "two outputs have one name", where=f"output {unique}", fix="pass them by name: Graph(a=..., b=...)"
-                )
-            ends[unique] = symbol
-    return {**ends, **{name: _end(symbol) for name, symbol in named.items()}}
-
-
-def _end(value: object) -> Symbol:
-    if not isinstance(value, Symbol):
-        raise WiringError(
-            "a graph ends in symbols",
-            where="Graph",
-            expected="what a symbolic call returned",
-            found=type(value).__name__,
-            fix="call the modules with nl.Input(...) symbols",
-        )
-    return value
-
-
-def _name_modules(nodes: Sequence[Node], names: Mapping[str, NeuralModule]) -> dict[int, str]:
-    chosen = {id(module): name for name, module in names.items()}
-    taken = set(names)
-    for node in nodes:
-        if id(node.module) in chosen:
-            continue
-        base = node.module.label
-        name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, len(nodes) + 2))) if n not in taken)
-        chosen[id(node.module)] = name
-        taken.add(name)
-    return chosen
-
-
-def _name_inputs(nodes: Sequence[Node]) -> dict[str, Symbol]:
-    named: dict[str, Symbol] = {}
-    for node in nodes:
-        for port, wire in node.wires.items():
-            for symbol in symbols_of([wire]):
-                if symbol.node is not None or any(symbol is known for known in named.values()):
-                    continue
-                name = symbol.port.name or port
-                if name in named:
-                    raise WiringError(
-                        "two inputs have one name",
-                        where=f"input {name}",
-                        expected="distinct names",
-                        found=f"{named[name].port.type} and {symbol.port.type}",
-                        fix=f'name them: nl.Input(..., "{name}_2")',
-                    )
-                named[name] = symbol
-    return named
 
 
 # --------------------------------------------------------------------------------------------------

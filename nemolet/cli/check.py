@@ -36,10 +36,11 @@ def wired(settings: Settings) -> Any:
 
     from nemolet.training.graphs import training_graph
 
-    size = settings.tokenizer.vocab_size if settings.tokenizer.kind == "sentencepiece" else 257
+    # Characters are counted only when the text is read; bytes and SentencePiece say how many tokens they have.
+    size = {"sentencepiece": settings.tokenizer.vocab_size, "byte": 257}.get(settings.tokenizer.kind, 0)
     given = settings.model.get("vocab_size") is not None
     with torch.device("meta"):
-        model = build(with_vocabulary(settings.model, 0 if given else size), where="model")
+        model = build(with_vocabulary(settings.model, size if given else size or 257), where="model")
         return training_graph(model, build(settings.loss, where="loss"))
 
 

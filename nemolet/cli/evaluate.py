@@ -43,15 +43,8 @@ def run(settings: Settings) -> None:
             "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
         )
     context = getattr(archive.model, "context", settings.data.sequence_length)
-    path = settings.data.path if isinstance(settings.data.path, str) else None
-    fraction = settings.data.valid_fraction if path else 0.999
-    data = replace(
-        settings.data,
-        valid_path=path,
-        valid_fraction=fraction,
-        sequence_length=min(context, settings.data.sequence_length),
-    )
-    prepared = data.prepare(archive.tokenizer)
+    data = replace(settings.data, sequence_length=min(context, settings.data.sequence_length))
+    prepared = data.prepare(archive.tokenizer, split=False)
     graph = training_graph(archive.model, CrossEntropy()).eval()
     loss, count = score(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
     print(LanguageScore(loss, count, count * prepared.valid_bytes_per_token))

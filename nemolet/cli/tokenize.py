@@ -22,7 +22,7 @@ class Settings:
         text_key: where the text lies in a JSON record.
         invalid_utf8: what to do with bytes that are no UTF-8.
         max_line_bytes: longest line of a JSON lines file.
-        eos: whether documents end with the end-of-text token.
+        marks: whether documents begin and end with the tokens for that.
     """
 
     out: str
@@ -32,7 +32,7 @@ class Settings:
     text_key: str = "text"
     invalid_utf8: Literal["error", "replace", "ignore"] = "error"
     max_line_bytes: int = 1 << 26
-    eos: bool = True
+    marks: bool = True
 
     CONFIG_RULES = (
         ("tokenizer.kind != 'file' or tokenizer.path is not None", "kind=file needs tokenizer.path"),
@@ -52,7 +52,7 @@ def run(settings: Settings) -> None:
         source = TextFiles([settings.path], settings.text_key, settings.invalid_utf8, settings.max_line_bytes)
     tokenizer = settings.tokenizer.make(source)
     bar = progress_bar("tokenise", source.total_bytes())
-    done = tokenize(source, settings.out, tokenizer, workers=settings.workers, eos=settings.eos, progress=bar)
+    done = tokenize(source, settings.out, tokenizer, workers=settings.workers, marks=settings.marks, progress=bar)
     folder = Path(f"{settings.out}.tokenizer")
     save_tokenizer(tokenizer, folder)
     print(f"{settings.out}.bin, .idx: {done}; tokenizer {folder}")

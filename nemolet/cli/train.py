@@ -146,4 +146,4 @@ def progress_bar(what: str, total: int) -> Any:
     """A bar over bytes of text."""
     from tqdm import tqdm
 
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False, mininterval=0.5).update
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False, mininterval=0.5, disable=None).update

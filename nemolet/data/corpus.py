@@ -120,8 +120,15 @@ class Corpus:
         ("workers >= 1", "workers is at least 1"),
     )
 
-    def prepare(self, tokenizer: TokenizerSpec | Tokenizer, *, progress: Progress | None = None) -> PreparedCorpus:
+    def prepare(
+        self, tokenizer: TokenizerSpec | Tokenizer, *, progress: Progress | None = None, split: bool = True
+    ) -> PreparedCorpus:
         """Tokenise what is not in the cache, and split it.
+
+        Args:
+            tokenizer: one, or what to make one of.
+            progress: makes a bar from a title and a number of bytes; returns what advances it.
+            split: set a part aside for validation; otherwise all of the text is for training and for validation.
 
         Raises:
             DataError: for bad input, naming file and line.
@@ -132,11 +139,16 @@ class Corpus:
         valid: list[Split] = []
         for path in weights:
             tokens = self._tokens(path, chosen, progress)
-            kept, aside = (_whole(tokens), None) if self.valid_path else _split(tokens, self.valid_fraction)
+            if not split:
+                kept, aside = _whole(tokens), _whole(tokens)
+            elif self.valid_path:
+                kept, aside = _whole(tokens), None
+            else:
+                kept, aside = _split(tokens, self.valid_fraction)
             train.append(kept)
             if aside is not None:
                 valid.append(aside)
-        if self.valid_path:
+        if self.valid_path and split:
             valid.append(_whole(self._tokens(self.valid_path, chosen, progress)))
         return PreparedCorpus(self, chosen, tuple(train), tuple(valid), tuple(weights.values()))
 
@@ -220,6 +232,13 @@ class PreparedCorpus:
         return ValidationLoader(
             sampler, batch_size=self.corpus.batch_size, rank=rank, ranks=ranks, max_batches=max_batches
         )
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The entries of a batch: documents are told apart where there are several."""
+        several = any(len(split.lengths) > 1 for split in (*self.train, *self.valid))
+        numbered = self.corpus.respect_documents and several
+        return ("tokens", "labels", "segments", "positions") if numbered else ("tokens", "labels")
 
     @property
     def train_tokens(self) -> int:

@@ -42,6 +42,7 @@ class Tokenized:
         )
 
 
+Part = tuple[str, bool, bool]  # text, whether a document begins with it, whether one ends with it
 Encoded = tuple[NDArray[np.generic], list[int], int]  # ids, document ends among them, bytes of text
 
 
@@ -51,7 +52,7 @@ def tokenize(
     tokenizer: Tokenizer,
     *,
     workers: int = 1,
-    eos: bool = True,
+    marks: bool = True,
     progress: Callable[[int], Any] | None = None,
 ) -> Tokenized:
     """Write the documents of a source as ``prefix.bin`` and ``prefix.idx``.
@@ -64,16 +65,15 @@ def tokenize(
         prefix: where to write.
         tokenizer: turns text into ids.
         workers: processes; 1 works in this one.
-        eos: end each document with the end-of-text token, where the tokenizer has one.
+        marks: begin and end each document with the tokens for that, where the tokenizer has them.
         progress: is told the number of bytes that each step has done.
 
     Raises:
         DataError: for bad input, naming file and line; nothing half-written is left.
     """
     documents = tokens = text_bytes = 0
-    end = tokenizer.eos_id if eos else None
     with IndexedWriter(prefix, vocab_size=tokenizer.vocab_size) as writer:
-        for ids, ends, size in _encoded(source, tokenizer, end, workers):
+        for ids, ends, size in _encoded(source, tokenizer, marks, workers):
             writer.write(ids, ends)
             documents, tokens, text_bytes = documents + len(ends), tokens + len(ids), text_bytes + size
             if progress is not None:
@@ -83,14 +83,14 @@ def tokenize(
     return Tokenized(documents, tokens, text_bytes)
 
 
-def _encoded(source: Source, tokenizer: Tokenizer, end: int | None, workers: int) -> Iterator[Encoded]:
+def _encoded(source: Source, tokenizer: Tokenizer, marks: bool, workers: int) -> Iterator[Encoded]:
     batches = _batches(source.pieces())
     if workers <= 1:
         for batch in batches:
-            yield _encode(tokenizer, end, batch)
+            yield _encode(tokenizer, marks, batch)
         return
     context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads may hang
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(tokenizer, end)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(tokenizer, marks)) as pool:
         waiting: deque[Future[Encoded]] = deque()
         try:
             for batch in batches:
@@ -104,12 +104,12 @@ def _encoded(source: Source, tokenizer: Tokenizer, end: int | None, workers: int
                 future.cancel()
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text)
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Part]]:
+    batch: list[Part] = []
+    size, first = 0, True
+    for text, last in pieces:
+        batch.append((text, first, last))
+        first, size = last, size + len(text)
         if size >= _BATCH:
             yield batch
             batch, size = [], 0
@@ -117,15 +117,17 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _encode(tokenizer: Tokenizer, end: int | None, batch: list[Piece]) -> Encoded:
+def _encode(tokenizer: Tokenizer, marks: bool, batch: list[Part]) -> Encoded:
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
     arrays: list[NDArray[Any]] = []
     ends: list[int] = []
     length = size = 0
-    for text, last in batch:
+    for text, first, last in batch:
         ids = tokenizer.encode(text)
-        if last and end is not None:
-            ids.append(end)
+        if first and marks and tokenizer.bos_id is not None:
+            ids.insert(0, tokenizer.bos_id)
+        if last and marks and tokenizer.eos_id is not None:
+            ids.append(tokenizer.eos_id)
         arrays.append(np.array(ids, dtype))
         length, size = length + len(ids), size + len(text.encode())
         if last:
@@ -136,9 +138,9 @@ def _encode(tokenizer: Tokenizer, end: int | None, batch: list[Piece]) -> Encode
 _worker: dict[str, Any] = {}  # what a worker process was started with; processes have no other memory
 
 
-def _start(tokenizer: Tokenizer, end: int | None) -> None:
-    _worker.update(tokenizer=tokenizer, end=end)
+def _start(tokenizer: Tokenizer, marks: bool) -> None:
+    _worker.update(tokenizer=tokenizer, marks=marks)
 
 
-def _work(batch: list[Piece]) -> Encoded:
-    return _encode(_worker["tokenizer"], _worker["end"], batch)
+def _work(batch: list[Part]) -> Encoded:
+    return _encode(_worker["tokenizer"], _worker["marks"], batch)

@@ -40,7 +40,7 @@ class Tokenizer(abc.ABC):
     """
 
     kind: ClassVar[str]
-    lossless: ClassVar[bool] = True
+    lossless: bool = True
     vocab_size: int
     special_tokens: Mapping[str, int]
     bos_id: int | None = None

@@ -27,7 +27,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     kind: ClassVar[str] = "huggingface"
-    lossless: ClassVar[bool] = False
+    lossless = False
 
     def __init__(self, content: bytes, *, bos: str | None = None, eos: str | None = None) -> None:
         import tokenizers

@@ -55,6 +55,7 @@ class SentencePieceTokenizer(TableTokenizer):
             raise TokenizerError("the SentencePiece model is empty", where="SentencePieceTokenizer")
         self.model, self.independent_lines, processor = model, independent_lines, self.processor
         self.table = [_bytes_of(processor, i) for i in range(self.vocab_size)]
+        self.lossless = independent_lines  # a model of others may normalise text
         specials = [i for i in range(self.vocab_size) if processor.is_control(i) or processor.is_unknown(i)]
         self.special_tokens = {processor.id_to_piece(i): i for i in specials}
         self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else None
@@ -80,7 +81,7 @@ class SentencePieceTokenizer(TableTokenizer):
             texts: the texts; documents of any length.
             vocab_size: number of ids, of which 256 are bytes.
             model: byte-pair encoding or a unigram model.
-            special_tokens: further special tokens, beside ``<unk> <s> </s>``.
+            special_tokens: further special tokens, beside ``<unk> </s>``.
             character_coverage: share of characters that get an id of their own; others are bytes.
             max_bytes: how much text is looked at, from the beginning.
             threads: of the trainer.
@@ -88,7 +89,7 @@ class SentencePieceTokenizer(TableTokenizer):
         Raises:
             TokenizerError: for a vocabulary that the text cannot fill, or no text.
         """
-        least = 256 + 3 + 1 + len(special_tokens)
+        least = 256 + 2 + 1 + len(special_tokens)
         if vocab_size <= least:
             raise TokenizerError(
                 "the vocabulary is too small",
@@ -112,6 +113,9 @@ class SentencePieceTokenizer(TableTokenizer):
                 remove_extra_whitespaces=False,
                 split_digits=True,
                 allow_whitespace_only_pieces=True,
+                unk_id=0,
+                bos_id=-1,  # documents are told apart by what ends them
+                eos_id=1,
                 user_defined_symbols=["\n"],
                 control_symbols=list(special_tokens),
                 max_sentence_length=_LONGEST + 8,

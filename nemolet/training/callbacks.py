@@ -133,6 +133,8 @@ class Recorder(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, LightningModel)
         self.losses.append(outputs["loss"])
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True  # Lightning then validates, so that the last number is that of the last weights
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._record(trainer, pl_module)
 

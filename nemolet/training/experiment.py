@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from nemolet.archive import save
 from nemolet.data.corpus import PreparedCorpus
 from nemolet.data.loader import TokenLoader
 from nemolet.errors import TrainingError
-from nemolet.graph import Graph
 from nemolet.module import NeuralModule
 from nemolet.training.callbacks import ExponentialAverage, Recorder
 from nemolet.training.checkpoint import LAST, AtomicCheckpoints, Checkpoints, remove_remains
@@ -76,55 +76,80 @@ def fit(
         TrainingError: for a folder of another run, or numbers that are none.
     """
     folder, training = Path(folder), training or Training()
-    optim, schedule = optim or Optim(), schedule or Schedule()
     _quiet()
     if getattr(rank_zero_only, "rank", 0) == 0:
         _claim(folder, dict(config or {}))
-    graph = training_graph(model, loss)
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
+    lightning = _lightning(model, loss, data, optim or Optim(), schedule or Schedule(), training, on_gpu)
+    recorder = _recorder(lightning.graph, data, folder, training, on_gpu)
+    average = ExponentialAverage(training.ema) if training.ema else None
+    checkpoints = _checkpoints(folder, training)
+    watching: list[Callback] = [*([average] if average else []), recorder, *callbacks]
+    if training.patience is not None:
+        watching.append(EarlyStopping("valid_loss", patience=training.patience))
+    trainer = _trainer(training, folder, [*watching, checkpoints], on_gpu)  # last: they save what the others know
+    ranks = {"rank": trainer.global_rank, "ranks": trainer.world_size}
+    lightning.loader = data.train_loader(**ranks)
+    valid = data.valid_loader(**ranks, max_batches=training.valid_batches)
+    pl.seed_everything(seed + trainer.global_rank, verbose=False)
+    last = folder / "checkpoints" / LAST
+    windows = _Windows(lightning.loader, training.accumulate)
+    trainer.fit(lightning, windows, valid, ckpt_path=last.resolve() if last.exists() else None)
+    archive = folder / "model.nemolet"
+    bits = recorder.valid_loss / math.log(2) / data.valid_bytes_per_token
+    if checkpoints.stopped is None:
+        if average is not None:
+            average.swap(lightning)
+        if trainer.is_global_zero:
+            card = _card(model, data, lightning, recorder.valid_loss, bits, training)
+            save(archive, model=model, tokenizer=data.tokenizer, card=card)
+            draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
+    return Result(folder, archive, trainer.global_step, recorder.valid_loss, bits, checkpoints.stopped)
+
+
+def _lightning(
+    model: NeuralModule,
+    loss: NeuralModule,
+    data: PreparedCorpus,
+    optim: Optim,
+    schedule: Schedule,
+    training: Training,
+    on_gpu: bool,
+) -> LightningModel:
+    """The graph that is trained, with its optimizer and schedule."""
+    graph = training_graph(model, loss)
+    lacking = [name for name in data.fields if name not in graph.input_ports]
+    if lacking:
+        raise TrainingError(
+            "the model cannot tell documents apart",
+            where=model.label,
+            expected="optional ports " + ", ".join(lacking),
+            found=", ".join(model.input_ports),
+            fix="set data.respect_documents=false, or add the ports to forward",
+        )
     if training.precision == "16-mixed":
         if not on_gpu:
             raise TrainingError(
                 "16-mixed needs a GPU", where="trainer.precision", fix="set trainer.precision=bf16-mixed"
             )
-        optim = Optim(**{**asdict(optim), "fused": False})  # the scaler has to see the gradients before the update
+        optim = replace(optim, fused=False)  # the scaler has to see the gradients before the update
     watch = training.watch if training.watch is not None else training.log_every if on_gpu else 1
     lightning = LightningModel(
         graph, optim=optim, schedule=schedule, max_steps=training.max_steps, clip=training.clip, watch=watch
     )
     if training.compile:
         graph.compile()
-    checkpoints = Checkpoints(
+    return lightning
+
+
+def _checkpoints(folder: Path, training: Training) -> Checkpoints:
+    return Checkpoints(
         folder / "checkpoints",
         every=training.checkpoint_every,
         valid_every=training.valid_every,
         max_minutes=training.max_minutes,
         keep=training.keep_checkpoints,
     )
-    recorder = _recorder(graph, data, folder, training, on_gpu)
-    average = ExponentialAverage(training.ema) if training.ema else None
-    watching: list[Callback] = [*([average] if average else []), recorder, *callbacks]
-    if training.patience is not None:
-        watching.append(EarlyStopping("valid_loss", patience=training.patience))
-    trainer = _trainer(training, folder, [*watching, checkpoints], on_gpu)  # last: they save what the others know
-    loader = data.train_loader(rank=trainer.global_rank, ranks=trainer.world_size)
-    valid = data.valid_loader(rank=trainer.global_rank, ranks=trainer.world_size, max_batches=training.valid_batches)
-    lightning.loader = loader
-    pl.seed_everything(seed + trainer.global_rank, verbose=False)
-    last = folder / "checkpoints" / LAST
-    trainer.fit(
-        lightning, _Windows(loader, training.accumulate), valid, ckpt_path=last.resolve() if last.exists() else None
-    )
-    if checkpoints.stopped is None and average is not None:
-        average.swap(lightning)
-    archive = folder / "model.nemolet"
-    bits = recorder.valid_loss / 0.6931471805599453 / data.valid_bytes_per_token
-    if checkpoints.stopped is None and trainer.is_global_zero:
-        save(
-            archive, model=model, tokenizer=data.tokenizer, card=_card(model, data, lightning, recorder, bits, training)
-        )
-        draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
-    return Result(folder, archive, trainer.global_step, recorder.valid_loss, bits, checkpoints.stopped)
 
 
 class _Windows:
@@ -181,7 +206,7 @@ def _loggers(training: Training, folder: Path) -> list[Any]:
     return made
 
 
-def _recorder(graph: Graph, data: PreparedCorpus, folder: Path, training: Training, on_gpu: bool) -> Recorder:
+def _recorder(graph: NeuralModule, data: PreparedCorpus, folder: Path, training: Training, on_gpu: bool) -> Recorder:
     batch = next(iter(data.valid_loader(max_batches=1)))
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32 if training.precision == 32 else torch.bfloat16
@@ -294,7 +319,7 @@ def _card(
     model: NeuralModule,
     data: PreparedCorpus,
     lightning: LightningModel,
-    recorder: Recorder,
+    valid_loss: float,
     bits: float,
     training: Training,
 ) -> str:
@@ -305,7 +330,7 @@ def _card(
 - parameters: {parameters:,}
 - vocabulary: {data.tokenizer.vocab_size:,} ({data.tokenizer.kind})
 - trained on: {source}, {lightning.tokens_seen:,} tokens in {training.max_steps:,} steps, precision {training.precision}
-- validation loss: {recorder.valid_loss:.4f} per token
+- validation loss: {valid_loss:.4f} per token
 - bits per byte: {bits:.3f}
 
 The model continues text as its training data does. It was not tested for anything else.

@@ -23,7 +23,7 @@ class Optim:
         name: ``"adamw"``; ``"muon"`` for the matrices inside the network, with AdamW for the rest (Jordan et al.,
             2024); ``"adafactor"`` where memory is short (Shazeer and Stern, 2018).
         lr: learning rate; the peak of the schedule. Muon's is scaled so that one value serves both halves.
-        weight_decay: of matrices; norms, biases and learned positions have none.
+        weight_decay: of matrices, embeddings and heads; norms, biases and learned positions have none.
         betas: of AdamW.
         eps: of AdamW.
         momentum: of Muon.

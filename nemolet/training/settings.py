@@ -31,7 +31,7 @@ class Training:
         accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
         devices: processes on this machine, or ``"auto"``.
         num_nodes: machines.
-        strategy: ``"auto"``, ``"ddp"`` or ``"fsdp"``.
+        strategy: ``"auto"`` or ``"ddp"``.
         progress: whether progress is shown.
     """
 
@@ -54,7 +54,7 @@ class Training:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    strategy: Literal["auto", "ddp"] = "auto"
     progress: bool = True
 
     CONFIG_RULES = (
