@@ -44,6 +44,7 @@ class Letters:
 
 
 def name_outputs(outputs: Sequence[Any], named: Mapping[str, Symbol]) -> dict[str, Symbol]:
+    """The ends of a graph by name: as given, else as the last module calls them."""
     ends: dict[str, Symbol] = {}
     for value in outputs:
         pairs = value._asdict() if hasattr(value, "_asdict") else value
@@ -72,6 +73,7 @@ def _end(value: object) -> Symbol:
 
 
 def name_modules(nodes: Sequence[Node], names: Mapping[str, NeuralModule]) -> dict[int, str]:
+    """A name for each module, by its id: as given, else after its class."""
     chosen = {id(module): name for name, module in names.items()}
     taken = set(names)
     for node in nodes:
@@ -85,6 +87,7 @@ def name_modules(nodes: Sequence[Node], names: Mapping[str, NeuralModule]) -> di
 
 
 def name_inputs(nodes: Sequence[Node]) -> dict[str, Symbol]:
+    """The inputs of a graph by name: as given, else after the port they enter."""
     named: dict[str, Symbol] = {}
     for node in nodes:
         for port, wire in node.wires.items():

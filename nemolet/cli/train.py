@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,7 +67,8 @@ def run(settings: Settings) -> int:
     from nemolet.training.experiment import fit
 
     folder = Path(settings.folder or f"runs/{settings.name}")
-    data = settings.data.prepare(settings.tokenizer, progress=progress_bar)
+    corpus = replace(settings.data, seed=settings.seed) if settings.data.seed is None else settings.data
+    data = corpus.prepare(settings.tokenizer, progress=progress_bar)
     pl.seed_everything(settings.seed, verbose=False)
     model_config = with_vocabulary(settings.model, data.tokenizer.vocab_size)
     model = build(model_config, where="model")

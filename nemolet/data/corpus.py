@@ -97,7 +97,7 @@ class Corpus:
         max_line_bytes: longest line of a JSON lines file.
         workers: processes that tokenise.
         cache: folder for tokens; None for ``$NEMOLET_CACHE`` or ``~/.cache/nemolet``.
-        seed: of the order.
+        seed: of the order; None for 0, or for the seed of a run.
     """
 
     path: str | dict[str, float] | None = None
@@ -112,7 +112,7 @@ class Corpus:
     max_line_bytes: int = 1 << 26
     workers: int = 1
     cache: str | None = None
-    seed: int = 0
+    seed: int | None = None
 
     CONFIG_RULES = (
         ("sequence_length >= 1 and batch_size >= 1", "sequence_length and batch_size are at least 1"),
@@ -262,7 +262,7 @@ class PreparedCorpus:
             split.lengths,
             sequence_length=self.corpus.sequence_length,
             order=order,
-            seed=self.corpus.seed,
+            seed=self.corpus.seed or 0,
             respect_documents=self.corpus.respect_documents,
         )
 

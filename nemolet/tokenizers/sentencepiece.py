@@ -26,8 +26,9 @@ class SentencePieceTokenizer(TableTokenizer):
 
     Args:
         model: a serialized SentencePiece model.
-        independent_lines: whether a line end is always a token of its own, as in models trained here. Long texts are
-            then encoded a few lines at a time, which gives the same ids faster.
+        lossless: whether any text comes back exactly, as with models trained here.
+        independent_lines: whether a line end is always a token of its own, as in byte-pair models trained here. Long
+            texts are then encoded a few lines at a time, which gives the same ids faster.
 
     Raises:
         TokenizerError: for bytes that are no model.
@@ -40,7 +41,7 @@ class SentencePieceTokenizer(TableTokenizer):
 
     kind: ClassVar[str] = "sentencepiece"
 
-    def __init__(self, model: bytes, *, independent_lines: bool = False) -> None:
+    def __init__(self, model: bytes, *, lossless: bool = False, independent_lines: bool = False) -> None:
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocab_size = self.processor.get_piece_size()
@@ -55,7 +56,7 @@ class SentencePieceTokenizer(TableTokenizer):
             raise TokenizerError("the SentencePiece model is empty", where="SentencePieceTokenizer")
         self.model, self.independent_lines, processor = model, independent_lines, self.processor
         self.table = [_bytes_of(processor, i) for i in range(self.vocab_size)]
-        self.lossless = independent_lines  # a model of others may normalise text
+        self.lossless = lossless
         specials = [i for i in range(self.vocab_size) if processor.is_control(i) or processor.is_unknown(i)]
         self.special_tokens = {processor.id_to_piece(i): i for i in specials}
         self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else None
@@ -123,13 +124,14 @@ class SentencePieceTokenizer(TableTokenizer):
             )
         except RuntimeError as error:
             raise _explain(error, vocab_size) from error
-        return cls(target.getvalue(), independent_lines=True)
+        # A unigram model may break ties between equally likely splits in another way.
+        return cls(target.getvalue(), lossless=True, independent_lines=model == "bpe")
 
     def files(self) -> dict[str, bytes]:
         return {"sentencepiece.model": self.model}
 
     def settings(self) -> dict[str, Any]:
-        return {"independent_lines": self.independent_lines}
+        return {"lossless": self.lossless, "independent_lines": self.independent_lines}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], **settings: Any) -> SentencePieceTokenizer:

@@ -124,7 +124,7 @@ def test_a_users_module_file_adds_a_model(tmp_path):
         command = ["check", "imports=[mine]", "~model", "++model._target_=mine.Bigram"]
         assert main([*command, "+model.scael=2"]) == 2
         assert "nemolet.training" not in sys.modules
-        sys.exit(main([*command, "++model.vocab_size=300", "+model.scale=2"]))
+        sys.exit(main([*command, "++model.vocab_size=300", "+model.scale=2", "tokenizer.vocab_size=300"]))
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
