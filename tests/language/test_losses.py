@@ -14,7 +14,10 @@ def test_sum_and_count_leave_out_ignored_labels():
     labels_BT[0, :2] = -100
     loss, count = CrossEntropy()(logits_BTV, labels_BT)
     expected = sum(
-        -logits_BTV[b, t].log_softmax(-1)[labels_BT[b, t]] for b in range(3) for t in range(5) if labels_BT[b, t] != -100
+        -logits_BTV[b, t].log_softmax(-1)[labels_BT[b, t]]
+        for b in range(3)
+        for t in range(5)
+        if labels_BT[b, t] != -100
     )
     torch.testing.assert_close(loss, expected)
     assert count.item() == 13
