@@ -27,7 +27,7 @@ from pathlib import Path
 
 SIZES = {
     # nanoGPT's CPU recipe, and a Llama of about 50 million parameters.
-    "small": {"batch": 12, "length": 64, "vocab": 65, "steps_per_window": 10},
+    "small": {"batch": 12, "length": 64, "vocab": 65, "steps_per_window": 20},
     "50m": {"batch": 1, "length": 512, "vocab": 32000, "steps_per_window": 2},
 }
 SMALL = {

@@ -102,7 +102,8 @@ class LightningModel(pl.LightningModule):
             last = index == len(window) - 1
             with nullcontext() if last else getattr(strategy, "block_backward_sync", nullcontext)():
                 loss, terms = self.losses(micro)
-                self.manual_backward(loss / nominal)
+                with torch.autocast(self.device.type, enabled=False):  # gradients have the types of what they belong to
+                    self.manual_backward(loss / nominal)
             loss_sum += loss.detach()
             count += terms
         if self.trainer.world_size > 1:
@@ -110,7 +111,8 @@ class LightningModel(pl.LightningModule):
         self._rescale = nominal * self.trainer.world_size / count.clamp(min=1)
         self._window = window
         optimizer = self.optimizers()
-        optimizer.step()  # type: ignore[union-attr]
+        with torch.autocast(self.device.type, enabled=False):
+            optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
         samples = sum(next(iter(micro.values())).shape[0] for micro in window)
