@@ -25,6 +25,7 @@ test: setup  ## style, types, import contract, tests, notebooks, docs
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -18,8 +18,13 @@ def main(folder: Path) -> None:
     model = recurrent_lm(vocab_size=data.tokenizer.vocab_size)
     print(model.summary())
     result = nl.training.fit(
-        model, nl.language.CrossEntropy(), data, folder=folder / "run", optim=Optim(lr=1e-2),
-        schedule=Schedule(warmup_steps=5), training=Training(max_steps=100, valid_every=50),
+        model,
+        nl.language.CrossEntropy(),
+        data,
+        folder=folder / "run",
+        optim=Optim(lr=1e-2),
+        schedule=Schedule(warmup_steps=5),
+        training=Training(max_steps=100, valid_every=50),
     )
     archive = nl.load(result.archive)
     assert archive.tokenizer is not None

@@ -48,15 +48,18 @@ def main() -> None:
             x, y = LEFT + place * (width + GAP), 16 + index * (HEIGHT + GAP)
             parts.append(box(x, y, width, HEIGHT, name, WORDS[name], "#e3ebfb", "#5b7fc7"))
     top = 16 + (HEIGHT + GAP)
-    side = box(LEFT + WIDTH + GAP, top, SIDE, (len(rows) - 2) * (HEIGHT + GAP) - GAP, "config",
-               "", "#fdebd0", "#c77a1a")
+    side = box(
+        LEFT + WIDTH + GAP, top, SIDE, (len(rows) - 2) * (HEIGHT + GAP) - GAP, "config", "", "#fdebd0", "#c77a1a"
+    )
     lines = ("groups, validation,", "allowlist, build;", "imports errors only,", "used by archive and cli")
     x, y = LEFT + WIDTH + GAP + SIDE / 2, top + (len(rows) - 2) * (HEIGHT + GAP) / 2
     for index, words in enumerate(lines):
         side += f'<text x="{x}" y="{y + 16 + 15 * index}" font-size="11">{words}</text>'
     width, height = LEFT + WIDTH + GAP + SIDE + 16, 16 + len(rows) * (HEIGHT + GAP) + 6
-    head = (f'<svg xmlns="http://www.w3.org/2000/svg" role="img" font-family="sans-serif" text-anchor="middle" '
-            f'fill="#1c2430" viewBox="0 0 {width} {height}" width="{width}" height="{height}">')
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" font-family="sans-serif" text-anchor="middle" '
+        f'fill="#1c2430" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    )
     picture = "\n".join([head, "<title>A box may import the boxes below it</title>", *parts, side, "</svg>"]) + "\n"
     (HERE / "layers.svg").write_text(picture, encoding="utf-8")
 

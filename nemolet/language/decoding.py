@@ -45,8 +45,15 @@ class Decoding:
         max_new_tokens: how much room the cache needs.
     """
 
-    def __init__(self, model: NeuralModule, prompts: Sequence[Sequence[int]], *, sampling: Sampling,
-                 seed: int, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: NeuralModule,
+        prompts: Sequence[Sequence[int]],
+        *,
+        sampling: Sampling,
+        seed: int,
+        max_new_tokens: int,
+    ) -> None:
         self.model, self.sampling = model, sampling
         self.rows = [list(prompt) for prompt in prompts]
         parameter = next(model.parameters())
@@ -56,8 +63,7 @@ class Decoding:
         self.positions: dict[int, int] = {}  # of the token that each row reads next
         self.cached = "cache" in model.declared().options and hasattr(model, "new_cache")
         self.cache: KVCache | None = None
-        self.generators = [torch.Generator(self.device).manual_seed(seed + row)
-                           for row in range(len(self.rows))]
+        self.generators = [torch.Generator(self.device).manual_seed(seed + row) for row in range(len(self.rows))]
         self.seen_BV: Tensor | None = None
         self.live = list(range(len(self.rows)))
         _check_prompts(self.rows, getattr(model, "vocab_size", None))
@@ -70,8 +76,7 @@ class Decoding:
             logits_BV = self._forward(last, [[self.positions[row]] for row in self.live], None)
         else:
             logits_BV = self._read()
-        tokens = choose(logits_BV, self.sampling, [self.generators[row] for row in self.live],
-                        self._seen(logits_BV))
+        tokens = choose(logits_BV, self.sampling, [self.generators[row] for row in self.live], self._seen(logits_BV))
         chosen = dict(zip(self.live, tokens.tolist()))
         for index, (row, token) in enumerate(chosen.items()):
             self.rows[row].append(token)
@@ -117,9 +122,13 @@ class Decoding:
         declared = self.model.declared()
         call: dict[str, object] = {"tokens": torch.tensor(tokens, device=self.device)}
         if mask_BT is not None and "mask" not in declared.inputs:
-            raise GenerationError("this model cannot tell padding", where=self.model.label,
-                                  expected="an optional port `mask`", found=", ".join(declared.inputs),
-                                  fix="generate from one prompt at a time, or give the model the port")
+            raise GenerationError(
+                "this model cannot tell padding",
+                where=self.model.label,
+                expected="an optional port `mask`",
+                found=", ".join(declared.inputs),
+                fix="generate from one prompt at a time, or give the model the port",
+            )
         if "mask" in declared.inputs:
             call["mask"] = mask_BT
         if "positions" in declared.inputs:
@@ -144,14 +153,22 @@ class Decoding:
 def _check_prompts(rows: list[list[int]], vocab_size: int | None) -> None:
     for index, tokens in enumerate(rows):
         if not tokens:
-            raise GenerationError("the prompt has no tokens", where=f"prompt {index}",
-                                  expected="at least one token", found="an empty prompt",
-                                  fix="start with a beginning-of-text token or a newline")
+            raise GenerationError(
+                "the prompt has no tokens",
+                where=f"prompt {index}",
+                expected="at least one token",
+                found="an empty prompt",
+                fix="start with a beginning-of-text token or a newline",
+            )
         if vocab_size is not None and not all(0 <= token < vocab_size for token in tokens):
             bad = next(token for token in tokens if not 0 <= token < vocab_size)
-            raise GenerationError("a token is outside the vocabulary", where=f"prompt {index}",
-                                  expected=f"ids from 0 to {vocab_size - 1}", found=bad,
-                                  fix="encode the prompt with the tokenizer the model was trained with")
+            raise GenerationError(
+                "a token is outside the vocabulary",
+                where=f"prompt {index}",
+                expected=f"ids from 0 to {vocab_size - 1}",
+                found=bad,
+                fix="encode the prompt with the tokenizer the model was trained with",
+            )
 
 
 @dataclass
@@ -163,9 +180,17 @@ class Completion:
     finish: str = "length"  # or "stop": a stop sequence or the end-of-text token
 
 
-def stream(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int = 128,
-           sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0,
-           completions: list[Completion] | None = None) -> Iterator[tuple[int, str]]:
+def stream(
+    model: NeuralModule,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    completions: list[Completion] | None = None,
+) -> Iterator[tuple[int, str]]:
     """Yield ``(row, piece of text)`` as it is made; never half a character, never part of a stop sequence.
 
     Args:
@@ -179,12 +204,17 @@ def stream(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], *,
         completions: receives a :class:`Completion` for each prompt, filled while streaming.
     """
     if max_new_tokens < 1:
-        raise GenerationError("nothing to generate", where="max_new_tokens", expected="at least 1",
-                              found=max_new_tokens)
+        raise GenerationError(
+            "nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens
+        )
     if "" in stop:
-        raise GenerationError("a stop sequence is empty", where="stop",
-                              expected="texts of at least one character", found=list(stop),
-                              fix="remove the empty one; it would stop everything at once")
+        raise GenerationError(
+            "a stop sequence is empty",
+            where="stop",
+            expected="texts of at least one character",
+            found=list(stop),
+            fix="remove the empty one; it would stop everything at once",
+        )
     if not prompts:
         return
     results = [Completion() for _ in prompts]
@@ -257,11 +287,27 @@ def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return ids
 
 
-def generate(model: NeuralModule, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int = 128,
-             sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0) -> list[Completion]:
+def generate(
+    model: NeuralModule,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+) -> list[Completion]:
     """Continue each prompt and return the continuations; arguments as for :func:`stream`."""
     completions: list[Completion] = []
-    for _ in stream(model, tokenizer, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop,
-                    seed=seed, completions=completions):
+    for _ in stream(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        seed=seed,
+        completions=completions,
+    ):
         pass
     return completions

@@ -44,8 +44,13 @@ class CrossEntropy(NeuralModule):
     def __init__(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
-            raise ShapeError("label smoothing is a share", where="CrossEntropy.label_smoothing",
-                             expected="0 <= value < 1", found=label_smoothing, fix="0.1 is usual")
+            raise ShapeError(
+                "label smoothing is a share",
+                where="CrossEntropy.label_smoothing",
+                expected="0 <= value < 1",
+                found=label_smoothing,
+                fix="0.1 is usual",
+            )
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(self, logits: LogitsBTV, labels: LabelsBT) -> TokenLoss:
@@ -58,8 +63,9 @@ class CrossEntropy(NeuralModule):
 
     def _plain(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
         wide_NV = logits_NV.to(_wide(logits_NV))
-        loss = F.cross_entropy(wide_NV, labels_N, ignore_index=IGNORED, reduction="sum",
-                               label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(
+            wide_NV, labels_N, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing
+        )
         if self.z_loss:
             loss = loss + self.z_loss * wide_NV.logsumexp(-1)[labels_N != IGNORED].square().sum()
         return loss

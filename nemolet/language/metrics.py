@@ -29,8 +29,12 @@ class LanguageScore:
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise DataError("there is nothing to evaluate", expected="at least one predicted token", found=self.tokens,
-                            fix="use a longer text, or a shorter data.sequence_length")
+            raise DataError(
+                "there is nothing to evaluate",
+                expected="at least one predicted token",
+                found=self.tokens,
+                fix="use a longer text, or a shorter data.sequence_length",
+            )
 
     @property
     def loss(self) -> float:
@@ -48,5 +52,7 @@ class LanguageScore:
         return self.loss_sum / math.log(2) / self.text_bytes if self.text_bytes else math.nan
 
     def __str__(self) -> str:
-        return (f"loss {self.loss:.4f}  perplexity {self.perplexity:.2f}  bits per byte {self.bits_per_byte:.3f}"
-                f"  over {self.tokens:,} tokens")
+        return (
+            f"loss {self.loss:.4f}  perplexity {self.perplexity:.2f}  bits per byte {self.bits_per_byte:.3f}"
+            f"  over {self.tokens:,} tokens"
+        )

@@ -61,8 +61,7 @@ class CausalLM(NeuralModule):
         ("width % heads == 0", "width must be divisible by heads"),
         ("heads % kv_heads == 0", "heads must be divisible by kv_heads"),
         ("kv_heads <= heads", "kv_heads may not exceed heads"),
-        ("width / heads % 2 == 0 or position != 'rope'",
-         "rotary positions need an even head size (width / heads)"),
+        ("width / heads % 2 == 0 or position != 'rope'", "rotary positions need an even head size (width / heads)"),
         ("window <= context", "the attention window may not exceed the context"),
         ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
         ("layers >= 1 and context >= 1", "layers and context are at least 1"),
@@ -102,21 +101,39 @@ class CausalLM(NeuralModule):
         self.vocab_size, self.context = vocab_size, context
         embed = Embedding("V", "D", vocab_size, width, pad_to_multiple_of=pad_vocab_to)
         decoder = Decoder(
-            layers=layers, width=width, heads=heads, kv_heads=kv_heads, ffn=ffn_width, norm=norm,
-            norm_eps=norm_eps, activation=activation, gated=gated, position=position, rope_base=rope_base,
-            rope_scaling=rope_scaling, max_length=context, bias=bias, qk_norm=qk_norm, window=window,
-            dropout=dropout, checkpointing=checkpointing,
+            layers=layers,
+            width=width,
+            heads=heads,
+            kv_heads=kv_heads,
+            ffn=ffn_width,
+            norm=norm,
+            norm_eps=norm_eps,
+            activation=activation,
+            gated=gated,
+            position=position,
+            rope_base=rope_base,
+            rope_scaling=rope_scaling,
+            max_length=context,
+            bias=bias,
+            qk_norm=qk_norm,
+            window=window,
+            dropout=dropout,
+            checkpointing=checkpointing,
         )
-        head = (Head("D", "V", tied=embed, softcap=softcap) if tied
-                else Head("D", "V", width, vocab_size, softcap=softcap, pad_to_multiple_of=pad_vocab_to))
+        head = (
+            Head("D", "V", tied=embed, softcap=softcap)
+            if tied
+            else Head("D", "V", width, vocab_size, softcap=softcap, pad_to_multiple_of=pad_vocab_to)
+        )
         tokens = Input(TokenIdsBT, "tokens")
         packing = {
             "segments": Input(SegmentsBT, "segments", optional=True),
             "positions": Input(PositionsBT, "positions", optional=True),
             "mask": Input(MaskBT, "mask", optional=True),
         }
-        self.graph = Graph(head(decoder(embed(tokens), **packing)),
-                           names={"embed": embed, "decoder": decoder, "head": head})
+        self.graph = Graph(
+            head(decoder(embed(tokens), **packing)), names={"embed": embed, "decoder": decoder, "head": head}
+        )
         self._cache_shape = (layers, kv_heads or heads, width // heads)
 
     def forward(
@@ -135,22 +152,47 @@ class CausalLM(NeuralModule):
         """An empty cache for ``batch`` sequences of up to ``capacity`` tokens, where the weights are."""
         layers, kv_heads, head_size = self._cache_shape
         weight = next(self.parameters())
-        return KVCache(layers=layers, batch=batch, kv_heads=kv_heads, capacity=capacity, head_size=head_size,
-                       device=weight.device, dtype=weight.dtype)
+        return KVCache(
+            layers=layers,
+            batch=batch,
+            kv_heads=kv_heads,
+            capacity=capacity,
+            head_size=head_size,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
 
-    def generate(self, tokenizer: Tokenizer, prompts: str | Sequence[str], *, max_new_tokens: int = 128,
-                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-                 repetition_penalty: float = 1.0, stop: Sequence[str] = (),
-                 seed: int = 0) -> list[Completion]:
+    def generate(
+        self,
+        tokenizer: Tokenizer,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[Completion]:
         """Continue one or several prompts; see :class:`nemolet.language.Sampling` for the choices."""
         texts = [prompts] if isinstance(prompts, str) else prompts
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        return generate(self, tokenizer, texts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop,
-                        seed=seed)
+        return generate(self, tokenizer, texts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed)
 
-    def stream(self, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 128,
-               sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0) -> Iterator[str]:
+    def stream(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Iterator[str]:
         """Continue a prompt piece by piece."""
-        for _, piece in stream(self, tokenizer, [prompt], max_new_tokens=max_new_tokens, sampling=sampling,
-                               stop=stop, seed=seed):
+        for _, piece in stream(
+            self, tokenizer, [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed
+        ):
             yield piece

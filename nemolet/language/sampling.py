@@ -47,8 +47,9 @@ class Sampling:
         }
         for name, (fits, expected) in bounds.items():
             if not fits:
-                raise GenerationError("out of range", where=f"sampling.{name}", expected=expected,
-                                      found=getattr(self, name))
+                raise GenerationError(
+                    "out of range", where=f"sampling.{name}", expected=expected, found=getattr(self, name)
+                )
 
     @property
     def greedy(self) -> bool:
@@ -58,8 +59,7 @@ class Sampling:
 
 def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
     """Make tokens that were seen less likely. ``seen_BV`` is boolean."""
-    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty),
-                       logits_BV)
+    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
 
 
 def keep_likely(logits_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -74,8 +74,7 @@ def keep_likely(logits_BV: Tensor, sampling: Sampling) -> Tensor:
         logits_BV = logits_BV.masked_fill(logits_BV < kth, -torch.inf)
     if sampling.min_p > 0:
         probs_BV = logits_BV.softmax(-1)
-        logits_BV = logits_BV.masked_fill(probs_BV < sampling.min_p * probs_BV.amax(-1, keepdim=True),
-                                          -torch.inf)
+        logits_BV = logits_BV.masked_fill(probs_BV < sampling.min_p * probs_BV.amax(-1, keepdim=True), -torch.inf)
     if sampling.top_p < 1:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
         probs_BV = sorted_BV.softmax(-1)
@@ -85,8 +84,7 @@ def keep_likely(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     return logits_BV
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generator],
-           seen_BV: Tensor | None) -> Tensor:
+def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generator], seen_BV: Tensor | None) -> Tensor:
     """Choose one token per row.
 
     Each row has its own generator, so a row's text does not depend on its neighbours.
@@ -100,7 +98,7 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generat
         return logits_BV.argmax(-1)
     logits_BV = keep_likely(logits_BV / sampling.temperature, sampling)
     # Exponential races: argmax of p / Exp(1) is a draw from p, without a cumulative sum.
-    noise_BV = torch.stack([
-        torch.empty_like(row_V).exponential_(generator=own) for row_V, own in zip(logits_BV, generators)
-    ])
+    noise_BV = torch.stack(
+        [torch.empty_like(row_V).exponential_(generator=own) for row_V, own in zip(logits_BV, generators)]
+    )
     return (logits_BV.softmax(-1) / noise_BV).argmax(-1)

@@ -27,8 +27,17 @@ class KVCache:
         (torch.Size([1, 3, 1, 2]), 3)
     """
 
-    def __init__(self, *, layers: int, batch: int, kv_heads: int, capacity: int, head_size: int,
-                 device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        capacity: int,
+        head_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         shape = (layers, batch, capacity, kv_heads, head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -39,9 +48,13 @@ class KVCache:
         """Add the keys and values of new tokens to one layer; returns all of that layer so far."""
         end = self.length + key_BTGK.shape[1]
         if end > self.capacity:
-            raise ShapeError("the cache is full", where="KVCache", expected=f"at most {self.capacity} tokens",
-                             found=end,
-                             fix="make it larger, or drop the oldest tokens and read the rest anew")
+            raise ShapeError(
+                "the cache is full",
+                where="KVCache",
+                expected=f"at most {self.capacity} tokens",
+                found=end,
+                fix="make it larger, or drop the oldest tokens and read the rest anew",
+            )
         self.keys[layer, :, self.length : end] = key_BTGK
         self.values[layer, :, self.length : end] = value_BTGK
         return self.keys[layer, :, :end], self.values[layer, :, :end]

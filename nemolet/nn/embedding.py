@@ -34,8 +34,16 @@ class Embedding(NeuralModule):
         torch.Size([1, 2, 4])
     """
 
-    def __init__(self, token_axis: str, width_axis: str, vocab: int, width: int, *,
-                 pad_to_multiple_of: int = 1, init_std: float = 0.02) -> None:
+    def __init__(
+        self,
+        token_axis: str,
+        width_axis: str,
+        vocab: int,
+        width: int,
+        *,
+        pad_to_multiple_of: int = 1,
+        init_std: float = 0.02,
+    ) -> None:
         super().__init__(V=Axis(token_axis, vocab), D=Axis(width_axis, width))
         self.vocab, self.width = vocab, width
         rows = padded(vocab, pad_to_multiple_of)
@@ -70,15 +78,28 @@ class Head(NeuralModule):
         torch.Size([1, 2, 10])
     """
 
-    def __init__(self, in_axis: str, out_axis: str, width: int | None = None, vocab: int | None = None, *,
-                 tied: Embedding | None = None, softcap: float | None = None, pad_to_multiple_of: int = 1,
-                 init_std: float = 0.02) -> None:
+    def __init__(
+        self,
+        in_axis: str,
+        out_axis: str,
+        width: int | None = None,
+        vocab: int | None = None,
+        *,
+        tied: Embedding | None = None,
+        softcap: float | None = None,
+        pad_to_multiple_of: int = 1,
+        init_std: float = 0.02,
+    ) -> None:
         width = tied.width if tied is not None else width
         vocab = tied.vocab if tied is not None else vocab
         if width is None or vocab is None:
-            raise ShapeError("a head needs its sizes", where="Head", expected="tied=..., or width and vocab",
-                             found=f"width={width}, vocab={vocab}",
-                             fix="give both sizes, or an embedding to share")
+            raise ShapeError(
+                "a head needs its sizes",
+                where="Head",
+                expected="tied=..., or width and vocab",
+                found=f"width={width}, vocab={vocab}",
+                fix="give both sizes, or an embedding to share",
+            )
         super().__init__(D=Axis(in_axis, width), V=Axis(out_axis, vocab))
         self.vocab, self.softcap, self.tied = vocab, softcap, tied is not None
         rows = padded(vocab, pad_to_multiple_of)

@@ -54,16 +54,28 @@ class FeedForward(NeuralModule):
         torch.Size([1, 2, 4])
     """
 
-    def __init__(self, width: int, hidden_width: int, *, activation: ActivationName = "gelu",
-                 gated: bool = False, bias: bool = False, dropout: float = 0.0, init_std: float = 0.02,
-                 out_std: float = 0.02) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden_width: int,
+        *,
+        activation: ActivationName = "gelu",
+        gated: bool = False,
+        bias: bool = False,
+        dropout: float = 0.0,
+        init_std: float = 0.02,
+        out_std: float = 0.02,
+    ) -> None:
         super().__init__(D=width)
         if activation not in ACTIVATIONS:
             close = nearest(activation, ACTIVATIONS)
-            raise ShapeError("unknown activation", where="FeedForward.activation",
-                             expected=", ".join(ACTIVATIONS), found=activation,
-                             fix=f"did you mean {close!r}?" if close
-                             else "choose one of them")
+            raise ShapeError(
+                "unknown activation",
+                where="FeedForward.activation",
+                expected=", ".join(ACTIVATIONS),
+                found=activation,
+                fix=f"did you mean {close!r}?" if close else "choose one of them",
+            )
         self.activate, self.dropout = ACTIVATIONS[activation], dropout
         self.up = Linear("D", "F", width, hidden_width, bias=bias, init_std=init_std)
         self.gate = Linear("D", "F", width, hidden_width, bias=bias, init_std=init_std) if gated else None

@@ -29,14 +29,23 @@ class Linear(NeuralModule):
         (torch.Size([2, 3, 16]), '... D=4 Hidden')
     """
 
-    def __init__(self, in_axis: str, out_axis: str, in_size: int, out_size: int, *, bias: bool = False,
-                 init_std: float | None = None) -> None:
+    def __init__(
+        self,
+        in_axis: str,
+        out_axis: str,
+        in_size: int,
+        out_size: int,
+        *,
+        bias: bool = False,
+        init_std: float | None = None,
+    ) -> None:
         super().__init__(I=_port_axis(in_axis, in_size, "I"), O=_port_axis(out_axis, out_size, "O"))
         std = in_size**-0.5 if init_std is None else init_std
         self.weight = nn.Parameter(torch.empty(out_size, in_size).normal_(std=std))
         self.bias = nn.Parameter(torch.zeros(out_size)) if bias else None
-        self.declare_axes(weight=f"{_sized(out_axis, out_size)} {_sized(in_axis, in_size)}",
-                          bias=_sized(out_axis, out_size))
+        self.declare_axes(
+            weight=f"{_sized(out_axis, out_size)} {_sized(in_axis, in_size)}", bias=_sized(out_axis, out_size)
+        )
 
     def forward(self, hidden: HiddenRestI) -> HiddenRestO:
         return F.linear(hidden, self.weight, self.bias)

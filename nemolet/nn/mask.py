@@ -53,9 +53,13 @@ def attention_mask(
     if segments_BT is None and valid_BS is None and not windowed and (offset == 0 or length == 1):
         return AttentionMask(None, causal=length > 1)
     if segments_BT is not None and offset:
-        raise ShapeError("packed documents cannot be continued from a cache", where="segments",
-                         expected="an empty cache", found=f"{offset} cached tokens",
-                         fix="read one document per row, without segments")
+        raise ShapeError(
+            "packed documents cannot be continued from a cache",
+            where="segments",
+            expected="an empty cache",
+            found=f"{offset} cached tokens",
+            fix="read one document per row, without segments",
+        )
     query_T1 = torch.arange(offset, keys, device=device)[:, None]
     key_S = torch.arange(keys, device=device)
     allowed = (key_S <= query_T1)[None]

@@ -51,12 +51,16 @@ class RotaryEmbedding(torch.nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, head_size: int, *, base: float = 10000.0,
-                 scaling: dict[str, Any] | None = None) -> None:
+    def __init__(self, head_size: int, *, base: float = 10000.0, scaling: dict[str, Any] | None = None) -> None:
         super().__init__()
         if head_size % 2:
-            raise ShapeError("rotary positions need an even head size", where="RotaryEmbedding.head_size",
-                             expected="an even number", found=head_size, fix="choose width / heads even")
+            raise ShapeError(
+                "rotary positions need an even head size",
+                where="RotaryEmbedding.head_size",
+                expected="an even number",
+                found=head_size,
+                fix="choose width / heads even",
+            )
         exponents = -torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size
         frequencies = base**exponents
         if scaling:
@@ -127,13 +131,21 @@ def _scale(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
     kind = scaling.pop("kind", None)
     if kind not in _SCALINGS:
         close = nearest(str(kind), _SCALINGS)
-        raise ShapeError("unknown rotary scaling", where="rope_scaling.kind", expected=", ".join(_SCALINGS),
-                         found=kind, fix=f"did you mean {close!r}?" if close
-                         else f"set kind={next(iter(_SCALINGS))}, or no scaling")
+        raise ShapeError(
+            "unknown rotary scaling",
+            where="rope_scaling.kind",
+            expected=", ".join(_SCALINGS),
+            found=kind,
+            fix=f"did you mean {close!r}?" if close else f"set kind={next(iter(_SCALINGS))}, or no scaling",
+        )
     if set(scaling) != set(_SCALINGS[kind]):
-        raise ShapeError(f"{kind} scaling has other fields", where="rope_scaling",
-                         expected=", ".join(_SCALINGS[kind]), found=", ".join(scaling) or "nothing",
-                         fix=f"give exactly {', '.join(_SCALINGS[kind])}")
+        raise ShapeError(
+            f"{kind} scaling has other fields",
+            where="rope_scaling",
+            expected=", ".join(_SCALINGS[kind]),
+            found=", ".join(scaling) or "nothing",
+            fix=f"give exactly {', '.join(_SCALINGS[kind])}",
+        )
     if kind == "linear":
         return frequencies / float(scaling["factor"])
     wavelengths = 2 * math.pi / frequencies

@@ -34,16 +34,28 @@ class Block(NeuralModule):
     Shape: hidden_BTD -> hidden_BTD.
     """
 
-    def __init__(self, *, attention: Attention, feed_forward: FeedForward,
-                 attention_norm: LayerNorm | RMSNorm, feed_forward_norm: LayerNorm | RMSNorm,
-                 dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        attention: Attention,
+        feed_forward: FeedForward,
+        attention_norm: LayerNorm | RMSNorm,
+        feed_forward_norm: LayerNorm | RMSNorm,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.attention_norm, self.attention = attention_norm, attention
         self.feed_forward_norm, self.feed_forward = feed_forward_norm, feed_forward
         self.dropout = dropout
 
-    def forward(self, hidden: HiddenBTD, mask: AttentionMask, rotation: Rotation | None = None,
-                cache: KVCache | None = None, layer: int = 0) -> HiddenBTD:
+    def forward(
+        self,
+        hidden: HiddenBTD,
+        mask: AttentionMask,
+        rotation: Rotation | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> HiddenBTD:
         mixed = self.attention(self.attention_norm(hidden), mask, rotation, cache, layer)
         hidden = hidden + (F.dropout(mixed, self.dropout, self.training) if self.dropout else mixed)
         return hidden + self.feed_forward(self.feed_forward_norm(hidden))  # type: ignore[no-any-return]
@@ -85,13 +97,29 @@ class Decoder(NeuralModule):
         torch.Size([1, 3, 8])
     """
 
-    def __init__(self, *, layers: int, width: int, heads: int, kv_heads: int | None = None,
-                 ffn: int | None = None, norm: Literal["rms", "layer"] = "rms", norm_eps: float = 1e-5,
-                 activation: ActivationName = "silu", gated: bool = True,
-                 position: Literal["rope", "learned", "none"] = "rope", rope_base: float = 10000.0,
-                 rope_scaling: dict[str, Any] | None = None, max_length: int = 1024, bias: bool = False,
-                 qk_norm: bool = False, window: int | None = None, dropout: float = 0.0,
-                 checkpointing: str = "none", init_std: float = 0.02) -> None:
+    def __init__(
+        self,
+        *,
+        layers: int,
+        width: int,
+        heads: int,
+        kv_heads: int | None = None,
+        ffn: int | None = None,
+        norm: Literal["rms", "layer"] = "rms",
+        norm_eps: float = 1e-5,
+        activation: ActivationName = "silu",
+        gated: bool = True,
+        position: Literal["rope", "learned", "none"] = "rope",
+        rope_base: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        max_length: int = 1024,
+        bias: bool = False,
+        qk_norm: bool = False,
+        window: int | None = None,
+        dropout: float = 0.0,
+        checkpointing: str = "none",
+        init_std: float = 0.02,
+    ) -> None:
         super().__init__(D=width)
         self.window, self.max_length, self.dropout = window, max_length, dropout
         self.checkpoint_every = _checkpoint_every(checkpointing)
@@ -105,11 +133,30 @@ class Decoder(NeuralModule):
 
         def make_block() -> Block:
             return Block(
-                attention=Attention(width, heads, kv_heads, bias=bias, qk_norm=qk_norm, norm_eps=norm_eps,
-                                    dropout=dropout, init_std=init_std, out_std=out_std),
-                feed_forward=FeedForward(width, ffn, activation=activation, gated=gated, bias=bias,
-                                         dropout=dropout, init_std=init_std, out_std=out_std),
-                attention_norm=make_norm(), feed_forward_norm=make_norm(), dropout=dropout,
+                attention=Attention(
+                    width,
+                    heads,
+                    kv_heads,
+                    bias=bias,
+                    qk_norm=qk_norm,
+                    norm_eps=norm_eps,
+                    dropout=dropout,
+                    init_std=init_std,
+                    out_std=out_std,
+                ),
+                feed_forward=FeedForward(
+                    width,
+                    ffn,
+                    activation=activation,
+                    gated=gated,
+                    bias=bias,
+                    dropout=dropout,
+                    init_std=init_std,
+                    out_std=out_std,
+                ),
+                attention_norm=make_norm(),
+                feed_forward_norm=make_norm(),
+                dropout=dropout,
             )
 
         self.blocks = nn.ModuleList(make_block() for _ in range(layers))
@@ -122,18 +169,25 @@ class Decoder(NeuralModule):
         elif position == "learned":
             self.position = PositionEmbedding(max_length, width, init_std=init_std)
 
-    def forward(self, hidden: HiddenBTD, segments: SegmentsBT | None = None,
-                positions: PositionsBT | None = None, mask: MaskBT | None = None,
-                cache: KVCache | None = None) -> HiddenBTD:
+    def forward(
+        self,
+        hidden: HiddenBTD,
+        segments: SegmentsBT | None = None,
+        positions: PositionsBT | None = None,
+        mask: MaskBT | None = None,
+        cache: KVCache | None = None,
+    ) -> HiddenBTD:
         length, offset = hidden.shape[1], 0 if cache is None else cache.length
         valid_BS = mask if cache is None else cache.valid_with(length, mask)
-        attend = attention_mask(length, offset=offset, segments_BT=segments, valid_BS=valid_BS,
-                                window=self.window, device=hidden.device)
+        attend = attention_mask(
+            length, offset=offset, segments_BT=segments, valid_BS=valid_BS, window=self.window, device=hidden.device
+        )
         hidden = self._add_positions(hidden, positions, offset)
         rotation = None
         if self.rope is not None:
-            rotation = self.rope(torch.arange(offset, offset + length, device=hidden.device)[None]
-                                 if positions is None else positions)
+            rotation = self.rope(
+                torch.arange(offset, offset + length, device=hidden.device)[None] if positions is None else positions
+            )
         if self.dropout:
             hidden = F.dropout(hidden, self.dropout, self.training)
         every = self.checkpoint_every if self.training and cache is None else 0
@@ -150,10 +204,13 @@ class Decoder(NeuralModule):
         if self.position is None:
             return hidden_BTD
         if offset + hidden_BTD.shape[1] > self.max_length:
-            raise ShapeError("the sequence is longer than the learned positions",
-                             where=f"{self.label}.hidden", expected=f"at most {self.max_length}",
-                             found=offset + hidden_BTD.shape[1],
-                             fix="shorten the sequence, or build the model with a longer context")
+            raise ShapeError(
+                "the sequence is longer than the learned positions",
+                where=f"{self.label}.hidden",
+                expected=f"at most {self.max_length}",
+                found=offset + hidden_BTD.shape[1],
+                fix="shorten the sequence, or build the model with a longer context",
+            )
         if positions_BT is None:
             return self.position.first(hidden_BTD, offset)
         return self.position(hidden_BTD, positions_BT)  # type: ignore[no-any-return]
@@ -166,5 +223,10 @@ def _checkpoint_every(name: str) -> int:
         return 1
     if name.startswith("every_") and name[6:].isdigit() and int(name[6:]) > 0:
         return int(name[6:])
-    raise ShapeError("unknown activation checkpointing", where="checkpointing",
-                     expected="none, full or every_n", found=name, fix="for example every_2")
+    raise ShapeError(
+        "unknown activation checkpointing",
+        where="checkpointing",
+        expected="none, full or every_n",
+        found=name,
+        fix="for example every_2",
+    )

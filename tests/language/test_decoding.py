@@ -29,8 +29,7 @@ KINDS = {
 def make(kind: str = "llama", vocab_size: int = LETTERS.vocab_size, context: int = 64) -> CausalLM:
     """A random model that is sure of itself, in float64, so that no tie hangs on rounding."""
     torch.manual_seed(0)
-    model = CausalLM(vocab_size=vocab_size, layers=2, width=16, heads=4, context=context,
-                     **KINDS[kind]).double()
+    model = CausalLM(vocab_size=vocab_size, layers=2, width=16, heads=4, context=context, **KINDS[kind]).double()
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.data.normal_(std=0.4)
@@ -44,8 +43,9 @@ class Uncached(NeuralModule):
         super().__init__()
         self.model, self.context, self.vocab_size = model, model.context, model.vocab_size
 
-    def forward(self, tokens: TokenIdsBT, positions: PositionsBT | None = None,
-                mask: MaskBT | None = None) -> LogitsBTV:
+    def forward(
+        self, tokens: TokenIdsBT, positions: PositionsBT | None = None, mask: MaskBT | None = None
+    ) -> LogitsBTV:
         return self.model(tokens, positions=positions, mask=mask)
 
 
@@ -125,8 +125,7 @@ def test_greedy_with_and_without_a_cache_is_the_argmax_loop(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "sampling", [GREEDY, Sampling(), Sampling(temperature=0.7, top_k=9, top_p=0.9, repetition_penalty=1.3)],
-    ids=str
+    "sampling", [GREEDY, Sampling(), Sampling(temperature=0.7, top_k=9, top_p=0.9, repetition_penalty=1.3)], ids=str
 )
 @pytest.mark.parametrize("context", [64, 16], ids=["fits", "overflows"])
 def test_a_row_says_the_same_alone_and_in_a_batch(kind, sampling, context):
@@ -139,8 +138,7 @@ def test_a_row_says_the_same_alone_and_in_a_batch(kind, sampling, context):
 
 def test_rows_that_stop_early_do_not_disturb_the_others():
     model = make()
-    options = {"max_new_tokens": 30, "stop": ["e", "q"],
-               "sampling": Sampling(temperature=1.5, repetition_penalty=2.0)}
+    options = {"max_new_tokens": 30, "stop": ["e", "q"], "sampling": Sampling(temperature=1.5, repetition_penalty=2.0)}
     alone = [texts(model, [prompt], seed=row, **options)[0] for row, prompt in enumerate(PROMPTS)]
     assert len({len(text) for text in alone}) > 1
     assert texts(model, PROMPTS, **options) == alone
@@ -148,8 +146,7 @@ def test_rows_that_stop_early_do_not_disturb_the_others():
 
 def test_the_model_reads_each_token_once():
     model, lengths = make(), []
-    model.register_forward_pre_hook(lambda _, args, kwargs: lengths.append(kwargs["tokens"].shape[1]),
-                                    with_kwargs=True)
+    model.register_forward_pre_hook(lambda _, args, kwargs: lengths.append(kwargs["tokens"].shape[1]), with_kwargs=True)
     texts(model, ["the quick", "fox"], max_new_tokens=5)
     assert lengths == [9, 1, 1, 1, 1]
 
@@ -166,8 +163,7 @@ def test_a_full_context_keeps_going(kind, prompt):
 
 def test_no_more_than_the_context_is_read_and_rarely_anew():
     model, lengths = make(context=16), []
-    model.register_forward_pre_hook(lambda _, args, kwargs: lengths.append(kwargs["tokens"].shape[1]),
-                                    with_kwargs=True)
+    model.register_forward_pre_hook(lambda _, args, kwargs: lengths.append(kwargs["tokens"].shape[1]), with_kwargs=True)
     texts(model, ["abcdefghij"], max_new_tokens=40)
     # Full at 16 tokens; then the oldest quarter goes, 13 are read anew, and three more fit.
     assert lengths == [10] + [1] * 6 + ([13] + [1] * 3) * 8 + [13]
@@ -180,14 +176,23 @@ def test_a_context_of_one_token_works():
 # -------------------------------------------------------------------------------- text from tokens
 
 
-def pieces_of(text: str, stop: Sequence[str] = (), tokenizer: Any = LETTERS,
-              extra: int = 0) -> tuple[list[str], Completion]:
+def pieces_of(
+    text: str, stop: Sequence[str] = (), tokenizer: Any = LETTERS, extra: int = 0
+) -> tuple[list[str], Completion]:
     script = tokenizer.encode(text)
     completions: list[Completion] = []
-    pieces = [piece for _, piece in stream(
-        Scripted(script, tokenizer.vocab_size), tokenizer, ["a"], max_new_tokens=len(script) + extra,
-        sampling=GREEDY,
-        stop=stop, completions=completions)]
+    pieces = [
+        piece
+        for _, piece in stream(
+            Scripted(script, tokenizer.vocab_size),
+            tokenizer,
+            ["a"],
+            max_new_tokens=len(script) + extra,
+            sampling=GREEDY,
+            stop=stop,
+            completions=completions,
+        )
+    ]
     return pieces, completions[0]
 
 
@@ -206,8 +211,7 @@ def test_no_piece_is_half_a_character():
 def test_a_character_left_unfinished_is_replaced_once():
     tokenizer = ByteTokenizer()
     script = tokenizer.encode("a😀")[:-1]
-    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=len(script),
-                             sampling=GREEDY)
+    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=len(script), sampling=GREEDY)
     assert completion.text == "a\ufffd"
 
 
@@ -216,8 +220,15 @@ def test_random_bytes_stream_as_they_decode(seed):
     tokenizer, model = ByteTokenizer(), make(vocab_size=257)
     completions: list[Completion] = []
     rows: dict[int, list[str]] = {0: [], 1: []}
-    for row, piece in stream(model, tokenizer, ["hé", "x"], max_new_tokens=40, seed=seed,
-                             sampling=Sampling(temperature=2.0), completions=completions):
+    for row, piece in stream(
+        model,
+        tokenizer,
+        ["hé", "x"],
+        max_new_tokens=40,
+        seed=seed,
+        sampling=Sampling(temperature=2.0),
+        completions=completions,
+    ):
         assert piece
         rows[row].append(piece)
     for row, completion in enumerate(completions):
@@ -251,9 +262,18 @@ def test_a_stop_sequence_may_begin_and_end_inside_tokens():
         ([5, 1, 5, 2], "EcE", "stop"),
     ]:
         completions: list[Completion] = []
-        pieces = [piece for _, piece in stream(Scripted(script, 6), tokenizer, ["?"],
-                                               max_new_tokens=len(script), sampling=GREEDY, stop=["END"],
-                                               completions=completions)]
+        pieces = [
+            piece
+            for _, piece in stream(
+                Scripted(script, 6),
+                tokenizer,
+                ["?"],
+                max_new_tokens=len(script),
+                sampling=GREEDY,
+                stop=["END"],
+                completions=completions,
+            )
+        ]
         assert "".join(pieces) == completions[0].text == expected
         assert completions[0].finish == finish
 
@@ -290,8 +310,7 @@ def test_the_end_of_text_token_ends_it_and_is_not_shown():
 def test_a_held_beginning_of_a_stop_sequence_is_shown_at_the_end_of_text():
     tokenizer = ByteTokenizer()
     script = [*tokenizer.encode("the en"), tokenizer.eos_id]
-    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=20, sampling=GREEDY,
-                             stop=["end"])
+    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=20, sampling=GREEDY, stop=["end"])
     assert completion.text == "the en" and completion.finish == "stop"
 
 
@@ -305,8 +324,7 @@ def test_an_empty_prompt_starts_a_new_document():
     assert completion.tokens == [decoding.step()[0] for _ in completion.tokens]
     lines = CharTokenizer(["\n", "a"])  # no end-of-text token: a document starts at a new line
     model = make(vocab_size=2)
-    assert generate(model, lines, [""], max_new_tokens=4)[0] == generate(model, lines, ["\n"],
-                                                                         max_new_tokens=4)[0]
+    assert generate(model, lines, [""], max_new_tokens=4)[0] == generate(model, lines, ["\n"], max_new_tokens=4)[0]
 
 
 def test_no_prompts_give_no_completions():
@@ -315,16 +333,22 @@ def test_no_prompts_give_no_completions():
 
 def test_a_single_text_is_a_prompt():
     model = make()
-    assert model.generate(LETTERS, "fox", max_new_tokens=6) == model.generate(LETTERS, ["fox"],
-                                                                              max_new_tokens=6)
+    assert model.generate(LETTERS, "fox", max_new_tokens=6) == model.generate(LETTERS, ["fox"], max_new_tokens=6)
     pieces = list(model.stream(LETTERS, "fox", max_new_tokens=6))
     assert "".join(pieces) == model.generate(LETTERS, "fox", max_new_tokens=6)[0].text
 
 
 @pytest.mark.parametrize(
     "request_",
-    [{"max_new_tokens": 0}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 1.5},
-     {"repetition_penalty": 0.0}, {"stop": ["end", ""]}],
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -0.1},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"stop": ["end", ""]},
+    ],
     ids=str,
 )
 def test_impossible_requests_are_refused(request_):
@@ -362,9 +386,9 @@ def test_the_seed_decides():
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
 
 
-@pytest.mark.parametrize("sampling",
-                         [Sampling(), Sampling(temperature=0.5), Sampling(top_k=3), Sampling(top_p=0.7)],
-                         ids=str)
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0.5), Sampling(top_k=3), Sampling(top_p=0.7)], ids=str
+)
 def test_tokens_come_as_often_as_they_should(sampling):
     logits_V, rows = torch.tensor([2.0, 1.0, 0.0, 0.5, -1.0]), 3000
     decoding = Decoding(Fixed(logits_V), [[0]] * rows, sampling=sampling, seed=0, max_new_tokens=1)
@@ -391,8 +415,7 @@ def test_the_model_is_left_as_it_was(training):
     model.graph.embed.train(not training)  # as for a part that is frozen
     before = [module.training for module in model.modules()]
     during: list[bool] = []
-    model.register_forward_pre_hook(lambda module,
-                                    _: during.append(any(m.training for m in module.modules())))
+    model.register_forward_pre_hook(lambda module, _: during.append(any(m.training for m in module.modules())))
     model.generate(LETTERS, "fox", max_new_tokens=2)
     unfinished = model.stream(LETTERS, "fox", max_new_tokens=5)
     next(unfinished)

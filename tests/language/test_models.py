@@ -13,8 +13,7 @@ from nemolet.language.losses import CrossEntropy
 from nemolet.language.models import CausalLM
 
 PRESETS = Path(__file__).resolve().parents[2] / "conf" / "model"
-GPT2 = {"norm": "layer", "activation": "gelu_tanh", "gated": False, "position": "learned", "bias": True,
-        "tied": True}
+GPT2 = {"norm": "layer", "activation": "gelu_tanh", "gated": False, "position": "learned", "bias": True, "tied": True}
 TINY = {"vocab_size": 37, "layers": 2, "width": 16, "heads": 4, "context": 32}
 
 
@@ -26,8 +25,7 @@ def tiny(**changes: Any) -> CausalLM:
 # ----------------------------------------------------------------------------- against transformers
 
 
-def fuse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv_heads: int,
-         size: int) -> torch.Tensor:
+def fuse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv_heads: int, size: int) -> torch.Tensor:
     """Lay out three projections, each (heads size) ..., as (G R K) ...: per group queries, key and value."""
     parts = [part.reshape(kv_heads, -1, size, *part.shape[1:]) for part in (query, key, value)]
     return torch.cat(parts, dim=1).flatten(0, 2)
@@ -37,8 +35,10 @@ def from_llama(model: Any, read: Any) -> dict[str, torch.Tensor]:
     """Our names and layouts of what ``read`` takes from each parameter: its data, or its gradient."""
     config = model.config
     tensors = {name: read(parameter) for name, parameter in model.named_parameters()}
-    out = {"graph.embed.weight": tensors["model.embed_tokens.weight"],
-           "graph.decoder.norm.weight": tensors["model.norm.weight"]}
+    out = {
+        "graph.embed.weight": tensors["model.embed_tokens.weight"],
+        "graph.decoder.norm.weight": tensors["model.norm.weight"],
+    }
     if not config.tie_word_embeddings:
         out["graph.head.weight"] = tensors["lm_head.weight"]
     for i in range(config.num_hidden_layers):
@@ -56,12 +56,15 @@ def from_llama(model: Any, read: Any) -> dict[str, torch.Tensor]:
 def from_gpt2(model: Any, read: Any) -> dict[str, torch.Tensor]:
     """As :func:`from_llama`; GPT-2 stores its matrices transposed."""
     config = model.config
-    tensors = {name.removeprefix("transformer."): read(parameter) for name,
-               parameter in model.named_parameters()}
-    out = {"graph.embed.weight": tensors["wte.weight"],
-           "graph.decoder.position.weight": tensors["wpe.weight"]}
-    names = {"attention_norm": "ln_1", "feed_forward_norm": "ln_2", "attention.out": "attn.c_proj",
-             "feed_forward.up": "mlp.c_fc", "feed_forward.down": "mlp.c_proj"}
+    tensors = {name.removeprefix("transformer."): read(parameter) for name, parameter in model.named_parameters()}
+    out = {"graph.embed.weight": tensors["wte.weight"], "graph.decoder.position.weight": tensors["wpe.weight"]}
+    names = {
+        "attention_norm": "ln_1",
+        "feed_forward_norm": "ln_2",
+        "attention.out": "attn.c_proj",
+        "feed_forward.up": "mlp.c_fc",
+        "feed_forward.down": "mlp.c_proj",
+    }
     for kind in ("weight", "bias"):
         out[f"graph.decoder.norm.{kind}"] = tensors[f"ln_f.{kind}"]
         for i in range(config.n_layer):
@@ -78,19 +81,39 @@ def from_gpt2(model: Any, read: Any) -> dict[str, torch.Tensor]:
 def make_llama(tied: bool, kv_heads: int, scaling: dict[str, Any]) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=37, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        intermediate_size=24, max_position_embeddings=32, rms_norm_eps=1e-5, tie_word_embeddings=tied,
-        rope_parameters={"rope_theta": 500.0, **scaling}, initializer_range=0.3,
-    ))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=37,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            intermediate_size=24,
+            max_position_embeddings=32,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=tied,
+            rope_parameters={"rope_theta": 500.0, **scaling},
+            initializer_range=0.3,
+        )
+    )
 
 
 def make_gpt2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(vocab_size=37, n_embd=16, n_layer=2, n_head=4, n_positions=32,
-                                      resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.3))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=37,
+            n_embd=16,
+            n_layer=2,
+            n_head=4,
+            n_positions=32,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            initializer_range=0.3,
+        )
+    )
 
 
 def same_model(ours: CausalLM, theirs: Any, translate: Any) -> None:
@@ -114,15 +137,15 @@ def same_model(ours: CausalLM, theirs: Any, translate: Any) -> None:
     wanted = translate(theirs, lambda p: p.grad)
     for name, parameter in ours.named_parameters():
         scale = wanted[name].abs().max().item()
-        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-4 * scale,
-                                   msg=f"gradient of {name}")
+        torch.testing.assert_close(
+            parameter.grad, wanted[name], rtol=1e-4, atol=1e-4 * scale, msg=f"gradient of {name}"
+        )
 
     mask = torch.ones(3, 12, dtype=torch.bool)
     mask[1, :5] = False
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     padded = theirs(input_ids=tokens, attention_mask=mask.long(), position_ids=positions).logits
-    torch.testing.assert_close(ours(tokens, mask=mask, positions=positions)[mask], padded[mask], rtol=1e-5,
-                               atol=1e-5)
+    torch.testing.assert_close(ours(tokens, mask=mask, positions=positions)[mask], padded[mask], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -153,9 +176,11 @@ def test_gpt2_is_transformers():
 # ------------------------------------------------------------------------------ declarations, sizes
 
 
-@pytest.mark.parametrize("changes",
-                         [{}, GPT2, {"tied": False, "kv_heads": 2, "qk_norm": True, "pad_vocab_to": 8}],
-                         ids=["llama", "gpt2", "untied"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, GPT2, {"tied": False, "kv_heads": 2, "qk_norm": True, "pad_vocab_to": 8}],
+    ids=["llama", "gpt2", "untied"],
+)
 def test_every_parameter_declares_its_axes(changes):
     model = tiny(**changes)
     axes = nl.parameter_axes(model)
@@ -299,8 +324,9 @@ def test_a_loss_in_chunks_is_the_loss(monkeypatch, smoothing, z_loss, rows):
     logits = (3 * torch.randn(2, 7, 11, generator=generator, dtype=torch.float64)).requires_grad_()
     labels = torch.randint(0, 11, (2, 7), generator=generator)
     labels[0, :2] = -100
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum",
-                                                 label_smoothing=smoothing)
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=smoothing
+    )
     expected = expected + z_loss * logits.logsumexp(-1)[labels != -100].square().sum()
     total, count = CrossEntropy(label_smoothing=smoothing, z_loss=z_loss)(logits, labels)
     assert count.item() == 12
@@ -330,9 +356,14 @@ def test_the_loss_of_half_precision_logits_is_summed_in_single():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"heads": 3}, {"heads": 4, "kv_heads": 3}, {"width": 12},
-     {"rope_scaling": {"kind": "dynamic", "factor": 2.0}},
-     {"activation": "tanh"}, {"checkpointing": "half"}],
+    [
+        {"heads": 3},
+        {"heads": 4, "kv_heads": 3},
+        {"width": 12},
+        {"rope_scaling": {"kind": "dynamic", "factor": 2.0}},
+        {"activation": "tanh"},
+        {"checkpointing": "half"},
+    ],
     ids=str,
 )
 def test_impossible_models_are_refused_with_a_fix(changes):
@@ -352,8 +383,7 @@ def test_checks_name_a_tensor_of_the_wrong_rank():
 
 
 def test_half_precision_stays_close():
-    model, tokens = tiny(context=512), torch.randint(0, 37, (1, 400),
-                                                     generator=torch.Generator().manual_seed(0))
+    model, tokens = tiny(context=512), torch.randint(0, 37, (1, 400), generator=torch.Generator().manual_seed(0))
     expected = model(tokens).softmax(-1)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(model(tokens).float().softmax(-1), expected, rtol=0.05, atol=2e-3)

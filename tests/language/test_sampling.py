@@ -73,8 +73,17 @@ def test_greedy_takes_the_best(logits_BV):
     assert torch.equal(choose(logits_BV, Sampling(temperature=0.0), generators, None), logits_BV.argmax(-1))
 
 
-@pytest.mark.parametrize("field, value", [("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5),
-                                          ("min_p", -0.1), ("repetition_penalty", 0.0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("temperature", -1.0),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0.0),
+    ],
+)
 def test_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(GenerationError, match=f"sampling.{field}"):
         Sampling(**{field: value})

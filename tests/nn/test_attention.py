@@ -12,8 +12,9 @@ from nemolet.nn.mask import AttentionMask, attention_mask
 from nemolet.nn.rope import RotaryEmbedding
 
 
-def naive_attention(layer: Attention, hidden_TD: torch.Tensor, allowed: list[list[bool]],
-                    rope_base: float | None = None) -> torch.Tensor:
+def naive_attention(
+    layer: Attention, hidden_TD: torch.Tensor, allowed: list[list[bool]], rope_base: float | None = None
+) -> torch.Tensor:
     """One sequence, head by head and position by position."""
     length, group, size = hidden_TD.shape[0], layer.queries_per_group, layer.head_size
     weight = layer.qkv.weight.reshape(layer.kv_heads, group + 2, size, -1)
@@ -104,8 +105,9 @@ def test_dropout_acts_in_training_only():
     assert not torch.allclose(layer.train()(hidden, mask), plain)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "fix"),
-                         [(3, None, "heads=2"), (4, 3, "kv_heads=2"), (4, 8, "kv_heads=4")])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "fix"), [(3, None, "heads=2"), (4, 3, "kv_heads=2"), (4, 8, "kv_heads=4")]
+)
 def test_heads_that_do_not_divide_name_the_nearest(heads, kv_heads, fix):
     with pytest.raises(ShapeError) as caught:
         Attention(16, heads, kv_heads)
@@ -115,33 +117,41 @@ def test_heads_that_do_not_divide_name_the_nearest(heads, kv_heads, fix):
 # ------------------------------------------------------------------------------------------ masks
 
 
-def definition(length: int, offset: int, segments: list[int] | None, valid: list[bool] | None,
-               window: int | None) -> list[list[bool]]:
+def definition(
+    length: int, offset: int, segments: list[int] | None, valid: list[bool] | None, window: int | None
+) -> list[list[bool]]:
     rows = []
     for query in range(offset, offset + length):
-        rows.append([
-            key == query or (
-                key < query
-                and (window is None or key > query - window)
-                and (segments is None or segments[key] == segments[query])
-                and (valid is None or valid[key])
-            )
-            for key in range(offset + length)
-        ])
+        rows.append(
+            [
+                key == query
+                or (
+                    key < query
+                    and (window is None or key > query - window)
+                    and (segments is None or segments[key] == segments[query])
+                    and (valid is None or valid[key])
+                )
+                for key in range(offset + length)
+            ]
+        )
     return rows
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-@pytest.mark.parametrize("valid",
-                         [None, [False, False, True, True, True, True],
-                          [True, True, True, True, False, False]])
+@pytest.mark.parametrize(
+    "valid", [None, [False, False, True, True, True, True], [True, True, True, True, False, False]]
+)
 @pytest.mark.parametrize(
     ("length", "offset", "segments"), [(6, 0, None), (6, 0, [1, 1, 1, 2, 2, 3]), (2, 4, None), (1, 5, None)]
 )
 def test_masks_are_their_definition(window, valid, length, offset, segments):
-    mask = attention_mask(length, offset=offset, window=window,
-                          segments_BT=None if segments is None else torch.tensor([segments]),
-                          valid_BS=None if valid is None else torch.tensor([valid]))
+    mask = attention_mask(
+        length,
+        offset=offset,
+        window=window,
+        segments_BT=None if segments is None else torch.tensor([segments]),
+        valid_BS=None if valid is None else torch.tensor([valid]),
+    )
     expected = definition(length, offset, segments, valid, window)
     if mask.allowed is None:
         assert expected == (causal(length) if mask.causal else [[True] * (offset + length)] * length)

@@ -50,8 +50,7 @@ def test_linear_declares_composite_axes_with_their_sizes():
     assert [(f.letter, f.size) for f in columns] == [("D", 8)]
 
 
-@pytest.mark.parametrize(("vocab", "multiple", "rows"),
-                         [(10, 1, 10), (10, 8, 16), (16, 8, 16), (65, 64, 128)])
+@pytest.mark.parametrize(("vocab", "multiple", "rows"), [(10, 1, 10), (10, 8, 16), (16, 8, 16), (65, 64, 128)])
 def test_vocabulary_is_padded_to_the_multiple(vocab, multiple, rows):
     assert padded(vocab, multiple) == rows
     assert Embedding("V", "D", vocab, 4, pad_to_multiple_of=multiple).weight.shape == (rows, 4)
@@ -84,8 +83,7 @@ def test_tied_head_shares_the_weight_and_adds_up_both_gradients():
     tokens = torch.tensor([[0, 9, 3]])
     weight = embed.weight.detach().clone().requires_grad_()
     (ours,) = gradients(embed, head(embed(tokens)))
-    expected = torch.autograd.grad(((weight[tokens] @ weight[:10].T) * randn(1, 3, 10, seed=9)).sum(),
-                                   weight)[0]
+    expected = torch.autograd.grad(((weight[tokens] @ weight[:10].T) * randn(1, 3, 10, seed=9)).sum(), weight)[0]
     torch.testing.assert_close(ours, expected)
 
 
@@ -184,8 +182,7 @@ def test_feed_forward_is_the_formula(activation, gated, bias):
     def affine(linear: Linear, x: torch.Tensor) -> torch.Tensor:
         return x @ linear.weight.T + (linear.bias if bias else 0)
 
-    activated = affine(layer.gate if gated else layer.up,
-                       hidden).detach().clone().apply_(FORMULAS[activation])
+    activated = affine(layer.gate if gated else layer.up, hidden).detach().clone().apply_(FORMULAS[activation])
     expected = affine(layer.down, activated * affine(layer.up, hidden) if gated else activated)
     torch.testing.assert_close(layer(hidden), expected)
 

@@ -26,8 +26,12 @@ def test_queries_and_keys_turn_as_in_transformers(name):
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaling, parameters = SCALINGS[name]
-    config = LlamaConfig(hidden_size=64, num_attention_heads=2, max_position_embeddings=512,
-                         rope_parameters={"rope_theta": 1000.0, **parameters})
+    config = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        rope_parameters={"rope_theta": 1000.0, **parameters},
+    )
     ours, theirs = RotaryEmbedding(32, base=1000.0, scaling=scaling), llama.LlamaRotaryEmbedding(config)
     if name in ROPE_INIT_FUNCTIONS:
         torch.testing.assert_close(ours.frequencies, ROPE_INIT_FUNCTIONS[name](config, "cpu")[0])
@@ -51,8 +55,9 @@ def test_rotation_is_a_product_of_complex_numbers():
     turns = torch.polar(torch.ones(5, 4, dtype=torch.float64), torch.arange(5)[:, None] * frequencies)
     product = torch.complex(heads[..., :4], heads[..., 4:]) * turns[None, :, None, None]
     expected = torch.cat((product.real, product.imag), dim=-1)
-    torch.testing.assert_close(rotate(heads, RotaryEmbedding(8, base=100.0)(torch.arange(5)[None])), expected,
-                               rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        rotate(heads, RotaryEmbedding(8, base=100.0)(torch.arange(5)[None])), expected, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_scores_depend_on_distance_only():

@@ -11,16 +11,23 @@ from nemolet.nn.transformer import Decoder
 KINDS = {
     "llama": {"norm": "rms", "gated": True, "activation": "silu", "position": "rope", "kv_heads": 2},
     "gpt2": {"norm": "layer", "gated": False, "activation": "gelu_tanh", "position": "learned", "bias": True},
-    "modern": {"norm": "rms", "gated": True, "activation": "relu2", "position": "rope", "qk_norm": True,
-               "kv_heads": 1},
+    "modern": {"norm": "rms", "gated": True, "activation": "relu2", "position": "rope", "qk_norm": True, "kv_heads": 1},
     "bare": {"norm": "rms", "gated": False, "activation": "relu", "position": "none"},
 }
 
 
 def make(kind: str, **changes: object) -> Decoder:
     torch.manual_seed(0)
-    options = {"layers": 2, "width": 16, "heads": 4, "ffn": 24, "max_length": 32, "init_std": 0.3,
-               **KINDS[kind], **changes}
+    options = {
+        "layers": 2,
+        "width": 16,
+        "heads": 4,
+        "ffn": 24,
+        "max_length": 32,
+        "init_std": 0.3,
+        **KINDS[kind],
+        **changes,
+    }
     return Decoder(**options).double()
 
 
@@ -30,8 +37,14 @@ def hiddens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
 
 def new_cache(decoder: Decoder, batch: int, capacity: int = 16) -> KVCache:
     attention = decoder.blocks[0].attention
-    return KVCache(layers=len(decoder.blocks), batch=batch, kv_heads=attention.kv_heads, capacity=capacity,
-                   head_size=attention.head_size, dtype=torch.float64)
+    return KVCache(
+        layers=len(decoder.blocks),
+        batch=batch,
+        kv_heads=attention.kv_heads,
+        capacity=capacity,
+        head_size=attention.head_size,
+        dtype=torch.float64,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,8 +52,7 @@ def test_a_block_adds_two_branches_to_the_stream(kind):
     block, hidden = make(kind, position="none").blocks[0], hiddens(2, 5)
     mask = attention_mask(5)
     mixed = hidden + block.attention(block.attention_norm(hidden), mask)
-    torch.testing.assert_close(block(hidden, mask),
-                               mixed + block.feed_forward(block.feed_forward_norm(mixed)))
+    torch.testing.assert_close(block(hidden, mask), mixed + block.feed_forward(block.feed_forward_norm(mixed)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,8 +87,7 @@ def test_packed_documents_do_not_see_each_other(kind):
     edited_second = decoder(torch.cat((first, second.flip(1)), dim=1), **packing)
     assert torch.equal(edited_first[:, 5:], packed[:, 5:])
     assert torch.equal(edited_second[:, :5], packed[:, :5])
-    torch.testing.assert_close(packed, torch.cat((decoder(first), decoder(second)), dim=1), rtol=1e-6,
-                               atol=1e-6)
+    torch.testing.assert_close(packed, torch.cat((decoder(first), decoder(second)), dim=1), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,8 +106,9 @@ def test_left_padding_changes_nothing(kind):
     padded = torch.cat((hiddens(1, 3, seed=7), hidden), dim=1)
     mask = torch.tensor([[False] * 3 + [True] * 5])
     positions = torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4]])
-    torch.testing.assert_close(decoder(padded, mask=mask, positions=positions)[:, 3:], decoder(hidden),
-                               rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        decoder(padded, mask=mask, positions=positions)[:, 3:], decoder(hidden), rtol=1e-6, atol=1e-6
+    )
 
 
 # ------------------------------------------------------------------------------------------ cache
@@ -121,8 +133,7 @@ def test_unequal_prompts_with_left_padding(kind):
     decoder = make(kind)
     rows = [hiddens(1, 7), hiddens(1, 4, seed=2), hiddens(1, 6, seed=3)]
     prompts, longest = [5, 2, 4], 5  # each row has two more to decode
-    batch = torch.cat([torch.cat((hiddens(1, longest - n, seed=8), row), dim=1) for row,
-                       n in zip(rows, prompts)])
+    batch = torch.cat([torch.cat((hiddens(1, longest - n, seed=8), row), dim=1) for row, n in zip(rows, prompts)])
     mask = torch.tensor([[i >= longest - n for i in range(longest)] for n in prompts])
     positions = torch.tensor([[max(0, i - longest + n) for i in range(longest + 2)] for n in prompts])
     cache = new_cache(decoder, 3)
@@ -133,8 +144,7 @@ def test_unequal_prompts_with_left_padding(kind):
             got.append(decoder(batch[:, t : t + 1], positions=positions[:, t : t + 1], cache=cache)[:, -1])
         for index, (row, n) in enumerate(zip(rows, prompts)):
             alone = decoder(row)[0, n - 1 :]
-            torch.testing.assert_close(torch.stack([step[index] for step in got]), alone, rtol=1e-6,
-                                       atol=1e-6)
+            torch.testing.assert_close(torch.stack([step[index] for step in got]), alone, rtol=1e-6, atol=1e-6)
 
 
 def test_trim_forgets_the_end():
@@ -148,8 +158,7 @@ def test_trim_forgets_the_end():
         cache.trim(6)
         cache.trim(7)  # more than there is: nothing to forget
         assert cache.length == 6
-        torch.testing.assert_close(decoder(hidden[:, 6:], cache=cache), decoder(hidden)[:, 6:], rtol=1e-6,
-                                   atol=1e-6)
+        torch.testing.assert_close(decoder(hidden[:, 6:], cache=cache), decoder(hidden)[:, 6:], rtol=1e-6, atol=1e-6)
 
 
 def test_reorder_keeps_rows_in_the_given_order():
@@ -180,8 +189,7 @@ def test_a_full_cache_is_refused_and_stays_as_it_was():
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("checkpointing", ["full", "every_2"])
 def test_checkpointing_gives_the_same_gradients(kind, checkpointing):
-    plain, saving = make(kind, layers=3, dropout=0.2), make(kind, layers=3, dropout=0.2,
-                                                            checkpointing=checkpointing)
+    plain, saving = make(kind, layers=3, dropout=0.2), make(kind, layers=3, dropout=0.2, checkpointing=checkpointing)
     saving.load_state_dict(plain.state_dict())
     packing = {"segments": torch.tensor([[1, 1, 1, 2, 2], [1] * 5])}
     outputs = []
@@ -216,9 +224,15 @@ def test_a_cache_is_filled_in_training_mode_too():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"heads": 3}, {"kv_heads": 3}, {"width": 12, "heads": 4}, {"checkpointing": "some"},
-     {"checkpointing": "every_0"},
-     {"activation": "swish"}, {"rope_scaling": {"kind": "yarn"}}],
+    [
+        {"heads": 3},
+        {"kv_heads": 3},
+        {"width": 12, "heads": 4},
+        {"checkpointing": "some"},
+        {"checkpointing": "every_0"},
+        {"activation": "swish"},
+        {"rope_scaling": {"kind": "yarn"}},
+    ],
     ids=str,
 )
 def test_impossible_sizes_are_refused_with_a_fix(changes):
