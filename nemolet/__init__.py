@@ -37,6 +37,7 @@ _PACKAGES = (
     "archive",
     "draw",
     "graph",
+    "metrics",
 )
 
 
@@ -59,7 +60,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from nemolet import archive, config, data, draw, errors, graph, language, nn, tokenizers, training, types
+    from nemolet import archive, config, data, draw, errors, graph, language, metrics, nn, tokenizers, training, types
     from nemolet.archive import load, save
     from nemolet.config import build, register
     from nemolet.errors import NemoletError
