@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "CTC": "nemolet.speech.losses",
+    "FeatureStream": "nemolet.speech.feature_stream",
+    "Features": "nemolet.speech.features",
+    "FrontEnd": "nemolet.speech.front_end",
+    "KaldiFbank": "nemolet.speech.features",
+    "LogMel": "nemolet.speech.features",
+    "MFCC": "nemolet.speech.features",
+    "Normalize": "nemolet.speech.front_end",
 }
 
 
@@ -17,4 +24,7 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.speech.feature_stream import FeatureStream
+    from nemolet.speech.features import MFCC, Features, KaldiFbank, LogMel
+    from nemolet.speech.front_end import FrontEnd, Normalize
     from nemolet.speech.losses import CTC
