@@ -39,6 +39,7 @@ _PACKAGES = (
     "archive",
     "draw",
     "graph",
+    "metrics",
 )
 
 
@@ -61,7 +62,21 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from nemolet import archive, config, data, draw, errors, graph, language, nn, speech, tokenizers, training, types
+    from nemolet import (
+        archive,
+        config,
+        data,
+        draw,
+        errors,
+        graph,
+        language,
+        metrics,
+        nn,
+        speech,
+        tokenizers,
+        training,
+        types,
+    )
     from nemolet.archive import load, save
     from nemolet.config import build, register
     from nemolet.errors import NemoletError

@@ -44,6 +44,7 @@ LEGEND: dict[str, tuple[str, str]] = {
     "I": ("input", "input axis of a layer used in several places; an instance says which letter it is"),
     "O": ("output", "output axis of a layer used in several places; an instance says which letter it is"),
 }
+IGNORED = -100  # the label of a position that does not count, as in torch
 ANY, REST = "Any", "..."  # one axis of any kind; any number of leading axes
 
 
@@ -188,7 +189,7 @@ class TokenIds(Index):
 
 @dataclass(frozen=True)
 class Labels(Index):
-    """Ids to be predicted; -100 marks a position without a label."""
+    """Ids to be predicted; :data:`IGNORED` marks a position without a label."""
 
     vocab: int | str | None = "V"
 

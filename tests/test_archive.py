@@ -22,7 +22,8 @@ import torch
 import yaml
 
 import nemolet as nl
-from nemolet.archive import CARD, CONFIG, MANIFEST, WEIGHTS, inspect
+from nemolet.archive import inspect
+from nemolet.container import CARD, CONFIG, MANIFEST, WEIGHTS
 from nemolet.errors import ArchiveError, ConfigError, DeclarationError
 from nemolet.tokenizers import ByteTokenizer, CharTokenizer, SentencePieceTokenizer
 from nemolet.types import HiddenBTD, LogitsBTV, TokenIdsBT

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from nemolet.cli.train import Settings as Settings
-from nemolet.cli.train import with_vocabulary
+from nemolet.cli.train import with_sizes
 from nemolet.config import build
+from nemolet.tokenizers import ByteTokenizer
 
 _GIGA = 2**30
 
 
 def run(settings: Settings) -> None:
     """Print the graph, its parameters, the memory of a step, and its arithmetic."""
-    from nemolet.training.throughput import flops_per_token
+    from nemolet.training.graphs import example_batch
+    from nemolet.training.throughput import flops_per_entry
 
     graph = wired(settings)
     print(graph.summary())
@@ -24,29 +26,23 @@ def run(settings: Settings) -> None:
         f"\n{count:,} parameters: {size:.2f} GiB of weights, {size:.2f} of gradients, "
         f"about {states * size:.2f} of optimizer state, in float32"
     )
-    flops = flops_per_token(graph, example(settings))
+    source = build(settings.data, where="data")
+    batch = example_batch(graph, source.typical)
+    flops = flops_per_entry(graph, batch)
     if flops is not None:
-        tokens = settings.data.sequence_length * settings.data.batch_size * settings.trainer.accumulate
-        print(f"{flops / 1e9:.2f} GFLOP per token of training; {flops * tokens / 1e12:.2f} TFLOP per step")
+        entries = next(iter(batch.values())).numel() * settings.trainer.accumulate
+        print(f"{flops / 1e9:.2f} GFLOP per token of training; {flops * entries / 1e12:.2f} TFLOP per step")
 
 
 def wired(settings: Settings) -> Any:
-    """The training graph, on no device; a vocabulary that only a tokenizer knows is as large as asked for."""
+    """The training graph, on no device; a vocabulary that only a tokenizer knows is as large as one of bytes."""
     import torch
 
     from nemolet.training.graphs import training_graph
 
-    # Characters are counted only when the text is read; bytes and SentencePiece say how many tokens they have.
-    size = {"sentencepiece": settings.tokenizer.vocab_size, "byte": 257}.get(settings.tokenizer.kind, 0)
-    given = settings.model.get("vocab_size") is not None
+    sizes = {"vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size}
+    if settings.model.get("vocab_size") is not None:
+        sizes = {}
     with torch.device("meta"):
-        model = build(with_vocabulary(settings.model, size if given else size or 257), where="model")
+        model = build(with_sizes(settings.model, sizes), where="model")
         return training_graph(model, build(settings.loss, where="loss"))
-
-
-def example(settings: Settings) -> dict[str, Any]:
-    """A batch of shapes."""
-    import torch
-
-    shape = (1, settings.data.sequence_length)
-    return {name: torch.zeros(shape, dtype=torch.long, device="meta") for name in ("tokens", "labels")}

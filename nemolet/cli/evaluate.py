@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nemolet.data.corpus import Corpus
+from nemolet.config import ModuleConfig, build
 from nemolet.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ class Settings:
     """
 
     archive: str
-    data: Corpus
+    data: ModuleConfig
     max_batches: int | None = None
     device: str = "cpu"
     imports: list[str] | None = None
@@ -42,8 +42,9 @@ def run(settings: Settings) -> None:
         raise ConfigError(
             "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
         )
-    context = getattr(archive.model, "context", settings.data.sequence_length)
-    data = replace(settings.data, sequence_length=min(context, settings.data.sequence_length))
+    data = build(settings.data, where="data")
+    context = getattr(archive.model, "context", data.sequence_length)
+    data = replace(data, sequence_length=min(context, data.sequence_length))
     prepared = data.prepare(archive.tokenizer, split=False)
     graph = training_graph(archive.model, CrossEntropy()).eval()
     loss, count = score(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)

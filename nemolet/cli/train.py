@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from nemolet.config import ModuleConfig, build
-from nemolet.data.corpus import Corpus, TokenizerSpec
+from nemolet.data.corpus import TokenizerSpec
 from nemolet.errors import ConfigError
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
@@ -40,8 +41,9 @@ class Settings:
 
     model: ModuleConfig
     loss: ModuleConfig
+    metrics: dict[str, ModuleConfig]
     tokenizer: TokenizerSpec
-    data: Corpus
+    data: ModuleConfig
     optim: Optim
     schedule: Schedule
     trainer: Training
@@ -64,28 +66,29 @@ def run(settings: Settings) -> int:
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.utilities import rank_zero_only
 
+    from nemolet.training.callbacks import spoken
     from nemolet.training.experiment import fit
 
     folder = Path(settings.folder or f"runs/{settings.name}")
-    corpus = replace(settings.data, seed=settings.seed) if settings.data.seed is None else settings.data
-    data = corpus.prepare(settings.tokenizer, progress=progress_bar)
+    source = build(settings.data, where="data")
+    data = (replace(source, seed=settings.seed) if source.seed is None else source).prepare(
+        settings.tokenizer, progress=progress_bar
+    )
     pl.seed_everything(settings.seed, verbose=False)
-    model_config = with_vocabulary(settings.model, data.tokenizer.vocab_size)
-    model = build(model_config, where="model")
+    model_config = with_sizes(settings.model, data.sizes)
+    parts = {"tokenizer": data.tokenizer}
+    model = build(model_config, parts=parts, where="model")
     size = sum(p.numel() for p in model.parameters())
     first = getattr(rank_zero_only, "rank", 0) == 0
     if first:
-        print(
-            f"{size / 1e6:.2f}M parameters, {data.tokenizer.vocab_size} tokens in the vocabulary, "
-            f"{data.train_tokens:,} tokens of text; folder {folder}",
-            flush=True,
-        )
+        print(f"{size / 1e6:.2f}M parameters; {data.summary}; folder {folder}", flush=True)
     try:
         result = fit(
             model,
-            build(settings.loss, where="loss"),
+            build(settings.loss, parts=parts, where="loss"),
             data,
             folder=folder,
+            metrics=build(settings.metrics, parts=parts, where="metrics"),
             optim=settings.optim,
             schedule=settings.schedule,
             training=settings.trainer,
@@ -99,11 +102,9 @@ def run(settings: Settings) -> int:
     if result.stopped:
         print(f"stopped by {result.stopped} at step {result.steps}; the same command goes on from there")
         return 143 if result.stopped == "SIGTERM" else 0
-    print(
-        f"validation loss {result.valid_loss:.4f}  bits per byte {result.bits_per_byte:.3f}  archive {result.archive}"
-    )
-    if settings.sample.max_new_tokens and hasattr(model, "generate"):
-        sample = settings.sample
+    print(f"{spoken(result.valid)}  archive {result.archive}")
+    sample = settings.sample
+    if sample.max_new_tokens and hasattr(model, "generate") and data.tokenizer is not None:
         text = model.generate(
             data.tokenizer,
             sample.prompt,
@@ -115,20 +116,21 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def with_vocabulary(model: ModuleConfig, vocab_size: int) -> ModuleConfig:
-    """Fill in the size of the vocabulary where the config leaves it to the tokenizer."""
-    given = model.get("vocab_size", vocab_size)
-    if given is None:
-        given = vocab_size
-    if given < vocab_size:
-        raise ConfigError(
-            "the tokenizer has more tokens than the model",
-            where="model.vocab_size",
-            expected=f"at least {vocab_size}",
-            found=given,
-            fix="set model.vocab_size=null to take it from the tokenizer",
-        )
-    return {**model, "vocab_size": given} if "vocab_size" in model else model
+def with_sizes(model: ModuleConfig, sizes: Mapping[str, int]) -> ModuleConfig:
+    """Fill in the sizes that the config leaves to the data, such as that of the vocabulary."""
+    filled = dict(model)
+    for name, size in sizes.items():
+        if filled.get(name, size) is None:
+            filled[name] = size
+        elif filled.get(name, size) < size:
+            raise ConfigError(
+                "the data has more of these than the model",
+                where=f"model.{name}",
+                expected=f"at least {size}",
+                found=filled[name],
+                fix=f"set model.{name}=null to take it from the data",
+            )
+    return filled
 
 
 def as_plain(settings: Any) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -19,6 +21,7 @@ from nemolet.data.embedded import EmbeddedText
 from nemolet.data.indexed import IndexedTokens
 from nemolet.data.loader import TokenLoader, ValidationLoader
 from nemolet.data.packing import Blend, PackedTokens, Sampler
+from nemolet.data.prepared import Progress, Unit
 from nemolet.data.sources import InvalidUTF8, TextFiles
 from nemolet.data.tokenization import tokenize
 from nemolet.errors import DataError
@@ -53,6 +56,11 @@ class TokenizerSpec:
     byte_fallback: bool = False
 
     CONFIG_RULES = (("kind != 'file' or path is not None", "kind=file needs a path"),)
+
+    @property
+    def expected_size(self) -> int | None:
+        """How many tokens it will have, where that is known before the text is read."""
+        return {"sentencepiece": self.vocab_size, "byte": ByteTokenizer().vocab_size}.get(self.kind)
 
     def make(self, source: EmbeddedText | TextFiles) -> Tokenizer:
         """Load or train it."""
@@ -114,11 +122,17 @@ class Corpus:
     cache: str | None = None
     seed: int | None = None
 
+    __buildable__ = True
     CONFIG_RULES = (
         ("sequence_length >= 1 and batch_size >= 1", "sequence_length and batch_size are at least 1"),
         ("valid_fraction > 0 and valid_fraction < 1", "valid_fraction is a share between 0 and 1"),
         ("workers >= 1", "workers is at least 1"),
     )
+
+    @property
+    def typical(self) -> dict[str, int]:
+        """Sizes of a batch."""
+        return {"B": self.batch_size, "T": self.sequence_length}
 
     def prepare(
         self, tokenizer: TokenizerSpec | Tokenizer, *, progress: Progress | None = None, split: bool = True
@@ -207,9 +221,6 @@ class Corpus:
         return folder
 
 
-Progress = Callable[[str, int], Callable[[int], Any]]  # (what, total bytes) -> update(bytes)
-
-
 @dataclass(frozen=True)
 class PreparedCorpus:
     """A corpus with its tokenizer, ready to be read."""
@@ -241,11 +252,26 @@ class PreparedCorpus:
         return ("tokens", "labels", "segments", "positions") if numbered else ("tokens", "labels")
 
     @property
-    def train_tokens(self) -> int:
-        """Tokens in one pass over everything."""
-        return int(sum(split.lengths.sum() for split in self.train))
+    def unit(self) -> Unit:
+        """Progress is counted in tokens."""
+        return Unit("tokens")
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """What a model has to know."""
+        return {"vocab_size": self.tokenizer.vocab_size}
+
+    @property
+    def summary(self) -> str:
+        """For a card."""
+        total = int(sum(split.lengths.sum() for split in self.train))
+        return f"{self.corpus.path or 'the text that Python carries'} ({total:,} tokens)"
+
+    def derived(self, valid_loss: float) -> dict[str, float]:
+        """A loss per token is also so many bits per byte, which do not depend on the tokenizer."""
+        return {"bits_per_byte": valid_loss / math.log(2) / self.valid_bytes_per_token}
+
+    @functools.cached_property
     def valid_bytes_per_token(self) -> float:
         """UTF-8 bytes that a validation token stands for, on average; for bits per byte."""
         split = _joined(self.valid)

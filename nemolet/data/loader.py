@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nemolet.data.packing import Sampler
+from nemolet.data.prepared import Batch
 from nemolet.errors import DataError
-
-Batch = dict[str, Tensor]
+from nemolet.types import IGNORED
 
 
 class TokenLoader:
@@ -85,7 +84,7 @@ class ValidationLoader:
             numbers = range(min(first, self.samples.size - 1), min(first + self.batch_size, self.samples.size))
             batch = collate(self.samples, numbers)
             if first >= self.samples.size:  # ranks must take the same number of steps; this one has nothing left
-                batch["labels"].fill_(-100)
+                batch["labels"].fill_(IGNORED)
             yield batch
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemolet.errors import DataError
-
-IGNORED = -100  # label of a position that does not count, as in torch
+from nemolet.types import IGNORED
 
 
 class Sample(NamedTuple):

@@ -11,9 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.types import CountScalar, LabelsBT, LogitsBTV, LossScalar
-
-IGNORED = -100  # the label of a position that does not count, as in torch
+from nemolet.types import IGNORED, CountScalar, LabelsBT, LogitsBTV, LossScalar
 
 
 class TokenLoss(NamedTuple):

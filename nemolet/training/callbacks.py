@@ -6,7 +6,7 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nemolet.data.prepared import Unit
 from nemolet.training.lightning_model import LightningModel
 
 
@@ -67,31 +68,16 @@ def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
     return (p for p in module.parameters() if p.requires_grad)
 
 
-COLUMNS = (
-    "step",
-    "tokens",
-    "wall_seconds",
-    "cpu_seconds",
-    "train_loss",
-    "valid_loss",
-    "bits_per_byte",
-    "learning_rate",
-    "gradient_norm",
-    "tokens_per_second",
-    "mfu",
-    "memory_mb",
-)
-
-
 class Recorder(pl.Callback):
     """Writes ``metrics.csv``, feeds the loggers and shows progress; between records it does next to nothing (final).
 
     Args:
         path: of the CSV file; rows of a resumed run are added.
         every: steps between two rows.
-        bytes_per_token: of the validation text, for bits per byte; None leaves them out.
-        flops_per_token: of one training step; None leaves MFU out.
-        peak_flops: of the device.
+        unit: what progress is counted in.
+        metrics: names that validation logs beside ``valid_loss``.
+        derived: further numbers that follow from a validation loss.
+        mfu: model FLOP/s utilisation at one unit per second; None leaves it out.
         show: whether progress is shown.
     """
 
@@ -100,15 +86,20 @@ class Recorder(pl.Callback):
         path: Path,
         *,
         every: int,
-        bytes_per_token: float | None = None,
-        flops_per_token: float | None = None,
-        peak_flops: float | None = None,
+        unit: Unit,
+        metrics: Sequence[str] = (),
+        derived: Callable[[float], Mapping[str, float]] = lambda loss: {},
+        mfu: float | None = None,
         show: bool = True,
     ) -> None:
-        self.path, self.every, self.bytes_per_token, self.show = path, every, bytes_per_token, show
-        self.mfu_per_rate = flops_per_token / peak_flops if flops_per_token and peak_flops else None
+        self.path, self.every, self.unit, self.metrics, self.derived = path, every, unit, metrics, derived
+        self.mfu_per_rate, self.show = mfu, show
+        self.columns = (
+            *("step", unit.name, "wall_seconds", "cpu_seconds", "train_loss", "valid_loss", *metrics, *derived(0.0)),
+            *("learning_rate", "gradient_norm", f"{unit.name}_per_second", "mfu", "memory_mb"),
+        )
         self.losses: list[Tensor] = []
-        self.valid_loss = self.first_valid = math.nan
+        self.valid: dict[str, float] = {"valid_loss": math.nan}  # of the last validation
         self.spent = (0.0, 0.0)  # wall and CPU seconds of earlier parts of the run
         self._bar: Any = None
         self._printed = 0.0
@@ -116,9 +107,9 @@ class Recorder(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, LightningModel)
         self.started = (time.perf_counter(), time.process_time())
-        self._mark = (*self._clocks(), pl_module.tokens_seen)
+        self._mark = (*self._clocks(), pl_module.entries_seen)
         if trainer.is_global_zero:
-            _keep_rows_before(self.path, trainer.global_step)
+            _keep_rows_before(self.path, self.columns, trainer.global_step)
             if self.show and sys.stderr.isatty():
                 self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
@@ -142,18 +133,18 @@ class Recorder(pl.Callback):
         loss = float(torch.stack(self.losses).mean())  # the only time the device is waited for
         self.losses = []
         wall, cpu = self._clocks()
-        rate = (pl_module.tokens_seen - self._mark[2]) / max(1e-9, wall - self._mark[0])
-        self._mark = (wall, cpu, pl_module.tokens_seen)
+        rate = self.unit.count(pl_module.entries_seen - self._mark[2]) / max(1e-9, wall - self._mark[0])
+        self._mark = (wall, cpu, pl_module.entries_seen)
         norm = pl_module.gradient_norm
         row = {
             "step": trainer.global_step,
-            "tokens": pl_module.tokens_seen,
+            self.unit.name: self.unit.count(pl_module.entries_seen),
             "wall_seconds": round(wall, 4),
             "cpu_seconds": round(cpu, 4),
             "train_loss": loss,
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": float(norm) if norm is not None else None,
-            "tokens_per_second": round(rate, 1),
+            f"{self.unit.name}_per_second": round(rate, 1),
             "mfu": None if self.mfu_per_rate is None else round(rate * self.mfu_per_rate / trainer.world_size, 4),
             "memory_mb": round(_memory(), 1),
         }
@@ -162,8 +153,8 @@ class Recorder(pl.Callback):
             self._bar.update(trainer.global_step - self._bar.n)
             self._bar.set_postfix(
                 loss=f"{loss:.3f}",
-                valid=f"{self.valid_loss:.3f}",
-                tok_s=f"{rate:,.0f}",
+                valid=f"{self.valid['valid_loss']:.3f}",
+                **{f"{self.unit.name}/s": f"{rate:,.0f}"},
                 mfu=row["mfu"],
                 mb=int(_memory()),
             )
@@ -171,8 +162,8 @@ class Recorder(pl.Callback):
             self._printed = time.monotonic()
             mfu = "" if row["mfu"] is None else f"  mfu {row['mfu']:.2f}"
             print(
-                f"step {trainer.global_step:>6}/{trainer.max_steps}  loss {loss:.3f}  {rate:,.0f} tokens/s{mfu}  "
-                f"{_memory():.0f} MB",
+                f"step {trainer.global_step:>6}/{trainer.max_steps}  loss {loss:.3f}  "
+                f"{rate:,.0f} {self.unit.name}/s{mfu}  {_memory():.0f} MB",
                 flush=True,
             )
 
@@ -180,31 +171,26 @@ class Recorder(pl.Callback):
         if trainer.sanity_checking:
             return
         assert isinstance(pl_module, LightningModel)
-        self.valid_loss = float(trainer.callback_metrics["valid_loss"])
-        bits = None if self.bytes_per_token is None else self.valid_loss / math.log(2) / self.bytes_per_token
+        self.valid = {name: float(trainer.callback_metrics[name]) for name in ("valid_loss", *self.metrics)}
+        self.valid |= self.derived(self.valid["valid_loss"])
         wall, cpu = self._clocks()
-        self._write(
-            trainer,
-            {
-                "step": trainer.global_step,
-                "tokens": pl_module.tokens_seen,
-                "wall_seconds": round(wall, 4),
-                "cpu_seconds": round(cpu, 4),
-                "valid_loss": self.valid_loss,
-                "bits_per_byte": bits,
-            },
-        )
-        self._mark = (*self._clocks(), pl_module.tokens_seen)
+        row = {
+            "step": trainer.global_step,
+            self.unit.name: self.unit.count(pl_module.entries_seen),
+            "wall_seconds": round(wall, 4),
+            "cpu_seconds": round(cpu, 4),
+        }
+        self._write(trainer, {**row, **self.valid})
+        self._mark = (*self._clocks(), pl_module.entries_seen)
         if self.show and trainer.is_global_zero:
-            text = f"step {trainer.global_step:>6}/{trainer.max_steps}  validation loss {self.valid_loss:.4f}"
-            text += "" if bits is None else f"  bits per byte {bits:.3f}"
+            text = f"step {trainer.global_step:>6}/{trainer.max_steps}  {spoken(self.valid)}"
             tqdm.write(text) if self._bar is not None else print(text, flush=True)
 
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
             return
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, self.columns).writerow(row)
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
@@ -217,16 +203,27 @@ class Recorder(pl.Callback):
         return {
             "spent": list(self._clocks()),
             "losses": [float(loss) for loss in self.losses],
-            "valid_loss": self.valid_loss,
+            "valid": self.valid,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.spent = tuple(state_dict["spent"])
         self.losses = [torch.tensor(loss) for loss in state_dict["losses"]]
-        self.valid_loss = state_dict["valid_loss"]
+        self.valid = state_dict["valid"]
 
 
-def _keep_rows_before(path: Path, step: int) -> None:
+def spoken(numbers: Mapping[str, float]) -> str:
+    """The numbers of a validation for people.
+
+    Example:
+        >>> spoken({"valid_loss": 1.5, "bits_per_byte": 2.0})
+        'validation loss 1.5000  bits per byte 2.000'
+    """
+    named = {name.replace("_", " "): value for name, value in numbers.items() if name != "valid_loss"}
+    return "  ".join([f"validation loss {numbers['valid_loss']:.4f}", *(f"{n} {v:.3f}" for n, v in named.items())])
+
+
+def _keep_rows_before(path: Path, columns: Sequence[str], step: int) -> None:
     """Drop rows after the checkpoint that training resumes from, and half a row of a killed process."""
     rows: list[dict[str, str]] = []
     if path.exists():
@@ -238,7 +235,7 @@ def _keep_rows_before(path: Path, step: int) -> None:
             ]
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(path)

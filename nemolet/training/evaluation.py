@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
+from nemolet.data.prepared import Batch
 from nemolet.module import NeuralModule
-from nemolet.training.lightning_model import Batch
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +16,19 @@ import yaml
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities import rank_zero_only
 
-from nemolet.archive import save
-from nemolet.data.corpus import PreparedCorpus
-from nemolet.data.loader import TokenLoader
+from nemolet.archive import described, save
+from nemolet.data.prepared import Loader, Prepared
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
-from nemolet.training.callbacks import ExponentialAverage, Recorder
+from nemolet.training.callbacks import ExponentialAverage, Recorder, spoken
 from nemolet.training.checkpoint import LAST, AtomicCheckpoints, Checkpoints, remove_remains
 from nemolet.training.curve import draw_curve
 from nemolet.training.graphs import training_graph
-from nemolet.training.lightning_model import Batch, LightningModel
+from nemolet.training.lightning_model import LightningModel, Window
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
 from nemolet.training.settings import Training
-from nemolet.training.throughput import flops_per_token, peak_flops
+from nemolet.training.throughput import flops_per_entry, peak_flops
 
 
 @dataclass(frozen=True)
@@ -40,17 +38,22 @@ class Result:
     folder: Path
     archive: Path
     steps: int
-    valid_loss: float
-    bits_per_byte: float
+    valid: Mapping[str, float]  # numbers of the last validation: ``valid_loss``, metrics, and what follows from them
     stopped: str | None  # why it ended early, if it did
+
+    @property
+    def valid_loss(self) -> float:
+        """The last validation loss."""
+        return self.valid["valid_loss"]
 
 
 def fit(
     model: NeuralModule,
     loss: NeuralModule,
-    data: PreparedCorpus,
+    data: Prepared,
     *,
     folder: str | Path,
+    metrics: Mapping[str, NeuralModule] | None = None,
     optim: Optim | None = None,
     schedule: Schedule | None = None,
     training: Training | None = None,
@@ -61,10 +64,11 @@ def fit(
     """Train a model in an experiment folder, or go on where the folder left off.
 
     Args:
-        model: from tokens to logits.
-        loss: from logits and labels to a sum and a count.
-        data: the corpus.
+        model: from a batch to what the loss needs.
+        loss: ends in a sum and a count.
+        data: what is learned from.
         folder: receives ``config.yaml, git.txt, metrics.csv, loss.svg, checkpoints/, model.nemolet`` and logs.
+        metrics: what is measured in validation beside the loss, by name; see :mod:`nemolet.metrics`.
         optim: the optimizer.
         schedule: the learning rate.
         training: everything else.
@@ -74,14 +78,18 @@ def fit(
 
     Raises:
         TrainingError: for a folder of another run, or numbers that are none.
+        ConfigError: for a model whose class is not registered, so that no archive could be loaded.
     """
     folder, training = Path(folder), training or Training()
+    described(model, data.tokenizer)  # a model that cannot be saved is refused before it is trained
     _quiet()
     if getattr(rank_zero_only, "rank", 0) == 0:
         _claim(folder, dict(config or {}))
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
-    lightning = _lightning(model, loss, data, optim or Optim(), schedule or Schedule(), training, on_gpu)
-    recorder = _recorder(lightning.graph, data, folder, training, on_gpu)
+    graph = _fitting(training_graph(model, loss), model, data)
+    measured = training_graph(model, loss, metrics) if metrics else None
+    lightning = _lightning(graph, measured, optim or Optim(), schedule or Schedule(), training, on_gpu)
+    recorder = _recorder(graph, data, folder, tuple(metrics or ()), training, on_gpu)
     average = ExponentialAverage(training.ema) if training.ema else None
     checkpoints = _checkpoints(folder, training)
     watching: list[Callback] = [*([average] if average else []), recorder, *callbacks]
@@ -96,37 +104,41 @@ def fit(
     windows = _Windows(lightning.loader, training.accumulate)
     trainer.fit(lightning, windows, valid, ckpt_path=last.resolve() if last.exists() else None)
     archive = folder / "model.nemolet"
-    bits = recorder.valid_loss / math.log(2) / data.valid_bytes_per_token
     if checkpoints.stopped is None:
         if average is not None:
             average.swap(lightning)
         if trainer.is_global_zero:
-            card = _card(model, data, lightning, recorder.valid_loss, bits, training)
+            card = _card(model, data, lightning, recorder.valid, training)
             save(archive, model=model, tokenizer=data.tokenizer, card=card)
             draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
-    return Result(folder, archive, trainer.global_step, recorder.valid_loss, bits, checkpoints.stopped)
+    return Result(folder, archive, trainer.global_step, recorder.valid, checkpoints.stopped)
+
+
+def _fitting(graph: NeuralModule, model: NeuralModule, data: Prepared) -> NeuralModule:
+    """The graph, if it takes what a batch holds."""
+    lacking = [name for name in data.fields if name not in graph.input_ports]
+    needed = [name for name, port in graph.input_ports.items() if not port.optional and name not in data.fields]
+    if lacking or needed:
+        several = "segments" in lacking
+        raise TrainingError(
+            "the model cannot tell documents apart" if several else "the model does not fit the data",
+            where=model.label,
+            expected="inputs " + ", ".join(data.fields),
+            found=", ".join(graph.input_ports),
+            fix="set data.respect_documents=false, or add the optional ports to forward" if several else None,
+        )
+    return graph
 
 
 def _lightning(
-    model: NeuralModule,
-    loss: NeuralModule,
-    data: PreparedCorpus,
+    graph: NeuralModule,
+    measured: NeuralModule | None,
     optim: Optim,
     schedule: Schedule,
     training: Training,
     on_gpu: bool,
 ) -> LightningModel:
     """The graph that is trained, with its optimizer and schedule."""
-    graph = training_graph(model, loss)
-    lacking = [name for name in data.fields if name not in graph.input_ports]
-    if lacking:
-        raise TrainingError(
-            "the model cannot tell documents apart",
-            where=model.label,
-            expected="optional ports " + ", ".join(lacking),
-            found=", ".join(model.input_ports),
-            fix="set data.respect_documents=false, or add the ports to forward",
-        )
     if training.precision == "16-mixed":
         if not on_gpu:
             raise TrainingError(
@@ -135,7 +147,13 @@ def _lightning(
         optim = replace(optim, fused=False)  # the scaler has to see the gradients before the update
     watch = training.watch if training.watch is not None else training.log_every if on_gpu else 1
     lightning = LightningModel(
-        graph, optim=optim, schedule=schedule, max_steps=training.max_steps, clip=training.clip, watch=watch
+        graph,
+        optim=optim,
+        schedule=schedule,
+        max_steps=training.max_steps,
+        clip=training.clip,
+        watch=watch,
+        evaluation=measured,
     )
     if training.compile:
         graph.compile()
@@ -153,15 +171,16 @@ def _checkpoints(folder: Path, training: Training) -> Checkpoints:
 
 
 class _Windows:
-    """Batches in lists of ``accumulate``; hides the loader's state from Lightning, which would save it too late."""
+    """Windows of ``accumulate`` batches; each carries the state of the loader, since Lightning fetches ahead."""
 
-    def __init__(self, loader: TokenLoader, accumulate: int) -> None:
+    def __init__(self, loader: Loader, accumulate: int) -> None:
         self.loader, self.accumulate = loader, accumulate
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Window]:
         stream = iter(self.loader)
         while True:
-            yield [next(stream) for _ in range(self.accumulate)]
+            batches = [next(stream) for _ in range(self.accumulate)]
+            yield Window(batches, self.loader.state_dict())
 
 
 def _trainer(training: Training, folder: Path, callbacks: list[Callback], on_gpu: bool) -> pl.Trainer:
@@ -206,17 +225,21 @@ def _loggers(training: Training, folder: Path) -> list[Any]:
     return made
 
 
-def _recorder(graph: NeuralModule, data: PreparedCorpus, folder: Path, training: Training, on_gpu: bool) -> Recorder:
+def _recorder(
+    graph: NeuralModule, data: Prepared, folder: Path, metrics: Sequence[str], training: Training, on_gpu: bool
+) -> Recorder:
     batch = next(iter(data.valid_loader(max_batches=1)))
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32 if training.precision == 32 else torch.bfloat16
-    plain = {name: tensor[:1] for name, tensor in batch.items() if name in ("tokens", "labels")}
+    needed = {name: tensor[:1] for name, tensor in batch.items() if not graph.input_ports[name].optional}
+    flops = flops_per_entry(graph, needed)
     return Recorder(
         folder / "metrics.csv",
         every=training.log_every,
-        bytes_per_token=data.valid_bytes_per_token,
-        flops_per_token=flops_per_token(graph, plain),
-        peak_flops=peak_flops(device, dtype),
+        unit=data.unit,
+        metrics=metrics,
+        derived=data.derived,
+        mfu=None if flops is None else flops * data.unit.size / peak_flops(device, dtype),
         show=training.progress,
     )
 
@@ -316,22 +339,20 @@ def _git_state() -> str:
 
 
 def _card(
-    model: NeuralModule,
-    data: PreparedCorpus,
-    lightning: LightningModel,
-    valid_loss: float,
-    bits: float,
-    training: Training,
+    model: NeuralModule, data: Prepared, lightning: LightningModel, valid: Mapping[str, float], training: Training
 ) -> str:
     parameters = sum(p.numel() for p in model.parameters())
-    source = data.corpus.path or "the text that Python carries"
-    return f"""# {type(model).__name__}
-
-- parameters: {parameters:,}
-- vocabulary: {data.tokenizer.vocab_size:,} ({data.tokenizer.kind})
-- trained on: {source}, {lightning.tokens_seen:,} tokens in {training.max_steps:,} steps, precision {training.precision}
-- validation loss: {valid_loss:.4f} per token
-- bits per byte: {bits:.3f}
-
-The model continues text as its training data does. It was not tested for anything else.
-"""
+    tokenizer = data.tokenizer
+    seen = data.unit.count(lightning.entries_seen)
+    lines = [
+        f"parameters: {parameters:,}",
+        *([] if tokenizer is None else [f"vocabulary: {tokenizer.vocab_size:,} ({tokenizer.kind})"]),
+        f"trained on: {data.summary}; {seen:,.0f} {data.unit.name} in {training.max_steps:,} steps, "
+        f"precision {training.precision}",
+        f"at the end: {spoken(valid)}",
+    ]
+    listed = "\n".join(f"- {line}" for line in lines)
+    return (
+        f"# {type(model).__name__}\n\n{listed}\n\n"
+        "The model does what its training data shows. It was not tested for anything else.\n"
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from nemolet.data.prepared import Batch, Loader
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
 from nemolet.training.optim import Optim
@@ -19,15 +21,24 @@ from nemolet.training.schedule import Schedule
 from nemolet.training.watch import first_bad_module
 from nemolet.types import Count, Loss, NeuralType
 
-Batch = dict[str, Tensor]
+# A sum over a whole batch may be too large for half precision, and its count is known only when all ranks are done.
+# Until then it is divided by a number of the usual size; a power of two, so that nothing is rounded.
+_NOMINAL = 4096.0
+
+
+class Window(NamedTuple):
+    """The micro-batches of one optimizer step, and where the data stands after them."""
+
+    batches: Sequence[Batch]
+    position: dict[str, Any]
 
 
 class LightningModel(pl.LightningModule):
     """Train any graph that has an output of type Loss and one of type Count (final).
 
-    One training batch is one optimizer step. It may be a list of micro-batches; their losses are summed and
-    divided by the number of tokens of all of them, on all ranks, so the update does not depend on how tokens
-    are spread.
+    One training batch is one optimizer step: a :class:`Window`, a list of micro-batches, or a single one. Their losses
+    are summed and divided by the count of all of them, on all ranks, so the update does not depend on how what is
+    counted is spread.
 
     Args:
         graph: from a batch to a loss (a sum) and a count.
@@ -36,6 +47,7 @@ class LightningModel(pl.LightningModule):
         max_steps: over how many steps the schedule stretches.
         clip: largest norm of all gradients together; 0 for none.
         watch: steps between two looks for numbers that are none; 0 for never. On a GPU each look waits for it.
+        evaluation: a graph of the same modules that also measures; see :func:`nemolet.training.training_graph`.
 
     Raises:
         TrainingError: for a graph without a loss; while training, for a loss or gradient that is no number.
@@ -59,19 +71,22 @@ class LightningModel(pl.LightningModule):
         max_steps: int = 1000,
         clip: float = 1.0,
         watch: int = 1,
+        evaluation: NeuralModule | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a window of micro-batches is one step, divided by its tokens
         self.graph, self.optim, self.schedule = graph, optim or Optim(), schedule or Schedule()
         self.max_steps, self.clip, self.watch = max_steps, clip, watch
         self.loss_port, self.count_port = _port(graph, Loss), _port(graph, Count)
-        self.loader: Any = None  # what knows its position: an object with state_dict and load_state_dict
-        self.samples_seen = self.tokens_seen = 0
+        self._evaluation = [evaluation or graph]  # in a list, since its modules are those of the graph
+        self.loader: Loader | None = None  # is told where to go on
+        self.position: dict[str, Any] = {}  # of the data, after the last step
+        self.entries_seen = 0
         self.gradient_norm: Tensor | None = None
         self._rescale: Tensor | float = 1.0
-        self._window: list[Batch] = []
+        self._window: Sequence[Batch] = ()
         self._weights: list[torch.nn.Parameter] = []
-        self._valid: list[tuple[Tensor, Tensor]] = []
+        self._valid: list[dict[str, Tensor]] = []
         self._resumed: dict[str, Any] | None = None
 
     def forward(self, **batch: Tensor) -> Any:
@@ -91,33 +106,31 @@ class LightningModel(pl.LightningModule):
             return result[self.loss_port], result[self.count_port]
         return getattr(result, self.loss_port), getattr(result, self.count_port)
 
-    def training_step(self, batch: Batch | list[Batch], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Window | list[Batch] | Batch, batch_idx: int) -> dict[str, Tensor]:
         """One optimizer step on one or several micro-batches."""
-        window = batch if isinstance(batch, list) else [batch]
+        window = batch.batches if isinstance(batch, Window) else [batch] if isinstance(batch, dict) else batch
         strategy = self.trainer.strategy
-        # Divided by a number that is known before the forward pass; what is missing is made up for before the step.
-        nominal = sum(next(iter(micro.values())).numel() for micro in window)
         loss_sum, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for index, micro in enumerate(window):
             last = index == len(window) - 1
             with nullcontext() if last else getattr(strategy, "block_backward_sync", nullcontext)():
                 loss, terms = self.losses(micro)
                 with torch.autocast(self.device.type, enabled=False):  # gradients have the types of what they belong to
-                    self.manual_backward(loss / nominal)
+                    self.manual_backward(loss / _NOMINAL)
             loss_sum += loss.detach()
             count += terms
         if self.trainer.world_size > 1:
             loss_sum, count = strategy.reduce(torch.stack((loss_sum, count)), reduce_op="sum")
-        self._rescale = nominal * self.trainer.world_size / count.clamp(min=1)
+        self._rescale = _NOMINAL * self.trainer.world_size / count.clamp(min=1)
         self._window = window
         optimizer = self.optimizers()
         with torch.autocast(self.device.type, enabled=False):
             optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        samples = sum(next(iter(micro.values())).shape[0] for micro in window)
-        self.samples_seen += samples * self.trainer.world_size
-        self.tokens_seen += nominal * self.trainer.world_size
+        self.entries_seen += sum(next(iter(micro.values())).numel() for micro in window) * self.trainer.world_size
+        if isinstance(batch, Window):
+            self.position = batch.position
         return {"loss": loss_sum / count.clamp(min=1)}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -131,8 +144,6 @@ class LightningModel(pl.LightningModule):
                 self._refuse(norm)
         if self.clip:
             factor = factor * (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        if isinstance(factor, Tensor) and factor.device.type == "cpu" and factor.item() == 1.0:
-            return
         torch._foreach_mul_(gradients, factor)
 
     def _refuse(self, norm: Tensor) -> None:
@@ -150,16 +161,22 @@ class LightningModel(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect sums; their quotient is the mean over all tokens, not over batches."""
-        loss, count = self.losses(batch)
-        self._valid.append((loss.detach().double(), count.detach().double()))
+        result = self._evaluation[0](**batch)
+        values = result if isinstance(result, dict) else result._asdict()
+        self._valid.append({name: value.detach().double() for name, value in values.items()})
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``valid_loss``, the mean over all validation tokens of all ranks."""
-        sums = torch.stack([torch.stack(pair) for pair in self._valid]).sum(0)
+        """Log ``valid_loss`` and the metrics: quotients of sums over all validation batches of all ranks."""
+        names = [*self._valid[0]]
+        sums = torch.stack([torch.stack([values[name] for name in names]) for values in self._valid]).sum(0)
         self._valid = []
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        self.log("valid_loss", (sums[0] / sums[1]).float(), logger=False)
+        total = dict(zip(names, sums))
+        pairs = {"valid_loss": (self.loss_port, self.count_port)}
+        pairs |= {name[:-5]: (name, f"{name[:-5]}_whole") for name in names if name.endswith("_part")}
+        for name, (part, whole) in pairs.items():
+            self.log(name, (total[part] / total[whole]).float(), logger=False)
 
     # ---------------------------------------------------------------- exact resume
 
@@ -169,14 +186,14 @@ class LightningModel(pl.LightningModule):
         if self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(states, random_state())
-        checkpoint["nemolet"] = {"samples": self.samples_seen, "tokens": self.tokens_seen, "random": states}
+        checkpoint["nemolet"] = {"position": self.position, "entries": self.entries_seen, "random": states}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Set the position in the data now, since Lightning fetches ahead; random states when training starts."""
         self._resumed = checkpoint["nemolet"]
-        self.samples_seen, self.tokens_seen = self._resumed["samples"], self._resumed["tokens"]
-        if self.loader is not None:
-            self.loader.load_state_dict({"consumed": self.samples_seen})
+        self.position, self.entries_seen = self._resumed["position"], self._resumed["entries"]
+        if self.loader is not None and self.position:
+            self.loader.load_state_dict(self.position)
 
     def on_train_start(self) -> None:
         """Go on exactly where the checkpoint was written."""

@@ -24,8 +24,8 @@ _PEAK = {
 }
 
 
-def flops_per_token(graph: NeuralModule, batch: dict[str, Tensor]) -> float | None:
-    """Floating-point operations of one training step per token: matrix products, forward and backward.
+def flops_per_entry(graph: NeuralModule, batch: dict[str, Tensor]) -> float | None:
+    """Floating-point operations of a training step per entry of the first tensor: matrix products, there and back.
 
     Counted on shapes alone, without arithmetic; the backward pass takes twice the forward pass.
 
@@ -35,8 +35,8 @@ def flops_per_token(graph: NeuralModule, batch: dict[str, Tensor]) -> float | No
     Example:
         >>> import nemolet as nl
         >>> linear = nl.nn.Linear("D", "F", 8, 4)
-        >>> flops_per_token(linear, {"hidden": torch.zeros(2, 3, 8)})
-        192.0
+        >>> flops_per_entry(linear, {"hidden": torch.zeros(2, 3, 8)})
+        24.0
     """
     tensors = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
@@ -49,8 +49,7 @@ def flops_per_token(graph: NeuralModule, batch: dict[str, Tensor]) -> float | No
         return None
     finally:
         graph.train(was_training)
-    first = next(iter(batch.values()))
-    return 3.0 * float(counter.get_total_flops()) / (first.shape[0] * first.shape[1])
+    return 3.0 * float(counter.get_total_flops()) / next(iter(batch.values())).numel()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> float:

@@ -96,7 +96,7 @@ def test_what_lies_inside_one_part_is_not_seen_from_another():
         "nemolet.archive.load",
         "nemolet.config.registry.importlib.import_module",
         "nemolet.config.registry.resolve",
-        "nemolet.data.corpus.Corpus",
+        "nemolet.data.corpus.PreparedCorpus",
         "nemolet.archive.os.remove",
         "nemolet.nn.transformer.checkpoint",
         "nemolet.nn._EXPORTS",

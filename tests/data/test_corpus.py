@@ -20,7 +20,7 @@ def test_a_text_is_split_at_its_end(poem, tmp_path):
     valid = prepared.tokenizer.decode(split.tokens[int(split.starts[0]) :].tolist())
     assert text.endswith(valid)
     assert len(valid) == int(len(text) * 0.1)
-    assert prepared.train_tokens == len(text) - len(valid)
+    assert sum(int(split.lengths.sum()) for split in prepared.train) == len(text) - len(valid)
     assert prepared.valid_bytes_per_token == 1.0
 
 

@@ -15,7 +15,7 @@ import nemolet as nl
 from nemolet.data import Corpus, TokenizerSpec
 from nemolet.errors import TrainingError
 from nemolet.training import Optim, Schedule, Training, fit, score, training_graph
-from nemolet.training.throughput import flops_per_token, peak_flops
+from nemolet.training.throughput import flops_per_entry, peak_flops
 from nemolet.training.watch import first_bad_module
 
 
@@ -79,7 +79,9 @@ def test_the_model_has_learned_and_says_so(finished, corpus):
     assert len(losses) == 3
     assert losses[-1] < losses[0] < math.log(corpus.tokenizer.vocab_size)
     assert finished.valid_loss == pytest.approx(losses[-1])
-    assert finished.bits_per_byte == pytest.approx(losses[-1] / math.log(2))  # one byte per character in this text
+    assert finished.valid["bits_per_byte"] == pytest.approx(
+        losses[-1] / math.log(2)
+    )  # one byte per character in this text
 
 
 def test_the_archive_is_the_trained_model_with_a_card(finished, corpus):
@@ -193,7 +195,7 @@ def test_arithmetic_of_a_step_is_that_of_the_formula(corpus):
     width, layers, vocab, length, ffn = 16, 1, corpus.tokenizer.vocab_size, 16, 64
     model = make_model(corpus, gated=False, norm="layer", activation="gelu", ffn_width=ffn)
     graph = training_graph(model, nl.language.CrossEntropy())
-    found = flops_per_token(graph, {k: torch.zeros(1, length, dtype=torch.long) for k in ("tokens", "labels")})
+    found = flops_per_entry(graph, {k: torch.zeros(1, length, dtype=torch.long) for k in ("tokens", "labels")})
     matrices = layers * (4 * width * width + 2 * width * ffn) + width * vocab
     attention = layers * 2 * length * width
     assert found == pytest.approx(3 * 2 * (matrices + attention), rel=0.01)

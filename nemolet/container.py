@@ -1,0 +1,273 @@
+"""The container of a ``.nemolet`` file: a tar of a few plain members that is written whole and read without trust.
+
+Nothing is ever extracted, and what the writer would not have written is refused: links, unknown or repeated members,
+sizes beyond the file, hashes that differ, and YAML that is more than plain data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from nemolet.errors import ArchiveError
+
+FORMAT = "nemolet"
+MANIFEST, CONFIG, WEIGHTS, CARD = "manifest.json", "model.yaml", "weights.safetensors", "card.md"
+_TOKENIZER = re.compile(r"tokenizer/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SMALL = 1 << 26  # largest member beside the weights
+_LONGEST_CONFIG, _DEEPEST_CONFIG, _MEMBERS = 1 << 20, 32, 64
+_BLOCK = tarfile.BLOCKSIZE
+
+
+def write_container(path: Path, members: dict[str, bytes], version: int) -> None:
+    """Write members and a manifest of them; the file appears under its name only when it is complete.
+
+    Args:
+        path: of the file.
+        members: content by name; equal members give equal bytes.
+        version: of the format.
+
+    Raises:
+        ArchiveError: for a folder that cannot be written.
+    """
+    members = dict(sorted(members.items()))
+    listed = {name: _entry(content) for name, content in members.items()}
+    manifest = {"format": FORMAT, "version": version, "members": listed}
+    partial = path.with_name(f".{path.name}.partial{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            _write(file, {MANIFEST: json.dumps(manifest, indent=1).encode(), **members})
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        fix = "free space or choose another folder; the old file, if any, is untouched"
+        raise ArchiveError("the archive cannot be written", where=str(path), found=error.strerror, fix=fix) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def read_container(path: Path, version: int) -> tuple[dict[str, bytes], int]:
+    """All members, checked against the manifest, and the version of the format.
+
+    Args:
+        path: of the file.
+        version: the newest that the reader knows.
+
+    Raises:
+        ArchiveError: for anything that :func:`write_container` would not have written.
+    """
+    try:
+        found = None if path.is_file() else "a folder" if path.is_dir() else "nothing"
+    except OSError as error:  # a name that no file can have
+        found = error.strerror
+    if found is not None:
+        raise ArchiveError("there is no such file", where=str(path), expected="a .nemolet file", found=found)
+    members = _members(path)
+    for name in (MANIFEST, CONFIG, WEIGHTS, CARD):
+        if name not in members:
+            raise ArchiveError(
+                "a member is missing", where=str(path), expected=name, found=", ".join(members) or "nothing"
+            )
+    return members, _check_manifest(members, str(path), version)
+
+
+def write_config(config: dict[str, Any]) -> bytes:
+    """Plain data as YAML that :func:`read_config` accepts."""
+    text: str = yaml.dump(config, Dumper=_Plain, sort_keys=False, allow_unicode=True)
+    return text.encode()
+
+
+def _entry(content: bytes) -> dict[str, Any]:
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes a value that occurs twice twice: the reader refuses references."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _write(file: BinaryIO, members: dict[str, bytes]) -> None:
+    # The GNU form of a header differs from the older one only where a member is larger than 8 GiB.
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)  # no owner, no time: the same model gives the same bytes
+            member.size, member.mode = len(content), 0o644
+            tar.addfile(member, io.BytesIO(content))
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """The members of the tar: plain files with known names, each once, no larger than the file.
+
+    Headers are read one by one and never acted upon: extensions such as links, sparse files and long names
+    are members of another type, and as such refused.
+    """
+    members: dict[str, bytes] = {}
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            while (block := file.read(_BLOCK)).strip(b"\0"):
+                member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+                _check_member(member, members, size - file.tell(), str(path))
+                content = members[member.name] = file.read(member.size)
+                if len(content) < member.size or file.read(-member.size % _BLOCK).strip(b"\0"):
+                    raise ValueError(f"{member.name} is truncated, or something hides after it")
+            rest = file.read(2 * tarfile.RECORDSIZE)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ArchiveError(
+            "this is no whole archive",
+            where=str(path),
+            expected="an uncompressed tar",
+            found=str(error) or type(error).__name__,
+            fix="copy it again",
+        ) from error
+    # The writer ends with zeros up to a whole record; a cut in them is a cut all the same.
+    if size % tarfile.RECORDSIZE or len(rest) > tarfile.RECORDSIZE or rest.strip(b"\0"):
+        raise ArchiveError(
+            "this is no whole archive",
+            where=str(path),
+            found=f"{size} bytes",
+            expected=f"an end mark, up to a multiple of {tarfile.RECORDSIZE} bytes",
+            fix="copy it again",
+        )
+    return members
+
+
+def _check_member(member: tarfile.TarInfo, members: dict[str, bytes], left: int, where: str) -> None:
+    place = f"{where}: {member.name!r}"
+    if member.name not in (MANIFEST, CONFIG, WEIGHTS, CARD) and not _TOKENIZER.fullmatch(member.name):
+        raise ArchiveError(
+            "a member has a forbidden name",
+            where=place,
+            found=member.name,
+            expected=f"{MANIFEST}, {CONFIG}, {WEIGHTS}, {CARD} or tokenizer/<file>",
+        )
+    if member.type != tarfile.REGTYPE or member.linkname:
+        raise ArchiveError(
+            "a member is no plain file", where=place, expected="a regular file", found=f"tar type {member.type!r}"
+        )
+    if member.name in members or len(members) >= _MEMBERS:
+        twice = member.name in members
+        raise ArchiveError("a member comes twice" if twice else "there are too many members", where=place)
+    most = left if member.name == WEIGHTS else min(left, _SMALL)
+    if not 0 <= member.size <= most:
+        raise ArchiveError(
+            "a member is larger than the file, or too large",
+            where=place,
+            fix="copy it again",
+            expected=f"at most {most} bytes",
+            found=f"{member.size} bytes",
+        )
+
+
+def _check_manifest(members: dict[str, bytes], where: str, newest: int) -> int:
+    place = f"{where}: {MANIFEST}"
+    try:
+        manifest = json.loads(members[MANIFEST])
+        name, version, listed = manifest["format"], manifest["version"], manifest["members"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArchiveError("the manifest cannot be read", where=place, found=repr(error)[:300]) from error
+    if name != FORMAT or type(version) is not int or version < 1 or not isinstance(listed, dict):
+        raise ArchiveError(
+            "this is another format",
+            where=place,
+            expected=f"{FORMAT}, version {newest}",
+            found=f"{str(name)[:50]}, version {str(version)[:50]}",
+        )
+    if version > newest:
+        raise ArchiveError(
+            "the archive is newer than this nemolet",
+            where=place,
+            found=f"version {version}",
+            expected=f"version {newest} or older",
+            fix="pip install --upgrade nemolet",
+        )
+    odd = sorted(set(listed) ^ (set(members) - {MANIFEST}))
+    if odd:
+        raise ArchiveError("the manifest lists other members", where=place, found=", ".join(odd)[:300])
+    for name, entry in listed.items():
+        if entry != _entry(members[name]):
+            raise ArchiveError(
+                "the content does not match its hash",
+                where=f"{where}: {name}",
+                expected=str(entry)[:300],
+                found=_entry(members[name]),
+                fix="copy it again",
+            )
+    return version
+
+
+def read_config(content: bytes, where: str) -> dict[str, Any]:
+    """Plain YAML: no tags, no aliases, no interpolation, no depth without end."""
+    if len(content) > _LONGEST_CONFIG:
+        raise ArchiveError(
+            "the config is too large",
+            where=where,
+            found=f"{len(content)} bytes",
+            expected=f"at most {_LONGEST_CONFIG} bytes",
+        )
+    try:
+        text = content.decode()
+        if "${" in text:
+            raise ArchiveError("interpolation is refused", where=where, found=text[text.index("${") :][:80])
+        _check_events(text, where)
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ArchiveError(
+            "the config cannot be read", where=where, expected="plain YAML", found=str(error)[:300]
+        ) from error
+    if not _is_plain(config):
+        raise ArchiveError(
+            "the config holds more than plain data",
+            where=where,
+            expected="mappings from text, lists, text, numbers, true, false and null",
+        )
+    right = isinstance(config, dict) and {"model"} <= set(config) <= {"model", "tokenizer"}
+    if not right or not all(isinstance(part, dict) for part in config.values()):
+        found = ", ".join(config)[:300] if isinstance(config, dict) else type(config).__name__
+        raise ArchiveError(
+            "the config has other parts", where=where, expected="model, and perhaps tokenizer", found=found
+        )
+    return config  # type: ignore[no-any-return]
+
+
+def _check_events(text: str, where: str) -> None:
+    """Before anything is made of the text, since a few lines can stand for gigabytes."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ArchiveError(
+                "aliases are refused", where=where, found=f"*{event.anchor}", fix="write every value out"
+            )
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _DEEPEST_CONFIG:
+            raise ArchiveError(
+                "the config is nested too deeply", where=where, expected=f"at most {_DEEPEST_CONFIG} levels"
+            )
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise ArchiveError("tags are refused", where=where, found=tag)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
