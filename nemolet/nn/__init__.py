@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
+    "RelativeAttention": "nemolet.nn.relative_attention",
+    "Conv1d": "nemolet.nn.conv",
     "Attention": "nemolet.nn.attention",
     "AttentionMask": "nemolet.nn.mask",
     "Block": "nemolet.nn.transformer",
@@ -31,10 +33,12 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:
     from nemolet.nn.attention import Attention
     from nemolet.nn.cache import KVCache
+    from nemolet.nn.conv import Conv1d
     from nemolet.nn.embedding import Embedding, Head, PositionEmbedding
     from nemolet.nn.feed_forward import FeedForward
     from nemolet.nn.linear import Linear
     from nemolet.nn.mask import AttentionMask
     from nemolet.nn.norm import LayerNorm, RMSNorm
+    from nemolet.nn.relative_attention import RelativeAttention
     from nemolet.nn.rope import RotaryEmbedding
     from nemolet.nn.transformer import Block, Decoder

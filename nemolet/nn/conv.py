@@ -13,7 +13,7 @@ from nemolet.module import NeuralModule
 from nemolet.types import Axis, Hidden, NeuralType
 
 HiddenBTI = Annotated[Tensor, NeuralType("B T I", Hidden())]
-HiddenBSI = Annotated[Tensor, NeuralType("B S I", Hidden())]
+PastBUI = Annotated[Tensor, NeuralType("B U I", Hidden())]
 HiddenBSO = Annotated[Tensor, NeuralType("B S O", Hidden())]
 PlaneBITX = Annotated[Tensor, NeuralType("B I T Any", Hidden())]
 PlaneBOSX = Annotated[Tensor, NeuralType("B O S Any", Hidden())]
@@ -66,7 +66,7 @@ class Conv1d(NeuralModule):
         inputs = "1" if depthwise else f"{in_axis}={in_size}"
         self.declare_axes(weight=f"{out_axis}={out_size} {inputs} {kernel}", bias=f"{out_axis}={out_size}")
 
-    def forward(self, hidden: HiddenBTI, past: HiddenBSI | None = None) -> HiddenBSO:
+    def forward(self, hidden: HiddenBTI, past: PastBUI | None = None) -> HiddenBSO:
         before, after = self.padding
         if past is not None:  # the frames before these, where a stream goes on
             hidden, before = torch.cat((past, hidden), 1), 0

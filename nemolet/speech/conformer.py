@@ -21,7 +21,7 @@ from nemolet.nn.relative_attention import (
     joined,
     relative_distances,
 )
-from nemolet.speech.encoder import Encoder, Encoded
+from nemolet.speech.encoder import Encoded, Encoder
 from nemolet.speech.subsampling import ConvSubsampling
 from nemolet.types import HiddenBTD, LengthsB, MaskBT, SpectrogramBTC
 

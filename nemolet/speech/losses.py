@@ -10,9 +10,7 @@ from torch import Tensor
 
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.types import CountScalar, LabelsBU, LengthsB, LogitsBTV, LossScalar
-
-IGNORED = -100  # the label of a position that does not count, as in torch
+from nemolet.types import IGNORED, CountScalar, LabelsBU, LengthsB, LogitsBTV, LossScalar
 
 
 class SequenceLoss(NamedTuple):

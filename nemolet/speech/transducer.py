@@ -1,4 +1,4 @@
-"""Transducer losses: RNN-T and TDT."""
+"""Transducer losses: RNN-T and TDT, and RNN-T beside CTC."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
 from nemolet.speech.lattice import ArcLoss, Arcs, forward_scores, occupy
-from nemolet.speech.losses import SequenceLoss, label_lengths
-from nemolet.types import LabelsBU, LengthsB, LogitsBTSV
+from nemolet.speech.losses import CTC, SequenceLoss, label_lengths
+from nemolet.types import LabelsBU, LengthsB, LogitsBTSV, LogitsBTV
 
 
 class Transducer(NeuralModule):
@@ -89,6 +89,27 @@ class TokenAndDuration(NeuralModule):
         blank_skips = tuple(self.durations[i] for i in blank_places)
         loss_B: Tensor = ArcLoss.apply(lengths, targets_B, blank_skips, self.durations, *weights)
         return SequenceLoss(_possible(loss_B).sum(), targets_B.sum())
+
+
+class Hybrid(NeuralModule):
+    """A transducer's loss and CTC's on the same encoder, weighed (final).
+
+    Args:
+        ctc_weight: share of CTC's loss.
+        emit_weight: see :class:`nemolet.speech.Transducer`.
+
+    Shape: logits_BTSV, frame_logits_BTV, lengths_B, labels_BU -> scalar, scalar.
+    """
+
+    def __init__(self, *, ctc_weight: float = 0.3, emit_weight: float = 0.0) -> None:
+        super().__init__()
+        self.ctc_weight = ctc_weight
+        self.ctc, self.transducer = CTC(), Transducer(emit_weight=emit_weight)
+
+    def forward(self, logits: LogitsBTSV, frame_logits: LogitsBTV, lengths: LengthsB, labels: LabelsBU) -> SequenceLoss:
+        by_frame, count = self.ctc(frame_logits, lengths, labels)
+        by_lattice, _ = self.transducer(logits, lengths, labels)
+        return SequenceLoss(self.ctc_weight * by_frame + (1 - self.ctc_weight) * by_lattice, count)
 
 
 def _checked_targets(logits_BTSV: Tensor, labels_BU: Tensor) -> Tensor:
