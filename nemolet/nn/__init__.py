@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
+    "LSTM": "nemolet.nn.recurrent",
     "RelativeAttention": "nemolet.nn.relative_attention",
     "Conv1d": "nemolet.nn.conv",
     "Attention": "nemolet.nn.attention",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from nemolet.nn.linear import Linear
     from nemolet.nn.mask import AttentionMask
     from nemolet.nn.norm import LayerNorm, RMSNorm
+    from nemolet.nn.recurrent import LSTM
     from nemolet.nn.relative_attention import RelativeAttention
     from nemolet.nn.rope import RotaryEmbedding
     from nemolet.nn.transformer import Block, Decoder
