@@ -72,7 +72,10 @@ class AudioStore:
         raise DataError("no recording can be read any more", where="data.path", found=f"{len(self.broken)} are broken")
 
     def _decoded(self, usable: Usable) -> Samples:
-        samples, rate = usable.utterance.recording.read(usable.start, usable.stop)
+        recording = usable.utterance.recording
+        samples, rate = recording.read(usable.start, usable.stop)
+        if usable.facts.peak is None and not np.isfinite(samples).all():  # nobody has looked at the samples yet
+            raise DataError("samples that are no numbers", where=recording.name)
         mono = samples[:, 0] if samples.shape[1] == 1 or self.channels == "first" else samples.mean(1)
         return resample(np.ascontiguousarray(mono), rate, self.sample_rate)
 
