@@ -41,6 +41,8 @@ examples:
   nemolet <verb> --help       the config of a verb, with its groups
   nemolet <verb> --cfg job    the config as it would be used
 """
+# What a config may leave null, since only the data knows it.
+SUPPLIED = ("model.vocab_size", "model.classes")
 # Flags of Hydra, and the values each takes: none (0), one (1), or perhaps one of these words.
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS: dict[str, int | tuple[str, ...]] = {
@@ -148,7 +150,7 @@ def composed(verb: str, overrides: list[str]) -> dict[str, Any]:
 
     schema = schema_of(home(verb), "Settings")
     assert schema is not None
-    return validated(verb, overrides, schema, supplied=("model.vocab_size",))
+    return validated(verb, overrides, schema, supplied=SUPPLIED)
 
 
 def call(verb: str, config: dict[str, Any]) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -140,7 +140,7 @@ class ConvEncoder(Encoder):
         last_kernel: int = 15,
         dropout: float = 0.1,
     ) -> None:
-        factor = int(torch.tensor([1, *strides]).prod())
+        factor = math.prod(strides)
         super().__init__(bins=bins, width=width, factor=factor)
         if not strides or not kernels:
             raise ShapeError(
