@@ -10,27 +10,30 @@ _EXPORTS = {
     "AngularMargin": "nemolet.speech.losses",
     "AttentivePooling": "nemolet.speech.pooling",
     "AudioClassifier": "nemolet.speech.classifiers",
+    "CTC": "nemolet.speech.losses",
+    "CTCRecognizer": "nemolet.speech.models",
     "ClassCrossEntropy": "nemolet.speech.losses",
     "ConformerEncoder": "nemolet.speech.conformer",
     "ConformerStream": "nemolet.speech.streaming",
+    "Confusion": "nemolet.speech.metrics",
     "ConvEncoder": "nemolet.speech.convolutional",
-    "CTC": "nemolet.speech.losses",
-    "CTCRecognizer": "nemolet.speech.models",
+    "DetectionScore": "nemolet.speech.metrics",
     "ECAPAEncoder": "nemolet.speech.ecapa",
     "Encoder": "nemolet.speech.encoder",
-    "Features": "nemolet.speech.features",
+    "ErrorRate": "nemolet.speech.word_error",
     "FeatureStream": "nemolet.speech.feature_stream",
+    "Features": "nemolet.speech.features",
     "FrontEnd": "nemolet.speech.front_end",
     "Gain": "nemolet.speech.augmentation",
     "Hybrid": "nemolet.speech.transducer",
     "HybridRecognizer": "nemolet.speech.models",
     "Hypothesis": "nemolet.speech.decoding",
     "KaldiFbank": "nemolet.speech.features",
+    "LSTMEncoder": "nemolet.speech.recurrent",
     "LiveRecognizer": "nemolet.speech.live",
     "LogMel": "nemolet.speech.features",
-    "LSTMEncoder": "nemolet.speech.recurrent",
-    "MeanPooling": "nemolet.speech.pooling",
     "MFCC": "nemolet.speech.features",
+    "MeanPooling": "nemolet.speech.pooling",
     "Normalize": "nemolet.speech.front_end",
     "Recognizer": "nemolet.speech.models",
     "RoomImpulse": "nemolet.speech.augmentation",
@@ -41,13 +44,17 @@ _EXPORTS = {
     "SpeedPerturbation": "nemolet.speech.augmentation",
     "TempoPerturbation": "nemolet.speech.augmentation",
     "TokenAndDuration": "nemolet.speech.transducer",
-    "transcribe": "nemolet.speech.transcription",
     "Transcript": "nemolet.speech.transcription",
     "Transducer": "nemolet.speech.transducer",
     "TransducerDecoder": "nemolet.speech.prediction",
     "TransducerRecognizer": "nemolet.speech.models",
     "WhiteNoise": "nemolet.speech.augmentation",
     "Windows": "nemolet.speech.transcription",
+    "character_error_rate": "nemolet.speech.word_error",
+    "transcribe": "nemolet.speech.transcription",
+    "verification": "nemolet.speech.metrics",
+    "word_error_rate": "nemolet.speech.word_error",
+    "worst_utterances": "nemolet.speech.word_error",
 }
 
 
@@ -79,6 +86,7 @@ if TYPE_CHECKING:
     from nemolet.speech.front_end import FrontEnd, Normalize
     from nemolet.speech.live import LiveRecognizer
     from nemolet.speech.losses import CTC, AngularMargin, ClassCrossEntropy
+    from nemolet.speech.metrics import Confusion, DetectionScore, verification
     from nemolet.speech.models import CTCRecognizer, HybridRecognizer, Recognizer, TransducerRecognizer
     from nemolet.speech.pooling import AttentivePooling, MeanPooling
     from nemolet.speech.prediction import TransducerDecoder
@@ -86,3 +94,4 @@ if TYPE_CHECKING:
     from nemolet.speech.streaming import ConformerStream
     from nemolet.speech.transcription import Transcript, Windows, transcribe
     from nemolet.speech.transducer import Hybrid, TokenAndDuration, Transducer
+    from nemolet.speech.word_error import ErrorRate, character_error_rate, word_error_rate, worst_utterances
