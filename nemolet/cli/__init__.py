@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "loss, perplexity and bits per byte of an archive on a text",
     "generate": "continue a prompt",
     "chat": "continue what you type, line by line",
+    "transcribe": "write down what is said in recordings",
     "tokenize": "turn text into token files for training",
     "check": "validate a training config and wire its graph, without training",
     "graph": "draw the graph of a training config as text, Mermaid or SVG",
