@@ -39,10 +39,9 @@ class FeatureStream:
         if not audio_BN.shape[1]:
             return self._complete(self.held_BN, 0)
         self.samples += audio_BN.shape[1]
-        signal_BN = audio_BN.float()
-        if self.features.pre_emphasis:
-            signal_BN = self.features.emphasised(signal_BN, self.before_B1.to(signal_BN))
-            self.before_B1 = audio_BN[:, -1:].float()
+        signal_BN = torch.cat((self.before_B1.to(audio_BN.device), audio_BN.float()), 1)
+        self.before_B1 = signal_BN[:, -1:]
+        signal_BN = self.features.emphasised(signal_BN)
         self.held_BN = torch.cat((self.held_BN.to(signal_BN), signal_BN), 1)
         framing = self.features.framing
         ready = max(0, (self.held_BN.shape[1] - framing.window) // framing.hop + 1)

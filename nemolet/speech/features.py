@@ -98,22 +98,21 @@ class FrameFeatures(NeuralModule):
 
     def forward(self, audio: AudioBN, audio_lengths: AudioLengthsB) -> Features:
         with torch.autocast(audio.device.type, enabled=False):  # logarithms of small powers need all their digits
-            signal_BN = masked(audio.float(), audio_lengths)
+            framing, signal_BN = self.framing, audio.float()
             if self.training and self.dither:
                 signal_BN = signal_BN + self.dither * torch.randn_like(signal_BN)
-            if self.pre_emphasis:
-                signal_BN = self.emphasised(signal_BN, signal_BN.new_zeros(len(signal_BN), 1))
-                signal_BN = masked(signal_BN, audio_lengths)  # the first sample after the end would not be zero
-            lengths_B = self.framing.count(audio_lengths)
-            frames = max(1, self.framing.count(audio.shape[1]))
-            missing = self.framing.span(frames) - self.framing.lead - signal_BN.shape[1]
-            signal_BN = F.pad(signal_BN, (self.framing.lead, missing))
-            spectrogram_BTC = self.of_frames(signal_BN.unfold(1, self.framing.window, self.framing.hop))
-            return Features(masked(spectrogram_BTC, lengths_B), lengths_B)
+            lengths_B, frames = framing.count(audio_lengths), max(1, framing.count(audio.shape[1]))
+            missing = max(1, framing.span(frames) - framing.lead - audio.shape[1])
+            signal_BN = self.emphasised(F.pad(signal_BN, (framing.lead + 1, missing)))
+            signal_BN = silenced(signal_BN, audio_lengths + framing.lead, framing.window)
+            frames_BTN = signal_BN[:, : framing.span(frames)].unfold(1, framing.window, framing.hop)
+            return Features(masked(self.of_frames(frames_BTN), lengths_B), lengths_B)
 
-    def emphasised(self, signal_BN: Tensor, before_B1: Tensor) -> Tensor:
-        """Subtract from each sample its share of the one before."""
-        return signal_BN - self.pre_emphasis * torch.cat((before_B1, signal_BN[:, :-1]), 1)
+    def emphasised(self, signal_BN: Tensor) -> Tensor:
+        """Subtract from each sample, but the first, its share of the one before; the first is left out."""
+        if not self.pre_emphasis:
+            return signal_BN[:, 1:]
+        return signal_BN[:, 1:].sub(signal_BN[:, :-1], alpha=self.pre_emphasis)
 
     def of_frames(self, frames_BTN: Tensor) -> Tensor:
         """Features of frames that are already cut, ``B T window -> B T C``."""
@@ -299,8 +298,17 @@ def masked(values: Tensor, lengths_B: Tensor) -> Tensor:
         >>> masked(torch.ones(2, 3), torch.tensor([1, 3])).tolist()
         [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     """
-    valid = torch.arange(values.shape[1], device=values.device) < lengths_B[:, None]
-    return values.masked_fill(~valid.reshape(*valid.shape, *[1] * (values.dim() - 2)), 0.0)
+    beyond = torch.arange(values.shape[1], device=values.device) >= lengths_B[:, None]
+    return torch.where(beyond.reshape(*beyond.shape, *[1] * (values.dim() - 2)), 0.0, values)
+
+
+def silenced(signal_BN: Tensor, ends_B: Tensor, size: int) -> Tensor:
+    """Set the next ``size`` samples after the end of each row to zero, in place; the last column is one of them.
+
+    No frame that counts reaches further, so this saves a pass over everything.
+    """
+    places = ends_B[:, None] + torch.arange(size, device=signal_BN.device)
+    return signal_BN.scatter_(1, places.clamp_max(signal_BN.shape[1] - 1), 0.0)
 
 
 def power_spectrum(frames: Tensor, fft_size: int) -> Tensor:

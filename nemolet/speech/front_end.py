@@ -65,10 +65,12 @@ class Normalize(NeuralModule):
         terms_B11 = lengths[:, None, None].to(spectrogram.dtype)
         if self.over == "utterance":
             terms_B11 = terms_B11 * spectrogram.shape[2]
-        mean = masked(spectrogram, lengths).sum(axes, keepdim=True) / terms_B11.clamp_min(1)
-        centred = masked(spectrogram - mean, lengths)
+        valid_BT1 = (torch.arange(spectrogram.shape[1], device=lengths.device) < lengths[:, None])[..., None]
+        spectrogram = torch.where(valid_BT1, spectrogram, 0.0)
+        mean = spectrogram.sum(axes, keepdim=True) / terms_B11.clamp_min(1)
+        centred = (spectrogram - mean) * valid_BT1
         variance = centred.square().sum(axes, keepdim=True) / (terms_B11 - 1).clamp_min(1)
-        return centred / (variance.sqrt() + self.guard)
+        return centred / (variance.clamp_min(1e-20).sqrt() + self.guard)
 
 
 def statistics(spectrogram_BTC: Tensor, lengths_B: Tensor) -> tuple[list[float], list[float]]:

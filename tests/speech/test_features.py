@@ -147,10 +147,13 @@ def test_a_stream_refuses_features_that_add_noise():
         FeatureStream(LogMel(sample_rate=16000))
 
 
-def test_features_carry_gradients_to_the_audio():
-    audio = speechlike(0.1, 16000).double()[None].requires_grad_()
-    LogMel(sample_rate=16000).eval()(audio, torch.tensor([1600])).spectrogram.sum().backward()
-    assert audio.grad.isfinite().all() and audio.grad.any()
+@pytest.mark.parametrize("kind", [LogMel, KaldiFbank, MFCC])
+def test_features_carry_gradients_to_the_audio(kind):
+    audio = torch.stack([speechlike(0.1, 16000, seed) for seed in range(2)]).requires_grad_()
+    front_end = FrontEnd(features=kind(sample_rate=16000), normalize=Normalize())
+    front_end(audio, torch.tensor([1600, 400])).spectrogram.square().sum().backward()
+    assert audio.grad.isfinite().all() and audio.grad[0].any()
+    assert not audio.grad[1, 800:].any()
 
 
 def test_normalisation_per_feature_is_that_of_numpy():
