@@ -23,10 +23,10 @@ CHOICES = [(group, option) for group, options in GROUPS.items() for option in op
 NEEDS = {("tokenizer", "file"): ["tokenizer.path=tok"]}
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
 SPEECH = {  # what reads recordings, not text
-    "model": {"conformer_ctc", "conformer_hybrid", "conformer_transducer", "fast_conformer_ctc", "matchboxnet"},
+    "model": {"conformer_ctc", "conformer_hybrid", "conformer_transducer", "fast_conformer_ctc", "matchboxnet", "quartznet_ctc", "quartznet_hybrid"},
     "data": {"audio"},
 }
-RECORDINGS = {"digits"}  # experiments on them
+RECORDINGS = {"commands", "digit_strings", "digit_strings_transducer", "digits"}  # experiments on them
 PUBLISHED = {  # numbers of parameters
     "gpt2": 124_439_808,
     "gpt2_medium": 354_823_168,
