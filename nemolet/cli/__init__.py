@@ -22,6 +22,7 @@ VERBS = {
     "chat": "continue what you type, line by line",
     "transcribe": "write down what is said in recordings",
     "tokenize": "turn text into token files for training",
+    "manifest": "look into recordings, list what is wrong, and write a manifest of the rest",
     "check": "validate a training config and wire its graph, without training",
     "graph": "draw the graph of a training config as text, Mermaid or SVG",
     "list": "list the config groups and their options",
