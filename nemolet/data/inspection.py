@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -147,8 +147,9 @@ def examine(
             problems.append(entry)
             continue
         facts = found[entry.recording]
-        if isinstance(facts, str):
-            problems.append(Problem(entry.where, facts, _called(entry)))
+        if isinstance(facts, Problem):
+            named = [part for part in (_called(entry), facts.found) if part]
+            problems.append(Problem(entry.where, facts.what, ": ".join(named)))
             continue
         result = _judged(entry, facts, rules)
         key = (entry.recording.name, entry.offset, entry.duration)
@@ -225,19 +226,19 @@ def _all_facts(
     workers: int,
     cache: Path | None,
     progress: Callable[[int], Any] | None,
-) -> dict[Recording, Facts | str]:
+) -> dict[Recording, Facts | Problem]:
     """What each recording holds, or what is wrong with it; a file that several entries name is decoded once."""
     unique = list(dict.fromkeys(recordings))
     memory = None if cache is None else _memory(unique, decode, cache)
     if memory is not None and memory.is_file():
         remembered = json.loads(memory.read_text())
-        return {r: f if isinstance(f, str) else Facts(*f) for r, f in zip(unique, remembered)}
+        return {r: Problem(**f) if isinstance(f, dict) else Facts(*f) for r, f in zip(unique, remembered)}
 
-    def look(recording: Recording) -> Facts | str:
+    def look(recording: Recording) -> Facts | Problem:
         try:
             return recording.facts(decode=decode)
         except DataError as error:
-            return error.what if error.found is None else f"{error.what} ({error.found})"
+            return Problem(recording.name, error.what, "" if error.found is None else str(error.found))
         finally:
             if progress is not None:
                 progress(1)
@@ -247,7 +248,7 @@ def _all_facts(
     if memory is not None:
         memory.parent.mkdir(parents=True, exist_ok=True)
         partial = memory.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(found))
+        partial.write_text(json.dumps([asdict(f) if isinstance(f, Problem) else f for f in found]))
         partial.replace(memory)
     return dict(zip(unique, found))
 
