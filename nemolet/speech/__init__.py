@@ -42,6 +42,7 @@ _EXPORTS = {
     "SpecAugment": "nemolet.speech.augmentation",
     "SpeechDetector": "nemolet.speech.classifiers",
     "SpeedPerturbation": "nemolet.speech.augmentation",
+    "SpokenDigits": "nemolet.speech.synthesis",
     "TempoPerturbation": "nemolet.speech.augmentation",
     "TokenAndDuration": "nemolet.speech.transducer",
     "Transcript": "nemolet.speech.transcription",
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from nemolet.speech.prediction import TransducerDecoder
     from nemolet.speech.recurrent import LSTMEncoder
     from nemolet.speech.streaming import ConformerStream
+    from nemolet.speech.synthesis import SpokenDigits
     from nemolet.speech.transcription import Transcript, Windows, transcribe
     from nemolet.speech.transducer import Hybrid, TokenAndDuration, Transducer
     from nemolet.speech.word_error import ErrorRate, character_error_rate, word_error_rate, worst_utterances
