@@ -29,6 +29,13 @@ class Settings:
         window: seconds that are read together where a recording is longer.
         margin: seconds of its neighbours that a window sees.
         batch_size: recordings that are read together.
+        beam: hypotheses that are searched; 1 takes the likeliest label at each step.
+        language_model: of what follows what: a text with one sentence in a line, or the archive of a causal model
+            with the recognizer's tokenizer; null for none.
+        language_weight: of its log-probabilities.
+        order: labels that a text's n-grams look at.
+        boost: phrases that are expected.
+        boost_weight: what each of their labels is worth.
         stream: seconds of the pieces in which audio arrives, to see what a live model writes when; null for whole
             recordings.
         device: where to compute.
@@ -42,6 +49,12 @@ class Settings:
     window: float = 30.0
     margin: float = 2.0
     batch_size: int = 8
+    beam: int = 1
+    language_model: str | None = None
+    language_weight: float = 0.5
+    order: int = 4
+    boost: list[str] | None = None
+    boost_weight: float = 1.0
     stream: float | None = None
     device: str = "cpu"
     imports: list[str] | None = None
@@ -49,6 +62,8 @@ class Settings:
     CONFIG_RULES = (
         ("window > 0 and margin >= 0", "window is above 0 and margin at least 0"),
         ("batch_size >= 1", "batch_size is at least 1"),
+        ("beam >= 1 and order >= 1", "beam and order are at least 1"),
+        ("beam == 1 or stream is None", "audio that arrives is decoded with beam=1"),
         ("stream > 0", "stream is above 0; null for whole recordings"),
     )
 
@@ -60,6 +75,7 @@ def run(settings: Settings) -> int:
     model, tokenizer = _opened(settings)
     status = 0
     windows = Windows(settings.window, settings.margin)
+    search = _search(settings, model, tokenizer)
     waiting: list[tuple[Path, Any]] = []
     for path in [*files(settings.audio), None]:
         if path is not None:
@@ -73,7 +89,9 @@ def run(settings: Settings) -> int:
             if settings.stream:
                 found = [_live(model, tokenizer, audio[0], settings.stream)]
             else:
-                found = transcribe(model, tokenizer, audio, batch_size=settings.batch_size, windows=windows)
+                found = transcribe(
+                    model, tokenizer, audio, search=search, batch_size=settings.batch_size, windows=windows
+                )
             for (name, _), transcript in zip(waiting, found):
                 _write(name, transcript, settings)
             waiting = []
@@ -122,6 +140,48 @@ def _opened(settings: Settings) -> tuple[Any, Any]:
             found=type(archive.model).__name__,
         )
     return archive.model.eval(), archive.tokenizer
+
+
+def _search(settings: Settings, model: Any, tokenizer: Any) -> Any:
+    """The beam that settings describe, or None for the model's greedy way."""
+    if settings.beam == 1:
+        if settings.language_model is not None or settings.boost:
+            raise ConfigError(
+                "a language model and phrases need a beam above 1", where="beam", found=1, fix="set beam=8"
+            )
+        return None
+    from nemolet.speech.beam import Beam
+    from nemolet.speech.scorers import Boost
+
+    boost = None
+    if settings.boost:
+        boost = Boost([tokenizer.encode(phrase) for phrase in settings.boost], weight=settings.boost_weight)
+    scorer = None if settings.language_model is None else _scorer(settings, settings.language_model, tokenizer)
+    return functools.partial(Beam(settings.beam, scorer, settings.language_weight, boost=boost), model)
+
+
+def _scorer(settings: Settings, path: str, tokenizer: Any) -> Any:
+    from nemolet.archive import load
+    from nemolet.speech.scorers import NeuralScorer, NgramModel
+
+    if not path.endswith(".nemolet"):
+        place = Path(path)
+        if not place.is_file():
+            raise DataError("there is no such text", where=path, fix="name a file with one sentence in a line")
+        lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+        labels = [tokenizer.encode(line) for line in lines]
+        return NgramModel(labels, vocab_size=tokenizer.vocab_size, order=settings.order)
+    archive = load(path, device=settings.device)
+    if archive.tokenizer is None or archive.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            "the language model has another tokenizer",
+            where="language_model",
+            expected=tokenizer,
+            found=archive.tokenizer,
+            fix="train it with tokenizer=file tokenizer.path=... of the recognizer",
+        )
+    eos = tokenizer.eos_id
+    return NeuralScorer(archive.model, vocab_size=tokenizer.vocab_size, start=eos, end_token=eos)
 
 
 def _samples(path: Path, sample_rate: int) -> Any:

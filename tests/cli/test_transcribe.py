@@ -88,6 +88,23 @@ def test_audio_that_arrives_gives_the_same_text(place, capsys):
     assert "real-time factor" in err
 
 
+def test_a_language_model_and_phrases_change_what_is_written(place, capsys, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("dada dada\n" * 5)
+    model = nl.language.CausalLM(vocab_size=5, layers=1, width=8, heads=2)
+    nl.save(tmp_path / "language.nemolet", model=model, tokenizer=CharTokenizer(list(" abcd")))
+    command = [f"archive={place}/model.nemolet", f"audio={place}/one.wav", "beam=4"]
+    plain = run(capsys, *command)[1]
+    by_text = run(capsys, *command, f"language_model={text}", "language_weight=3")[1]
+    assert by_text != plain
+    assert set(by_text.split("\t")[1].strip()) <= set("da ")
+    assert run(capsys, *command, f"language_model={tmp_path}/language.nemolet")[0] == 0
+    assert "cbc" in run(capsys, *command, "boost=[cbc]", "boost_weight=9")[1]
+    status, _, err = run(capsys, *command[:2], "boost=[ab]")
+    assert status == 2
+    assert "beam above 1" in err
+
+
 @pytest.mark.parametrize("kind", ["text", "json", "srt", "vtt"])
 def test_files_are_written(place, capsys, tmp_path, kind):
     run(capsys, f"archive={place}/model.nemolet", f"audio={place}", f"format={kind}", f"out={tmp_path / 'out'}")
