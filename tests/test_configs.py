@@ -23,7 +23,15 @@ CHOICES = [(group, option) for group, options in GROUPS.items() for option in op
 NEEDS = {("tokenizer", "file"): ["tokenizer.path=tok"]}
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
 SPEECH = {  # what reads recordings, not text
-    "model": {"conformer_ctc", "conformer_hybrid", "conformer_transducer", "fast_conformer_ctc", "matchboxnet", "quartznet_ctc", "quartznet_hybrid"},
+    "model": {
+        "conformer_ctc",
+        "conformer_hybrid",
+        "conformer_transducer",
+        "fast_conformer_ctc",
+        "matchboxnet",
+        "quartznet_ctc",
+        "quartznet_hybrid",
+    },
     "data": {"audio"},
 }
 RECORDINGS = {"commands", "digit_strings", "digit_strings_transducer", "digits"}  # experiments on them
