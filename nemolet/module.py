@@ -13,7 +13,7 @@ import re
 import types as python_types
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import prod
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -292,13 +292,15 @@ def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
         return {"_ref_": refs[id(value)]} if id(value) in refs else value.config(refs)
     if isinstance(value, (list, tuple)):
         return [_plain(item, where, refs) for item in value]
+    if is_dataclass(value) and hasattr(type(value), "of"):  # settings that read themselves back
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}", refs) for key, item in value.items()}
     raise DeclarationError(
         "this argument cannot be written to a config",
         where=where,
         found=type(value).__name__,
-        expected="numbers, strings, lists, dictionaries or typed modules",
+        expected="numbers, strings, lists, dictionaries, dataclasses or typed modules",
         fix="pass the plain values from which the module can build the object itself",
     )
 

@@ -13,6 +13,7 @@ from nemolet.language.sampling import Sampling
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding, Head
+from nemolet.nn.router import Mixture
 from nemolet.nn.transformer import Decoder
 from nemolet.symbols import Input
 from nemolet.tokenizers.base import Tokenizer
@@ -22,7 +23,7 @@ from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
 class CausalLM(NeuralModule):
     """A language model that predicts the next token: embedding, decoder, head (final).
 
-    One architecture serves the GPT-2 and Llama families; the presets in ``conf/model`` are overlays of it.
+    One architecture serves the GPT-2, Llama and Mixtral families; the presets in ``conf/model`` are overlays of it.
 
     Args:
         vocab_size: number of tokens; in a config it comes from the tokenizer.
@@ -30,6 +31,7 @@ class CausalLM(NeuralModule):
         width: model width D.
         heads: query heads H.
         kv_heads: key/value heads G, a divisor of ``heads``; None for as many as ``heads``.
+        head_size: size of a head K; None for ``width / heads``.
         ffn_width: feed-forward width F; None for 4 D, or 8/3 D where the feed-forward is gated.
         context: longest sequence.
         norm: ``"rms"`` (Llama) or ``"layer"`` (GPT-2).
@@ -47,6 +49,7 @@ class CausalLM(NeuralModule):
         softcap: bound of the logits (Gemma 2); None for none.
         pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
         checkpointing: activation checkpointing: ``"none"``, ``"full"``, or every n-th block as ``"every_n"``.
+        experts: the feed-forwards are mixtures of experts, each of width F; None for plain ones.
 
     Shape: tokens_BT -> logits_BTV.
 
@@ -69,6 +72,8 @@ class CausalLM(NeuralModule):
         ("vocab_size >= 1", "vocab_size is at least 1; null takes it from the tokenizer"),
         ("ffn_width >= 1", "ffn_width is at least 1; null for the usual one"),
         ("kv_heads >= 1", "kv_heads is at least 1; null for as many as heads"),
+        ("head_size % 2 == 0 or position != 'rope'", "rotary positions need an even head size"),
+        ("experts.per_token <= experts.number", "a token cannot use more experts than there are"),
     )
 
     def __init__(
@@ -79,6 +84,7 @@ class CausalLM(NeuralModule):
         width: int,
         heads: int,
         kv_heads: int | None = None,
+        head_size: int | None = None,
         ffn_width: int | None = None,
         context: int = 1024,
         norm: Literal["rms", "layer"] = "rms",
@@ -96,6 +102,7 @@ class CausalLM(NeuralModule):
         softcap: float | None = None,
         pad_vocab_to: int = 1,
         checkpointing: str = "none",
+        experts: Mixture | None = None,
     ) -> None:
         super().__init__(V=vocab_size)
         self.vocab_size, self.context = vocab_size, context
@@ -105,6 +112,7 @@ class CausalLM(NeuralModule):
             width=width,
             heads=heads,
             kv_heads=kv_heads,
+            head_size=head_size,
             ffn=ffn_width,
             norm=norm,
             norm_eps=norm_eps,
@@ -119,6 +127,7 @@ class CausalLM(NeuralModule):
             window=window,
             dropout=dropout,
             checkpointing=checkpointing,
+            experts=experts,
         )
         head = (
             Head("D", "V", tied=embed, softcap=softcap)
@@ -134,7 +143,7 @@ class CausalLM(NeuralModule):
         self.graph = Graph(
             head(decoder(embed(tokens), **packing)), names={"embed": embed, "decoder": decoder, "head": head}
         )
-        self._cache_shape = (layers, kv_heads or heads, width // heads)
+        self._cache_shape = (layers, kv_heads or heads, head_size or width // heads)
 
     def forward(
         self,

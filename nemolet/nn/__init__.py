@@ -16,6 +16,8 @@ _EXPORTS = {
     "KVCache": "nemolet.nn.cache",
     "LayerNorm": "nemolet.nn.norm",
     "Linear": "nemolet.nn.linear",
+    "Mixture": "nemolet.nn.router",
+    "MixtureOfExperts": "nemolet.nn.moe",
     "PositionEmbedding": "nemolet.nn.embedding",
     "RMSNorm": "nemolet.nn.norm",
     "RotaryEmbedding": "nemolet.nn.rope",
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from nemolet.nn.feed_forward import FeedForward
     from nemolet.nn.linear import Linear
     from nemolet.nn.mask import AttentionMask
+    from nemolet.nn.moe import MixtureOfExperts
     from nemolet.nn.norm import LayerNorm, RMSNorm
     from nemolet.nn.rope import RotaryEmbedding
+    from nemolet.nn.router import Mixture
     from nemolet.nn.transformer import Block, Decoder

@@ -15,9 +15,11 @@ from nemolet.nn.attention import Attention
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import PositionEmbedding
 from nemolet.nn.feed_forward import ActivationName, FeedForward
-from nemolet.nn.mask import AttentionMask, attention_mask
+from nemolet.nn.mask import AttentionMask, MakeMask, attention_mask
+from nemolet.nn.moe import MixtureOfExperts
 from nemolet.nn.norm import LayerNorm, RMSNorm
 from nemolet.nn.rope import RotaryEmbedding, Rotation
+from nemolet.nn.router import Mixture
 from nemolet.types import HiddenBTD, MaskBT, PositionsBT, SegmentsBT
 
 
@@ -26,7 +28,7 @@ class Block(NeuralModule):
 
     Args:
         attention: the attention layer.
-        feed_forward: the feed-forward layer.
+        feed_forward: the feed-forward layer, or a mixture of experts.
         attention_norm: applied before attention.
         feed_forward_norm: applied before the feed-forward.
         dropout: of both branches, in training.
@@ -38,7 +40,7 @@ class Block(NeuralModule):
         self,
         *,
         attention: Attention,
-        feed_forward: FeedForward,
+        feed_forward: FeedForward | MixtureOfExperts,
         attention_norm: LayerNorm | RMSNorm,
         feed_forward_norm: LayerNorm | RMSNorm,
         dropout: float = 0.0,
@@ -69,6 +71,7 @@ class Decoder(NeuralModule):
         width: model width D.
         heads: query heads H.
         kv_heads: key/value heads G; None for as many as ``heads``.
+        head_size: size of a head K; None for ``width / heads``.
         ffn: feed-forward width F; None for 4 D, or 8/3 D rounded up to 32 where gated.
         norm: ``"rms"`` or ``"layer"``.
         norm_eps: added to the variance.
@@ -84,6 +87,7 @@ class Decoder(NeuralModule):
         dropout: probability, in training.
         checkpointing: recompute activations in the backward pass: ``"none"``, ``"full"``, or ``"every_2"``
             for every second block.
+        experts: the feed-forwards are mixtures of experts, each of width F; None for plain ones.
         init_std: standard deviation of the initial weights; what writes to the residual stream has it divided
             by the square root of 2 L (Radford et al., 2019).
 
@@ -104,6 +108,7 @@ class Decoder(NeuralModule):
         width: int,
         heads: int,
         kv_heads: int | None = None,
+        head_size: int | None = None,
         ffn: int | None = None,
         norm: Literal["rms", "layer"] = "rms",
         norm_eps: float = 1e-5,
@@ -118,6 +123,7 @@ class Decoder(NeuralModule):
         window: int | None = None,
         dropout: float = 0.0,
         checkpointing: str = "none",
+        experts: Mixture | None = None,
         init_std: float = 0.02,
     ) -> None:
         super().__init__(D=width)
@@ -131,12 +137,19 @@ class Decoder(NeuralModule):
                 return RMSNorm("D", width, eps=norm_eps)
             return LayerNorm("D", width, eps=norm_eps, bias=bias)
 
+        def make_feed_forward() -> FeedForward | MixtureOfExperts:
+            options: dict[str, Any] = {"activation": activation, "init_std": init_std, "out_std": out_std}
+            if experts is not None:
+                return MixtureOfExperts(width, ffn, experts, dropout=dropout, **options)
+            return FeedForward(width, ffn, gated=gated, bias=bias, dropout=dropout, **options)
+
         def make_block() -> Block:
             return Block(
                 attention=Attention(
                     width,
                     heads,
                     kv_heads,
+                    head_size=head_size,
                     bias=bias,
                     qk_norm=qk_norm,
                     norm_eps=norm_eps,
@@ -144,24 +157,16 @@ class Decoder(NeuralModule):
                     init_std=init_std,
                     out_std=out_std,
                 ),
-                feed_forward=FeedForward(
-                    width,
-                    ffn,
-                    activation=activation,
-                    gated=gated,
-                    bias=bias,
-                    dropout=dropout,
-                    init_std=init_std,
-                    out_std=out_std,
-                ),
+                feed_forward=make_feed_forward(),
                 attention_norm=make_norm(),
                 feed_forward_norm=make_norm(),
                 dropout=dropout,
             )
 
+        self.make_mask: MakeMask = attention_mask
         self.blocks = nn.ModuleList(make_block() for _ in range(layers))
         self.norm = make_norm()
-        head_size = width // heads
+        head_size = head_size or width // heads
         self.rope: RotaryEmbedding | None = None
         self.position: PositionEmbedding | None = None
         if position == "rope":
@@ -179,7 +184,7 @@ class Decoder(NeuralModule):
     ) -> HiddenBTD:
         length, offset = hidden.shape[1], 0 if cache is None else cache.length
         valid_BS = mask if cache is None else cache.valid_with(length, mask)
-        attend = attention_mask(
+        attend = self.make_mask(
             length, offset=offset, segments_BT=segments, valid_BS=valid_BS, window=self.window, device=hidden.device
         )
         hidden = self._add_positions(hidden, positions, offset)
