@@ -20,8 +20,9 @@ from nemolet.archive import described, save
 from nemolet.data.prepared import Loader, Prepared
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
+from nemolet.parallel.checkpoint import remove_remains
 from nemolet.training.callbacks import ExponentialAverage, Recorder, spoken
-from nemolet.training.checkpoint import LAST, AtomicCheckpoints, Checkpoints, remove_remains
+from nemolet.training.checkpoint import LAST, AtomicCheckpoints, Checkpoints
 from nemolet.training.curve import draw_curve
 from nemolet.training.graphs import training_graph
 from nemolet.training.lightning_model import LightningModel, Window
