@@ -138,9 +138,7 @@ class PositionEmbedding(NeuralModule):
         self.weight = nn.Parameter(torch.empty(max_length, width).normal_(std=init_std))
         self.declare_axes(weight=f"T={max_length} D")
 
-    def forward(self, hidden: HiddenBTD, positions: PositionsBT) -> HiddenBTD:
+    def forward(self, hidden: HiddenBTD, positions: PositionsBT | None = None, offset: int = 0) -> HiddenBTD:
+        if positions is None:  # from ``offset`` on: a slice, where looking up each would be slower
+            return hidden + self.weight[offset : offset + hidden.shape[1]]
         return hidden + F.embedding(positions, self.weight)
-
-    def first(self, hidden_BTD: Tensor, offset: int) -> Tensor:
-        """Add the positions from ``offset`` on: a slice, where looking up each would be slower."""
-        return hidden_BTD + self.weight[offset : offset + hidden_BTD.shape[1]]

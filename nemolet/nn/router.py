@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.types import Element, HiddenBTD, Index, NeuralType
+from nemolet.types import Element, HiddenRestD, Index, NeuralType
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,19 @@ class Share(Element):
     """How much each part of a mixture counts."""
 
 
-class Routing(NamedTuple):
-    """The experts each token uses, and how much each counts. Shape: [B, T, experts per token]."""
+OnDevices = Callable[[Tensor], Tensor]  # what has to be done where a tensor lies on several devices
 
-    experts: Annotated[Tensor, NeuralType("B T Any", Index())]
-    weights: Annotated[Tensor, NeuralType("B T Any", Share())]
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself: it lies on one device."""
+    return tensor
+
+
+class Routing(NamedTuple):
+    """The experts each token uses, and how much each counts. Shape: [..., experts per token]."""
+
+    experts: Annotated[Tensor, NeuralType("... Any", Index())]
+    weights: Annotated[Tensor, NeuralType("... Any", Share())]
 
 
 class Router(NeuralModule):
@@ -93,7 +101,8 @@ class Router(NeuralModule):
         mixture: how experts are chosen.
         init_std: standard deviation of the initial weights.
 
-    Shape: hidden_BTD -> experts and weights [B, T, experts per token]; weight ``E D``.
+    Shape: hidden_BTD -> experts and weights [B, T, experts per token]; weight ``Any D``: every rank scores all experts,
+    so this axis is not the E over which they are spread.
 
     Example:
         >>> routing = Router(4, Mixture(8, 2))(torch.randn(1, 3, 4))
@@ -109,12 +118,12 @@ class Router(NeuralModule):
         super().__init__(D=width)
         self.mixture = mixture = Mixture.of(mixture)
         self.weight = nn.Parameter(torch.empty(mixture.number, width).normal_(std=init_std))
-        self.declare_axes(weight=f"E={mixture.number} D")
+        self.declare_axes(weight=f"Any={mixture.number} D")
         self.register_buffer("seed", torch.ones((), dtype=torch.float32), persistent=False)
         # Only a biased choice has something to remember: the bias for good, the loads until the next step.
         self.register_buffer("bias", torch.zeros(mixture.number), persistent=mixture.balance_rate > 0)
         self.register_buffer("load", torch.zeros(mixture.number), persistent=False)
-        self.sum_over_sequence: Callable[[Tensor], Tensor] = _identity  # where a sequence lies on several devices
+        self.sum_over_sequence: OnDevices = whole  # where a sequence lies on several devices
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Follow the model to another device, but not to half precision, in which counts would be wrong."""
@@ -127,7 +136,7 @@ class Router(NeuralModule):
             setattr(self, name, made)
         return self
 
-    def forward(self, hidden: HiddenBTD) -> Routing:
+    def forward(self, hidden: HiddenRestD) -> Routing:
         mixture = self.mixture
         logits_BTE = F.linear(hidden, self.weight)
         logits_BTE = logits_BTE.to(torch.promote_types(logits_BTE.dtype, torch.float32))
@@ -183,10 +192,6 @@ class _Attach(torch.autograd.Function):
         return grad, seed.to(ctx.dtype), None
 
 
-def _identity(counts: Tensor) -> Tensor:
-    return counts
-
-
 def routers(module: nn.Module) -> Iterator[Router]:
     """All routers inside a module."""
     return (child for child in module.modules() if isinstance(child, Router))
@@ -202,7 +207,7 @@ def seed_auxiliary_losses(module: nn.Module, seed: float | Tensor) -> None:
 
 
 @torch.no_grad()
-def balance_experts(module: nn.Module, reduce: Callable[[Tensor], Tensor] = _identity) -> None:
+def balance_experts(module: nn.Module, reduce: OnDevices = whole) -> None:
     """Move the bias of each router against its load since the last step; to be called once a step.
 
     Args:

@@ -216,9 +216,7 @@ class Decoder(NeuralModule):
                 found=offset + hidden_BTD.shape[1],
                 fix="shorten the sequence, or build the model with a longer context",
             )
-        if positions_BT is None:
-            return self.position.first(hidden_BTD, offset)
-        return self.position(hidden_BTD, positions_BT)  # type: ignore[no-any-return]
+        return self.position(hidden_BTD, positions_BT, offset)  # type: ignore[no-any-return]
 
 
 def _checkpoint_every(name: str) -> int:
