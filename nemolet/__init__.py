@@ -22,6 +22,7 @@ _HOME = {
     "nemolet.graph": "Graph compose",
     "nemolet.config": "build register",
     "nemolet.archive": "load save",
+    "nemolet.parallel": "Mesh MeshSizes Parallel Rules make_mesh parallelize",
     "nemolet.errors": "NemoletError",
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names.split()}
@@ -30,6 +31,7 @@ _PACKAGES = (
     "tokenizers",
     "data",
     "language",
+    "parallel",
     "training",
     "errors",
     "types",
@@ -66,5 +68,6 @@ if TYPE_CHECKING:
     from nemolet.errors import NemoletError
     from nemolet.graph import Graph, compose
     from nemolet.module import NeuralModule, checked, parameter_axes
+    from nemolet.parallel import Mesh, MeshSizes, Parallel, Rules, make_mesh, parallelize
     from nemolet.symbols import Input, Symbol
     from nemolet.types import *  # noqa: F403

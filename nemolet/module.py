@@ -293,15 +293,16 @@ def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
         return {"_ref_": refs[id(value)]} if id(value) in refs else value.config(refs)
     if isinstance(value, (list, tuple)):
         return [_plain(item, where, refs) for item in value]
-    if is_dataclass(value) and hasattr(type(value), "of"):  # settings that read themselves back
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+        return {key: _plain(item, f"{where}.{key}", refs) for key, item in changed.items()}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}", refs) for key, item in value.items()}
     raise DeclarationError(
         "this argument cannot be written to a config",
         where=where,
         found=type(value).__name__,
-        expected="numbers, strings, lists, dictionaries, dataclasses or typed modules",
+        expected="numbers, strings, lists, dictionaries, dataclasses of these, or typed modules",
         fix="pass the plain values from which the module can build the object itself",
     )
 

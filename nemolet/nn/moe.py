@@ -6,8 +6,7 @@ No token is dropped: they are sorted by expert, and each expert gets as many row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +144,7 @@ class MixtureOfExperts(NeuralModule):
         self,
         width: int,
         hidden_width: int,
-        mixture: Mixture | Mapping[str, Any],
+        mixture: Mixture,
         *,
         activation: ActivationName = "silu",
         dropout: float = 0.0,
@@ -153,7 +152,6 @@ class MixtureOfExperts(NeuralModule):
         out_std: float = 0.02,
     ) -> None:
         super().__init__(D=width)
-        mixture = Mixture.of(mixture)
         self.dropout = dropout
         self.dispatch: Dispatch = dispatch_on_one_device
         self.router = Router(width, mixture, init_std=init_std)

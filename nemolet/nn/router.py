@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -63,11 +63,6 @@ class Mixture:
                 fix="softmax is usual",
             )
 
-    @staticmethod
-    def of(settings: Mixture | Mapping[str, Any]) -> Mixture:
-        """From the block of a config."""
-        return settings if isinstance(settings, Mixture) else Mixture(**settings)
-
 
 @dataclass(frozen=True)
 class Share(Element):
@@ -114,9 +109,9 @@ class Router(NeuralModule):
     bias: Tensor
     load: Tensor
 
-    def __init__(self, width: int, mixture: Mixture | Mapping[str, Any], *, init_std: float = 0.02) -> None:
+    def __init__(self, width: int, mixture: Mixture, *, init_std: float = 0.02) -> None:
         super().__init__(D=width)
-        self.mixture = mixture = Mixture.of(mixture)
+        self.mixture = mixture
         self.weight = nn.Parameter(torch.empty(mixture.number, width).normal_(std=init_std))
         self.declare_axes(weight=f"Any={mixture.number} D")
         self.register_buffer("seed", torch.ones((), dtype=torch.float32), persistent=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -248,7 +248,7 @@ def read_state(source: Reader, module: nn.Module, optimizers: Sequence[Optimizer
     }
     named = {f"{OPTIMIZER}{n}.{slot}": value for n, values in slots.items() for slot, value in values.items()}
     source.read({**weights, **named, **noted})
-    for optimizer in inner:
+    for optimizer in optimizers:
         _fill(optimizer, parameters, slots)
     for key, tensor in noted.items():
         _insert(rest, key.split("::"), tensor)
@@ -279,12 +279,17 @@ def kinds(optimizers: Iterable[Optimizer]) -> list[str]:
     return [type(optimizer).__name__.removeprefix("Sharded") for optimizer in optimizers]
 
 
-def _fill(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], slots: Mapping[str, dict[str, Tensor]]) -> None:
+def _fill(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], slots: Mapping[str, dict[str, Tensor]]
+) -> None:
     names = {id(parameter): name for name, parameter in parameters.items()}
-    own = optimizer.state_dict()
-    ordered: Iterator[nn.Parameter] = (p for group in optimizer.param_groups for p in group["params"])
-    state = {index: slots[names[id(p)]] for index, p in enumerate(ordered) if names[id(p)] in slots}
-    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+    states = []
+    for inner in single(optimizer):
+        ordered = [names[id(p)] for group in inner.param_groups for p in group["params"]]
+        state = {index: slots[name] for index, name in enumerate(ordered) if name in slots}
+        states.append({"state": state, "param_groups": inner.state_dict()["param_groups"]})
+    whole = states[0] if len(states) == 1 else dict(zip(("first", "second"), states))
+    getattr(optimizer, "_optimizer", optimizer).load_state_dict(whole)
 
 
 def _insert(rest: dict[str, Any], path: list[str], tensor: Tensor) -> None:

@@ -90,6 +90,11 @@ class LightningModel(pl.LightningModule):
         self._valid: list[dict[str, Tensor]] = []
         self._resumed: dict[str, Any] | None = None
 
+    @property
+    def evaluation(self) -> NeuralModule:
+        """The graph that also measures, else the one that is trained."""
+        return self._evaluation[0]
+
     def forward(self, **batch: Tensor) -> Any:
         """Run the graph."""
         return self.graph(**batch)
@@ -176,8 +181,8 @@ class LightningModel(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect sums; their quotient is the mean over all tokens, not over batches."""
-        runner = getattr(self.trainer.strategy, "runner", None)
-        result = self._evaluation[0](**batch) if runner is None else runner.evaluate(batch)
+        evaluate = getattr(self.trainer.strategy, "evaluate", None)
+        result = self.evaluation(**batch) if evaluate is None else evaluate(self.evaluation, batch)
         values = result if isinstance(result, dict) else result._asdict()
         self._valid.append({name: value.detach().double() for name, value in values.items()})
 
