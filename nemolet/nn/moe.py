@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nemolet.module import NeuralModule
 from nemolet.nn.feed_forward import ACTIVATIONS, ActivationName, FeedForward
-from nemolet.nn.router import Mixture, OnDevices, Router, whole
+from nemolet.nn.router import Mixture, Router
 from nemolet.types import HiddenBTD, HiddenRestD, Index, NeuralType
 
 
@@ -48,7 +48,6 @@ class Experts(NeuralModule):
     ) -> None:
         super().__init__(D=width)
         self.number, self.activate = number, ACTIVATIONS[activation]
-        self.own_part: OnDevices = whole  # where a weight lies on several devices
         self.gate = nn.Parameter(torch.empty(number, hidden_width, width).normal_(std=init_std))
         self.up = nn.Parameter(torch.empty(number, hidden_width, width).normal_(std=init_std))
         self.down = nn.Parameter(torch.empty(number, width, hidden_width).normal_(std=out_std))
@@ -56,7 +55,7 @@ class Experts(NeuralModule):
         self.declare_axes(gate=wide, up=wide, down=f"E={number} D={width} F={hidden_width}")
 
     def forward(self, hidden: HiddenRestD, counts: Annotated[Tensor, NeuralType("E", Index())]) -> HiddenRestD:
-        gate_EFD, up_EFD, down_EDF = (self.own_part(weight) for weight in (self.gate, self.up, self.down))
+        gate_EFD, up_EFD, down_EDF = self.gate, self.up, self.down
         if _has_grouped_product(hidden, gate_EFD):
             ends_E = counts.cumsum(0, dtype=torch.int32)
             gated = self.activate(_grouped(hidden, gate_EFD, ends_E)) * _grouped(hidden, up_EFD, ends_E)

@@ -220,7 +220,7 @@ def test_experts_declare_their_axes():
 def test_a_language_model_of_experts_learns_and_is_rebuilt_from_its_config():
     torch.manual_seed(0)
     model = nl.language.CausalLM(
-        vocab_size=11, layers=2, width=8, heads=2, head_size=6, context=16, experts=Mixture(4, 2, balance_loss=0.01)
+        vocab_size=11, layers=2, width=8, heads=2, context=16, experts=Mixture(4, 2, balance_loss=0.01)
     )
     again = nl.build(model.config())
     again.load_state_dict(model.state_dict())
@@ -267,6 +267,6 @@ def test_presets_have_the_published_sizes(preset, parameters, active):
     with torch.device("meta"):
         model = nl.build(config["model"])
     assert sum(p.numel() for p in model.parameters()) == parameters
-    mixture = Mixture.of(config["model"]["experts"])
+    mixture = Mixture(**config["model"]["experts"])
     routed = sum(p.numel() for m in model.modules() if isinstance(m, Experts) for p in m.parameters())
     assert parameters - routed + routed * mixture.per_token // mixture.number == active
