@@ -68,6 +68,9 @@ if TYPE_CHECKING:
     from nemolet.errors import NemoletError
     from nemolet.graph import Graph, compose
     from nemolet.module import NeuralModule, checked, parameter_axes
-    from nemolet.parallel import Mesh, MeshSizes, Parallel, Rules, make_mesh, parallelize
+    from nemolet.parallel.apply import parallelize
+    from nemolet.parallel.mesh import Mesh, MeshSizes, make_mesh
+    from nemolet.parallel.rules import Rules
+    from nemolet.parallel.settings import Parallel
     from nemolet.symbols import Input, Symbol
     from nemolet.types import *  # noqa: F403

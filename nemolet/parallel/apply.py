@@ -1,4 +1,4 @@
-"""Apply a plan to a model: tensor parallelism, activation checkpointing, compilation, data parallelism, in this order."""
+"""Apply a plan: tensor parallelism, activation checkpointing, compilation, data parallelism, in this order."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._composable.replicate import replicate
+from torch._C._distributed_c10d import GradBucket
+from torch.distributed._composable.replicate import DDP, replicate
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from nemolet.errors import ParallelError
+from nemolet.parallel.context import spread_context
 from nemolet.parallel.deferred import Deferred
+from nemolet.parallel.experts import spread_experts
 from nemolet.parallel.mesh import Mesh
 from nemolet.parallel.plan import Plan
 from nemolet.parallel.recompute import recompute
@@ -70,6 +73,9 @@ def parallelize(
     blocks = [graph.get_submodule(name) for stack in plan.stacks for name in stack]
     if plan.modules:
         compute_on_parts(graph, plan, mesh)
+    spread_experts(graph, mesh)
+    if mesh.sizes.cp > 1:
+        spread_context(graph, mesh.axis("cp").get_group())
     recompute(blocks, checkpointing)
     if compile:
         for block in blocks:
@@ -82,7 +88,7 @@ def parallelize(
 def gradient_sync(graph: nn.Module, on: bool) -> None:
     """Switch the sums of gradients over data-parallel ranks on or off, as for all but the last micro-batch."""
     for module in graph.modules():
-        if isinstance(module, FSDPModule) or hasattr(module, "set_requires_gradient_sync"):
+        if isinstance(module, (FSDPModule, DDP)):
             module.set_requires_gradient_sync(on)
 
 
@@ -219,11 +225,16 @@ def _copy(graph: nn.Module, mesh: Mesh, unit: str) -> None:
     if unit or mesh.data_parallel is None:
         return
     replicate(graph, process_group=mesh.axis("dp_replicate").get_group())
-    graph.register_comm_hook(mesh.axis("dp_replicate").get_group(), _sum_bucket)  # type: ignore[operator]
+    assert isinstance(graph, DDP)
+    graph.register_comm_hook(mesh.axis("dp_replicate").get_group(), _sum_bucket)
 
 
-def _sum_bucket(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_bucket(group: dist.ProcessGroup, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     assert work is not None
     done: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
     return done
+
+
+# torch looks at the annotations themselves, not at their text.
+_sum_bucket.__annotations__.update({"bucket": GradBucket, "return": torch.futures.Future[Tensor]})

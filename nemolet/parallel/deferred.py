@@ -53,13 +53,13 @@ class Deferred(TorchDispatchMode):
         self._meta = torch.device("meta")
 
     def __enter__(self) -> Deferred:
-        self._meta.__enter__()  # type: ignore[no-untyped-call]
+        self._meta.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._meta.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._meta.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -104,7 +104,10 @@ class Deferred(TorchDispatchMode):
             _replay(step, real)
             for name in due.get(index, ()):
                 tensor = waiting[name]
-                yield name, torch.as_strided(real[_storage(tensor)], tensor.shape, tensor.stride(), tensor.storage_offset())
+                yield (
+                    name,
+                    torch.as_strided(real[_storage(tensor)], tensor.shape, tensor.stride(), tensor.storage_offset()),
+                )
             for storage in {_storage(t) for t in _tensors(step)}:
                 if last[storage] == index:
                     real.pop(storage, None)
@@ -115,7 +118,7 @@ class Deferred(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _tensors(step: Step) -> list[Tensor]:

@@ -202,8 +202,11 @@ class _Boundaries:
         split = split or (self.sequence and name in self.blocks)
         layer = self.layout.layers.get(name)
         if self.forced.get(name) == "replicate":
+            for inner in self.layout.layers:
+                if inner == name or inner.startswith(f"{name}." if name else ""):
+                    self._edit(inner, pattern=Pattern.WHOLE)
             if split:
-                self._edit(name, pattern=Pattern.WHOLE, enter=Boundary.JOIN, leave=Boundary.SPLIT)
+                self._edit(name, enter=Boundary.JOIN, leave=Boundary.SPLIT)
             return
         if layer is not None:
             self._layer(name, layer, split=split, entered=entered)
@@ -231,10 +234,7 @@ class _Boundaries:
         elif layer.pattern is Pattern.HEAD:
             self._edit(name, pattern=layer.pattern, enter=inward)
         elif layer.pattern is Pattern.EXPERTS:
-            if layer.letter:  # cut inside each expert
-                self._edit(name, pattern=layer.pattern, enter=Boundary.COPY, leave=Boundary.SUM)
-            else:
-                self._edit(name, pattern=layer.pattern)
+            self._edit(name, pattern=layer.pattern)  # the dispatch brings tokens there and back
         elif layer.pattern is Pattern.BETWEEN:
             self._edit(name, pattern=layer.pattern)
         else:

@@ -81,7 +81,7 @@ class MeshSizes:
                 if len(open_axes) > 1
                 else f"choose sizes that divide {world}, or start {_nearest_world(known, world)} ranks",
             )
-        resolved = replace(self, **{axis: world // known for axis in open_axes}) if open_axes else self
+        resolved = replace(self, **dict.fromkeys(open_axes, world // known)) if open_axes else self
         shared = resolved.dp_shard * resolved.cp * resolved.tp
         if shared % resolved.ep:
             raise ParallelError(

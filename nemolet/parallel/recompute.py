@@ -49,7 +49,7 @@ def recompute(blocks: Sequence[nn.Module], policy: str) -> None:
             fix="for example every_2",
         )
     for block in blocks[:: every or len(blocks) + 1] if every else ():
-        block.forward = _checkpointed(block, policy == "selective")  # type: ignore[method-assign]
+        block.forward = _checkpointed(block, policy == "selective")
 
 
 def _checkpointed(block: nn.Module, selective: bool) -> Callable[..., Any]:

@@ -48,7 +48,10 @@ class Rules:
         Raises:
             ParallelError: for a table that is neither ``parameters`` nor ``activations``.
         """
-        tables = {"parameters": dict(_PARAMETERS), "activations": dict(_ACTIVATIONS)}
+        tables: dict[str, dict[str, tuple[str, ...]]] = {
+            "parameters": dict(_PARAMETERS),
+            "activations": dict(_ACTIVATIONS),
+        }
         for kind, table in (changes or {}).items():
             if kind not in tables:
                 raise ParallelError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,10 @@ from nemolet.parallel.boundaries import cross, join_uneven, part_size, sum_gradi
 from nemolet.parallel.heads import attention_of, shared_rows
 from nemolet.parallel.layout import Boundary, ModulePlan
 from nemolet.parallel.mesh import Mesh
-from nemolet.parallel.patterns import Pattern, sequence_ports
+from nemolet.parallel.patterns import Pattern
 from nemolet.parallel.plan import ParameterPlan, Plan
 from nemolet.parallel.vocabulary import look_up, token_loss
-from nemolet.types import NeuralType
+from nemolet.types import REST, Hidden, NeuralType
 
 View = Callable[[Tensor], Tensor | None]
 
@@ -74,64 +74,62 @@ def _wrap(module: nn.Module, planned: ModulePlan, mesh: Mesh, shared: Tensor | N
     views = _views(module, planned, mesh)
     if shared is not None:
         views = {key: partial(_chosen_rows, rows=shared, group=group) for key in views}
-    enters, leaves = _cut_dims(module, planned)
+    enters = _crossings(module, planned.enter)
+    leaves = _dim_of_time(next(iter(module.output_ports.values())).type) if isinstance(module, NeuralModule) else -2
     late = "bias" if planned.pattern is Pattern.ROW and getattr(module, "bias", None) is not None else None
     compute = _lookup_of(module, inner, group) if planned.pattern is Pattern.LOOKUP else inner
     size = _scores(module) if planned.leave is Boundary.JOIN_SCORES else 0
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if enters:
-            args, kwargs = _map_ports(args, kwargs, enters, partial(_enter, planned.enter, group))
+            args = tuple(_enter(value, enters.get(place), group) for place, value in enumerate(args))
+            kwargs = {name: _enter(value, enters.get(name), group) for name, value in kwargs.items()}
         if not views:
             out = compute(*args, **kwargs)
         else:
-            whole = dict(module._parameters)
+            parameters: dict[str, Any] = module._parameters
+            whole = dict(parameters)
             for key, view in views.items():
-                module._parameters[key] = view(whole[key])  # type: ignore[assignment, arg-type]
+                parameters[key] = view(whole[key])
             try:
                 out = compute(*args, **kwargs)
             finally:
-                module._parameters.update(whole)
+                parameters.update(whole)
         if planned.leave is Boundary.JOIN_SCORES:
             return join_uneven(out, size, group)
         out = cross(out, planned.leave, leaves, group)
         return out if late is None else out + _whole_part(module._parameters[late], late in planned.summed, group)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
-def _enter(boundary: Boundary, group: dist.ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
-    return cross(tensor, boundary, dim, group)
+def _enter(value: Any, crossing: tuple[Boundary, int] | None, group: dist.ProcessGroup) -> Any:
+    return value if crossing is None or value is None else cross(value, *crossing, group)
 
 
-def _cut_dims(module: nn.Module, planned: ModulePlan) -> tuple[dict[str | int, int], int]:
-    """For each port that hidden states enter, by name and position, the dim of T; and that dim of the output."""
-    if not isinstance(module, NeuralModule):
-        return {}, 1
-    declared = module.declared()
-    names = sequence_ports(module.input_ports) or [
-        name for name, port in module.input_ports.items() if isinstance(port.type, NeuralType)
-    ][:1]
-    enters: dict[str | int, int] = {}
-    if planned.enter is not Boundary.KEEP:
-        for name in names:
-            enters[name] = enters[declared.order.index(name)] = _dim_of_time(module.input_ports[name].type)
-    outputs = list(module.output_ports.values())
-    return enters, _dim_of_time(outputs[0].type) if outputs else 1
+def _crossings(module: nn.Module, boundary: Boundary) -> dict[str | int, tuple[Boundary, int]]:
+    """What happens at each port that hidden states enter, by name and by position, and along which dim.
+
+    Hidden states without T, such as a memory, are never cut along the sequence: they are copied where T is gathered.
+    """
+    if not isinstance(module, NeuralModule) or boundary is Boundary.KEEP:
+        return {}
+    order = module.declared().order
+    found: dict[str | int, tuple[Boundary, int]] = {}
+    for name, port in module.input_ports.items():
+        if not isinstance(port.type, NeuralType) or not isinstance(port.type.element, Hidden):
+            continue
+        timed = any(axis.letter in ("T", REST) for axis in port.type.axes)
+        what = boundary if timed else Boundary.COPY if boundary in (Boundary.COPY, Boundary.GATHER) else Boundary.KEEP
+        if what is not Boundary.KEEP:
+            found[name] = found[order.index(name)] = (what, _dim_of_time(port.type))
+    return found
 
 
 def _dim_of_time(declared: Any) -> int:
     """Where T is; in ``... D`` it is the last of what the dots stand for."""
     letters = [axis.letter for axis in declared.axes] if isinstance(declared, NeuralType) else []
     return letters.index("T") - len(letters) if "T" in letters else -2
-
-
-def _map_ports(
-    args: tuple[Any, ...], kwargs: dict[str, Any], ports: Mapping[str | int, int], change: Callable[[Tensor, int], Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    changed = tuple(change(a, ports[i]) if i in ports and a is not None else a for i, a in enumerate(args))
-    named = {k: change(a, ports[k]) if k in ports and a is not None else a for k, a in kwargs.items()}
-    return changed, named
 
 
 # --------------------------------------------------------------------------------------------------
@@ -143,7 +141,7 @@ def _views(module: nn.Module, planned: ModulePlan, mesh: Mesh) -> dict[str, View
     """What stands in the place of each parameter while its module runs."""
     group = mesh.axis("tp").get_group()
     views: dict[str, View] = {}
-    for key, parameter in module.named_parameters(recurse=False):
+    for key, _ in module.named_parameters(recurse=False):
         views[key] = partial(_whole_part, summed=key in planned.summed, group=group)
     if planned.pattern is Pattern.ROW and "bias" in views:
         views["bias"] = _nothing  # added once, after the sum
@@ -197,6 +195,4 @@ def _part_loss(module: nn.Module, rows: int, group: dist.ProcessGroup) -> None:
     assert isinstance(module, CrossEntropy)
     options = {"smoothing": module.label_smoothing, "z_loss": module.z_loss}
     start = part_size(rows, group) * dist.get_rank(group)
-    module.forward = lambda logits, labels: token_loss(  # type: ignore[method-assign]
-        logits, labels, start=start, group=group, **options
-    )
+    module.forward = lambda logits, labels: token_loss(logits, labels, start=start, group=group, **options)

@@ -11,7 +11,8 @@ import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nemolet.language.losses import IGNORED, TokenLoss
+from nemolet.language.losses import TokenLoss
+from nemolet.types import IGNORED
 
 
 def look_up(read: Callable[[Tensor], Tensor], tokens: Tensor, start: int, rows: int) -> Tensor:
@@ -38,7 +39,7 @@ def token_loss(
 ) -> TokenLoss:
     """Cross-entropy of scores whose vocabulary lies on several ranks, as :class:`nemolet.language.CrossEntropy`.
 
-    Only three numbers per token are summed over the ranks: no rank ever sees all scores.
+    Only a few numbers per token are summed over the ranks: no rank ever sees all scores.
 
     Args:
         logits: the scores of this rank's part of the vocabulary.
@@ -64,19 +65,24 @@ class _PartedLoss(torch.autograd.Function):
         counted_N = labels_N.ne(IGNORED)
         here_N = counted_N & (labels_N >= start) & (labels_N < start + logits_NV.shape[1])
         target_N1 = (labels_N - start).masked_fill(~here_N, 0)[:, None]
-        top_N = _over(wide_NV.amax(-1) if wide_NV.shape[1] else wide_NV.new_full(labels_N.shape, -torch.inf), "max", group)
-        parts = [torch.exp(wide_NV - top_N[:, None]).sum(-1), _picked(wide_NV, target_N1, here_N), wide_NV.sum(-1)]
-        sizes_N = torch.full_like(top_N, wide_NV.shape[1])
-        exp_N, score_N, sum_N, size_N = _over(torch.stack([*parts, sizes_N]), "sum", group)
-        partition_N = top_N + exp_N.log()
-        loss_N = partition_N - (1 - smoothing) * score_N
+        top_N = _over(
+            wide_NV.amax(-1) if wide_NV.shape[1] else wide_NV.new_full(labels_N.shape, -torch.inf), "max", group
+        )
+        parts = [torch.exp(wide_NV - top_N[:, None]).sum(-1), _picked(wide_NV, target_N1, here_N)]
         if smoothing:
-            loss_N = loss_N - smoothing * sum_N / size_N
+            parts += [wide_NV.sum(-1), torch.full_like(top_N, wide_NV.shape[1])]
+        exp_N, score_N, *spread = _over(torch.stack(parts), "sum", group)
+        partition_N = top_N + exp_N.log()
+        loss_N: Tensor = partition_N - (1 - smoothing) * score_N
+        size_N = spread[1] if smoothing else None
+        if smoothing:
+            loss_N = loss_N - smoothing * spread[0] / size_N
         if z:
             loss_N = loss_N + z * partition_N.square()
         ctx.save_for_backward(logits_NV, partition_N, target_N1, counted_N, here_N, size_N)
         ctx.smoothing, ctx.z = smoothing, z
-        return loss_N.where(counted_N, 0).sum()
+        total: Tensor = loss_N.where(counted_N, 0).sum()
+        return total
 
     @staticmethod
     @once_differentiable
@@ -95,7 +101,8 @@ class _PartedLoss(torch.autograd.Function):
 def _picked(wide_NV: Tensor, target_N1: Tensor, here_N: Tensor) -> Tensor:
     if not wide_NV.shape[1]:
         return wide_NV.new_zeros(here_N.shape)
-    return wide_NV.gather(1, target_N1)[:, 0].where(here_N, 0)
+    picked: Tensor = wide_NV.gather(1, target_N1)[:, 0].where(here_N, 0)
+    return picked
 
 
 def _over(tensor: Tensor, what: str, group: dist.ProcessGroup) -> Tensor:
