@@ -158,7 +158,7 @@ def _group(args: Any) -> dist.ProcessGroup:
     for arg in reversed(args):
         if isinstance(arg, str):
             try:
-                return dist.distributed_c10d._resolve_process_group(arg)  # type: ignore[attr-defined, arg-type, no-any-return]
+                return dist.distributed_c10d._resolve_process_group(arg)  # type: ignore[attr-defined, arg-type]
             except (LookupError, RuntimeError, ValueError):
                 continue  # another string, such as the kind of reduction
     for arg in args:
