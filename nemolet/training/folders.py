@@ -279,9 +279,7 @@ def kinds(optimizers: Iterable[Optimizer]) -> list[str]:
     return [type(optimizer).__name__.removeprefix("Sharded") for optimizer in optimizers]
 
 
-def _fill(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], slots: Mapping[str, dict[str, Tensor]]
-) -> None:
+def _fill(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], slots: Mapping[str, dict[str, Tensor]]) -> None:
     names = {id(parameter): name for name, parameter in parameters.items()}
     states = []
     for inner in single(optimizer):

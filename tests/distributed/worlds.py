@@ -152,6 +152,9 @@ def _leave() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
+        from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+        _clear_sharding_prop_cache()  # it remembers the groups of this run
         dist.destroy_process_group()
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(key, None)
