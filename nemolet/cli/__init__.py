@@ -22,6 +22,7 @@ VERBS = {
     "chat": "continue what you type, line by line",
     "tokenize": "turn text into token files for training",
     "check": "validate a training config and wire its graph, without training",
+    "plan": "where the parameters of a training config lie, and the bytes on each rank",
     "graph": "draw the graph of a training config as text, Mermaid or SVG",
     "list": "list the config groups and their options",
 }

@@ -23,7 +23,6 @@ from nemolet.parallel.plan import Plan
 from nemolet.parallel.recompute import recompute
 from nemolet.parallel.tensor import compute_on_parts, cut
 
-
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -224,7 +223,8 @@ def _copy(graph: nn.Module, mesh: Mesh, unit: str) -> None:
     """Copies of the whole graph, whose gradients are summed in buckets while the backward pass goes on."""
     if unit or mesh.data_parallel is None:
         return
-    replicate(graph, process_group=mesh.axis("dp_replicate").get_group())
+    # Otherwise torch sorts the buckets anew after the first step, and a run that resumes sums in another order.
+    replicate(graph, process_group=mesh.axis("dp_replicate").get_group(), find_unused_parameters=True)
     assert isinstance(graph, DDP)
     graph.register_comm_hook(mesh.axis("dp_replicate").get_group(), _sum_bucket)
 

@@ -54,7 +54,7 @@ def recompute(blocks: Sequence[nn.Module], policy: str) -> None:
 
 def _checkpointed(block: nn.Module, selective: bool) -> Callable[..., Any]:
     inner = block.forward
-    options = {"context_fn": partial(create_selective_checkpoint_contexts, _keep)} if selective else {}
+    options: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _keep)} if selective else {}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not (block.training and torch.is_grad_enabled()):

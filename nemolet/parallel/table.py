@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from nemolet.parallel.layout import Boundary, ModulePlan
 from nemolet.parallel.patterns import Pattern
 from nemolet.parallel.plan import ParameterPlan, Plan
+from nemolet.parallel.planner import StageMemory
 
 _REASONS = {
     Pattern.WHOLE: "every rank of tp holds all of it",
@@ -135,3 +136,24 @@ def _bare(value: object) -> object:
     if isinstance(value, ParameterPlan):
         return (value.axes, value.shape, dict(value.shards), value.local_shape, value.summed)
     return value
+
+
+def memory_table(stages: Sequence[StageMemory], world: int) -> str:
+    """Bytes on each rank, by pipeline stage."""
+    name, unit = ("GiB", 2**30) if max(memory.peak for memory in stages) >= 2**30 else ("MiB", 2**20)
+
+    def row(stage: int, memory: StageMemory) -> tuple[str, ...]:
+        parts = (
+            memory.parameters,
+            memory.gradients,
+            memory.optimizer,
+            memory.gathered,
+            memory.activations,
+            memory.peak,
+        )
+        sizes = [f"{part / unit:,.2f}" for part in parts]
+        return (str(stage), str(memory.layers), f"{memory.numbers:,}", *sizes)
+
+    heads = ("stage", "layers", "numbers", "weights", "gradients", "optimizer", "gathered", "activations", "peak")
+    table = text_table(heads, [row(stage, memory) for stage, memory in enumerate(stages)])
+    return f"{world} ranks; numbers on a rank, and {name} on a rank\n{table}"
