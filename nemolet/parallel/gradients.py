@@ -91,7 +91,7 @@ class Gradients:
     def norm(self) -> Tensor:
         """The 2-norm of all gradients together; the same on every rank."""
         named = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        if self.ranks == 1:
+        if self.ranks == 1 and self.group is None:
             return torch.nn.utils.get_total_norm(named.values())
         _refuse_partial(named)
         tensors = [local(gradient) for gradient in named.values()]
