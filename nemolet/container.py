@@ -96,7 +96,7 @@ def _entry(content: bytes | Path) -> dict[str, Any]:
         return {"size": file.tell(), "sha256": digest}
 
 
-def _opened(content: bytes | Path) -> BinaryIO:
+def _opened(content: bytes | Path) -> io.BytesIO | io.BufferedReader:
     return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
 
 

@@ -20,9 +20,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from nemolet.errors import TrainingError
 
@@ -79,7 +82,7 @@ class ShardWriter:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         options: dict[str, Any] = {
-            "storage_writer": dcp.FileSystemWriter(partial, overwrite=True),
+            "storage_writer": FileSystemWriter(partial, overwrite=True),
             "process_group": self._exchange(),
             "no_dist": not dist.is_initialized(),
         }
@@ -93,10 +96,10 @@ class ShardWriter:
         with _refused(path, "the checkpoint cannot be written"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if not self.background:
-                dcp.save(dict(tensors), **options)
+                save(dict(tensors), **options)
                 finish()
                 return
-            copies = dcp.async_save(_copied(tensors), **options)
+            copies = async_save(_copied(tensors), **options)
         assert isinstance(copies, Future)
         self._pool = self._pool or ThreadPoolExecutor(1, "checkpoint")
 
@@ -170,9 +173,9 @@ class _refused:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, (OSError, RuntimeError, ValueError, KeyError, EOFError, dcp.api.CheckpointException)):
+        if not isinstance(error, (OSError, RuntimeError, ValueError, KeyError, EOFError, CheckpointException)):
             return
-        if isinstance(error, dcp.api.CheckpointException):
+        if isinstance(error, CheckpointException):
             rank, (inner, _) = next(iter(error.failures.items()))
             found = f"rank {rank}: {type(inner).__name__}: {inner}"
         else:
@@ -208,7 +211,7 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"an index of shards does not hold {module}.{name}")
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = _Unpickler(file).load()
@@ -255,7 +258,7 @@ class ShardReader:
         compare(self.path, self.entries, tensors)
         with _refused(self.path, "the checkpoint cannot be read"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dcp.load(dict(tensors), storage_reader=self._reader, no_dist=True)
+            load(dict(tensors), storage_reader=self._reader, no_dist=True)
 
     def one(self, name: str) -> Tensor:
         """A single whole tensor."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nemolet.data.prepared import Unit
 from nemolet.parallel.gradients import local
+from nemolet.training.folders import names_of
 from nemolet.training.lightning_model import LightningModel
 
 
@@ -68,7 +69,7 @@ class ExponentialAverage(pl.Callback):
 
 
 def _weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in names_of(module).items() if parameter.requires_grad}
 
 
 class Recorder(pl.Callback):

@@ -116,7 +116,9 @@ def fit(
             average.swap(lightning)
         if trainer.is_global_zero:
             card = _card(model, data, lightning, recorder.valid, training)
-            weights = stored_weights(last.resolve(), averaged=average and average.state_key) if spread else None
+            weights = (
+                stored_weights(last.resolve(), averaged=average.state_key if average else None) if spread else None
+            )
             save(archive, model=model, tokenizer=data.tokenizer, card=card, weights=weights)
             draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
     return Result(folder, archive, trainer.global_step, recorder.valid, checkpoints.stopped)

@@ -107,8 +107,8 @@ def _without_tensors(value: Any, path: tuple[str, ...], tensors: dict[str, Tenso
 
 
 def names_of(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by the names they have in a model that nothing was done to."""
-    return {_plain(name): parameter for name, parameter in module.named_parameters()}
+    """Parameters by the names they have in a model that nothing was done to; a tied one has its first name."""
+    return {_plain(name, module): parameter for name, parameter in module.named_parameters()}
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
@@ -118,14 +118,15 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         if id(tensor) not in known:
             known.add(id(tensor))
-            tensors[_plain(name)] = tensor.detach()
+            tensors[_plain(name, module)] = tensor.detach()
     return tensors
 
 
-def _plain(name: str) -> str:
+def _plain(name: str, module: nn.Module) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
-    return name
+    aliases: Mapping[str, str] = getattr(module, "aliases", {})
+    return aliases.get(name, name)
 
 
 def single(optimizer: Optimizer) -> tuple[Optimizer, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.strategies.launchers.subprocess_script import _set_num_threads_if_needed
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from nemolet.errors import ParallelError
@@ -101,8 +101,8 @@ class RankLog:
         screen = os.dup(2)
         os.environ[SCREEN] = str(screen)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.close(file)

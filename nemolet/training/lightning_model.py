@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from nemolet.data.prepared import Batch, Loader
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
+from nemolet.nn.router import balance_experts, routers, seed_auxiliary_losses
 from nemolet.parallel.gradients import Gradients
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
@@ -81,11 +82,13 @@ class LightningModel(pl.LightningModule):
         self.loss_port, self.count_port = _port(graph, Loss), _port(graph, Count)
         self._evaluation = [evaluation or graph]  # in a list, since its modules are those of the graph
         self.loader: Loader | None = None  # is told where to go on
+        self.aliases: dict[str, str] = {}  # second names of parameters, under which a rank may hold them alone
         self.position: dict[str, Any] = {}  # of the data, after the last step
         self.entries_seen = 0
         self.gradient_norm: Tensor | None = None
         self._rescale: Tensor | float = 1.0
         self._window: Sequence[Batch] = ()
+        self._routers = False  # whether the graph has any
         self.gradients = Gradients({})
         self._valid: list[dict[str, Tensor]] = []
         self._resumed: dict[str, Any] | None = None
@@ -103,6 +106,7 @@ class LightningModel(pl.LightningModule):
         """The optimizer, and the schedule as a factor of each learning rate."""
         optimizer = self.optim.make(self.graph)
         trained = {name: p for name, p in self.graph.named_parameters() if p.requires_grad}
+        self._routers = any(True for _ in routers(self.graph))
         self.gradients = Gradients(trained)  # found once, not at every step; a strategy may know of more ranks
         return [optimizer], [LambdaLR(optimizer, lambda step: self.schedule.factor(step, self.max_steps))]
 
@@ -116,14 +120,20 @@ class LightningModel(pl.LightningModule):
     def training_step(self, batch: Window | list[Batch] | Batch, batch_idx: int) -> dict[str, Tensor]:
         """One optimizer step on one or several micro-batches."""
         window = batch.batches if isinstance(batch, Window) else [batch] if isinstance(batch, dict) else batch
-        loss_sum, count = self._backward(window)
+        own_part = getattr(self.trainer.strategy, "own_part", None)
+        own = window if own_part is None else [own_part(micro) for micro in window]
+        if self._routers:
+            self._seed_auxiliary_losses()
+        loss_sum, count = self._backward(own)
         if self.trainer.world_size > 1:
             loss_sum, count = self.trainer.strategy.reduce(torch.stack((loss_sum, count)), reduce_op="sum")
         self._rescale = NOMINAL * self._averaging_ranks / count.clamp(min=1)
-        self._window = window
+        self._window = own
         optimizer = self.optimizers()
         with torch.autocast(self.device.type, enabled=False):
             optimizer.step()  # type: ignore[union-attr]
+        if self._routers:
+            balance_experts(self.graph, self._summed_over_ranks)
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
         shares = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
@@ -149,6 +159,19 @@ class LightningModel(pl.LightningModule):
             count += terms
         return loss_sum, count
 
+    def _seed_auxiliary_losses(self) -> None:
+        """The losses of routers count like the loss that goes backward."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
+        seed_auxiliary_losses(self.graph, scale / NOMINAL)
+
+    def _summed_over_ranks(self, load: Tensor) -> Tensor:
+        """Over those with other tokens; only those of the same stage have the same routers."""
+        if self.trainer.world_size == 1:
+            return load
+        total: Tensor = self.trainer.strategy.reduce(load, reduce_op="sum")
+        return total
+
     @property
     def _averaging_ranks(self) -> int:
         """Over how many ranks gradients are averaged."""
@@ -169,7 +192,8 @@ class LightningModel(pl.LightningModule):
     def _refuse(self, norm: Tensor) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             return  # a loss scaler meets infinite gradients on purpose, and skips them
-        origin = first_bad_module(self.graph, lambda: [self.losses(micro) for micro in self._window])
+        piped = getattr(self.trainer.strategy, "runner", None) is not None  # then the graph cannot be called
+        origin = first_bad_module(self.graph, lambda: [self.losses(micro) for micro in self._window if not piped])
         raise TrainingError(
             "training met a number that is none",
             where=f"step {self.trainer.global_step}",

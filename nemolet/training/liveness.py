@@ -12,6 +12,7 @@ import traceback
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 _BEAT = 1.0  # seconds between two signs of life
 
@@ -102,12 +103,12 @@ class Liveness:
             self._store.compare_set("ended", "", text)
 
 
-def _connect(patience: float) -> dist.PrefixStore:
+def _connect(patience: float) -> PrefixStore:
     """A connection of its own: the one of the process group may wait inside an exchange."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=patience))
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=patience))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"nemolet/{attempt}", store)
+    return PrefixStore(f"nemolet/{attempt}", store)
 
 
 def _of_the_exchange(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning_fabric.plugins.environments import ClusterEnvironment
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.utilities.distributed import _init_dist_connection
 from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -23,12 +23,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from nemolet.data.prepared import Batch
 from nemolet.errors import TrainingError, did_you_mean
+from nemolet.graph import Graph
 from nemolet.module import NeuralModule
 from nemolet.parallel.apply import gradient_sync, parallelize
+from nemolet.parallel.context import own_context
 from nemolet.parallel.gradients import Gradients, LossScale
 from nemolet.parallel.mesh import Mesh, MeshSizes, make_mesh
-from nemolet.parallel.plan import plan
+from nemolet.parallel.pipeline import Pipeline
+from nemolet.parallel.plan import Plan, plan
 from nemolet.parallel.settings import Parallel
 from nemolet.training.folders import (
     FolderCheckpoints,
@@ -41,14 +45,14 @@ from nemolet.training.folders import (
     weights_of,
 )
 from nemolet.training.launching import Launcher, RankLog, leave_with_launcher
-from nemolet.training.lightning_model import Batch, LightningModel
+from nemolet.training.lightning_model import LightningModel
 from nemolet.training.liveness import Liveness
 
 T = TypeVar("T")
 
 
 class Runner(Protocol):
-    """Another way through the graph than calling it, such as a pipeline of stages."""
+    """Another way through the graph than calling it; see :class:`nemolet.parallel.pipeline.Pipeline`."""
 
     def step(self, window: Sequence[Batch], nominal: float) -> tuple[Tensor, Tensor]:
         """Forward and backward of a window; the sum of its losses, and of its counts, on every stage.
@@ -106,7 +110,8 @@ class MeshStrategy(ParallelStrategy):
         self.timeout, self.patience = timedelta(minutes=timeout_minutes), patience_seconds
         self.num_nodes = 1
         self.mesh: Mesh | None = None  # None on one rank
-        self.runner: Runner | None = None
+        self.runner: Runner | None = None  # None where the graph is simply called
+        self._twice: list[str] = []  # parameters of this rank that another stage holds too
         self._log = RankLog(logs) if logs is not None else None
         self._liveness: Liveness | None = None
 
@@ -150,7 +155,7 @@ class MeshStrategy(ParallelStrategy):
         assert self.cluster_environment is not None
         self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
         self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
-        rank_zero_only.rank = self.global_rank
+        setattr(rank_zero_only, "rank", self.global_rank)  # noqa: B010 - Lightning keeps it on a function
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
@@ -183,7 +188,7 @@ class MeshStrategy(ParallelStrategy):
         lightning = self._lightning()
         self.precision_plugin.convert_module(lightning)
         if self.mesh is not None:
-            self._parallelize(lightning)
+            self._parallelize(lightning, self.mesh)
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self._reset_optimizers_and_schedulers()
@@ -207,32 +212,58 @@ class MeshStrategy(ParallelStrategy):
         assert self.model is not None
         self.model.to(self.root_device)
 
-    def _parallelize(self, lightning: LightningModel) -> None:
-        assert self.mesh is not None
-        options = self.parallel
+    def _parallelize(self, lightning: LightningModel, mesh: Mesh) -> None:
+        parallel = self.parallel
         layout = plan(
             lightning.evaluation,  # which knows all that look at an activation
-            options.make_rules(),
-            self.mesh.sizes,
-            overrides=options.overrides or {},
-            kv_heads=options.kv_heads,
+            parallel.make_rules(),
+            mesh.sizes,
+            overrides=parallel.overrides or {},
+            kv_heads=parallel.kv_heads,
         )
         own = {name for name, _ in lightning.graph.named_modules()}
-        parallelize(
-            lightning.graph,
-            replace(layout, modules={name: each for name, each in layout.modules.items() if name in own}),
-            self.mesh,
-            param_dtype=_dtype(options.param_dtype),
-            reduce_dtype=_dtype(options.reduce_dtype),
-            reshard=options.reshard,
-            cpu_offload=options.cpu_offload,
-            checkpointing=options.checkpointing,
-            compile=options.compile,
-            device=self.root_device,
+        layout = replace(layout, modules={name: each for name, each in layout.modules.items() if name in own})
+        lightning.aliases = {
+            f"graph.{alias}": f"graph.{name}" for name, each in layout.parameters.items() for alias in each.tied
+        }
+        options: dict[str, Any] = {
+            "param_dtype": _dtype(parallel.param_dtype),
+            "reduce_dtype": _dtype(parallel.reduce_dtype),
+            "reshard": parallel.reshard,
+            "cpu_offload": parallel.cpu_offload,
+            "checkpointing": parallel.checkpointing,
+            "compile": parallel.compile,
+            "device": self.root_device,
+        }
+        if mesh.sizes.pp == 1:
+            parallelize(lightning.graph, layout, mesh, **options)
+        else:
+            self.runner = self._pipeline(lightning, layout, mesh, options)
+
+    def _pipeline(self, lightning: LightningModel, layout: Plan, mesh: Mesh, options: dict[str, Any]) -> Runner:
+        """Cut the graph into stages, and keep those of this rank."""
+        graph, evaluation = lightning.graph, lightning.evaluation
+        assert isinstance(graph, Graph) and isinstance(evaluation, Graph)
+        pipeline = Pipeline(
+            graph,
+            layout,
+            mesh,
+            evaluation=None if evaluation is graph else evaluation,
+            schedule=self.parallel.schedule,
+            layers=self.parallel.layers,
+            microbatches=self.parallel.microbatches,
+            backward=lightning.manual_backward,
+            **options,
         )
+        lightning.graph = pipeline.graph  # type: ignore[assignment]  # a module without ports: it is not called
+        self._twice = pipeline.tied_here
+        return pipeline
 
     def _gradients(self, lightning: LightningModel) -> Gradients:
-        return Gradients(lightning.gradients.parameters, ranks=self.world_size // self.sizes.pp)
+        ranks = self.world_size // self.sizes.pp
+        holders = dict.fromkeys(self._twice, 2 * ranks)
+        everyone = dist.group.WORLD if self.sizes.pp > 1 else None  # a stage may have one rank, and is not alone
+        return Gradients(lightning.gradients.parameters, ranks=ranks, holders=holders, group=everyone)
 
     # ---------------------------------------------------------------- training
 
@@ -249,8 +280,15 @@ class MeshStrategy(ParallelStrategy):
         finally:
             gradient_sync(graph, True)
 
+    def own_part(self, batch: Batch) -> Batch:
+        """What this rank computes of a batch that it shares with others: its part of each sequence."""
+        if self.mesh is None or self.mesh.sizes.cp == 1:
+            return batch
+        return own_context(batch, self._lightning().evaluation.input_ports, self.mesh.axis("cp").get_group())
+
     def evaluate(self, evaluation: NeuralModule, batch: Batch) -> Any:
         """Run the graph that also measures, between the hooks of the one that is trained, which share modules."""
+        batch = self.own_part(batch)
         if self.runner is not None:
             return self.runner.evaluate(batch)
         graph = self._lightning().graph
@@ -405,7 +443,7 @@ def _same_place(scheduler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else getattr(torch, name)  # type: ignore[no-any-return]
+    return None if name is None else getattr(torch, name)
 
 
 def _refuse_unknown(parallel: Parallel | None, sizes: Mapping[str, Any]) -> None:

@@ -21,6 +21,8 @@ LAYOUTS = {
     "tp": {"tp": 4},
     "tp_fsdp": {"tp": 2, "dp_shard": 2},
     "tp_ddp": {"tp": 2, "dp_replicate": 2},
+    "pp_fsdp": {"pp": 2, "dp_shard": 2},
+    "pp_tp": {"pp": 2, "tp": 2},
 }
 
 
