@@ -43,9 +43,16 @@ def sum_gradient(parameter: Tensor, group: dist.ProcessGroup) -> Tensor:
     return cross(parameter, Boundary.COPY, 0, group)
 
 
-def join_uneven(tensor: Tensor, size: int, group: dist.ProcessGroup) -> Tensor:
-    """Join the last dim of parts that need not be equal; each rank has its own part's gradient."""
-    joined: Tensor = _JoinUneven.apply(tensor, size, group)
+def join_uneven(tensor: Tensor, part: int, size: int, group: dist.ProcessGroup) -> Tensor:
+    """Join the last dim of parts of which the last may be smaller; each rank has its own part's gradient.
+
+    Args:
+        tensor: the part of this rank.
+        part: the size of a full part.
+        size: the size of the whole.
+        group: the ranks.
+    """
+    joined: Tensor = _JoinUneven.apply(tensor, part, size, group)
     return joined
 
 
@@ -94,13 +101,12 @@ def _wait(tensor: Tensor) -> Tensor:
 
 class _JoinUneven(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, size: int, group: dist.ProcessGroup) -> Tensor:
-        part = part_size(size, group)
-        ctx.start, ctx.length = dist.get_rank(group) * part, tensor.shape[-1]
+    def forward(ctx: Any, tensor: Tensor, part: int, size: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.start, ctx.length = min(dist.get_rank(group) * part, size), tensor.shape[-1]
         padded = torch.nn.functional.pad(tensor, (0, part - tensor.shape[-1]))
         return _step(padded, "gather", -1, group)[..., :size].contiguous()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.narrow(-1, ctx.start, ctx.length).contiguous(), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad.narrow(-1, ctx.start, ctx.length).contiguous(), None, None, None

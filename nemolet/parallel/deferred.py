@@ -69,7 +69,9 @@ class Deferred(TorchDispatchMode):
             if torch.Tag.nondeterministic_seeded in func.tags:
                 state = torch.get_rng_state()
                 if self._random is None or not torch.equal(state, self._random):
-                    before = self._random = state  # the first draw, or somebody has sown again
+                    before = state  # the first draw, or somebody has sown again
+                torch.empty((), device="cpu").uniform_()  # a draw leaves a trace, so that sowing again is seen
+                self._random = torch.get_rng_state()
             self.steps.append(Step(func, args, kwargs or {}, results, before))
         return out
 

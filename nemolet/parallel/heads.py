@@ -31,7 +31,7 @@ def shared_rows(attention: Attention, rank: int, tp: int) -> Tensor:
     """Which rows of the fused projection a rank computes: its queries, and the key and value they look at.
 
     Example:
-        >>> shared_rows(Attention(8, heads=4, kv_heads=1, head_size=1), rank=1, tp=2)
+        >>> shared_rows(Attention(4, heads=4, kv_heads=1), rank=1, tp=2)
         tensor([2, 3, 4, 5])
     """
     queries = attention.heads // tp

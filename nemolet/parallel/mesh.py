@@ -71,15 +71,15 @@ class MeshSizes:
         open_axes = [axis for axis in AXES if self.of(axis) == -1]
         known = prod(self.of(axis) for axis in AXES if self.of(axis) != -1)
         if len(open_axes) > 1 or (open_axes and world % known) or (not open_axes and known != world):
-            sizes = " x ".join(f"{axis}={self.of(axis)}" for axis in AXES if self.of(axis) != 1) or "1"
+            start = known * max(1, round(world / known)) if open_axes else known
             raise ParallelError(
                 "the mesh does not fill the world",
                 where="parallel",
                 expected=f"sizes that multiply to {world} ranks",
-                found=sizes,
+                found=" x ".join(f"{axis}={self.of(axis)}" for axis in AXES if self.of(axis) != 1) or "1",
                 fix="set one of dp_shard and dp_replicate, not both, to -1"
                 if len(open_axes) > 1
-                else f"choose sizes that divide {world}, or start {_nearest_world(known, world)} ranks",
+                else f"choose sizes that divide {world}, or start {start} ranks",
             )
         resolved = replace(self, **dict.fromkeys(open_axes, world // known)) if open_axes else self
         shared = resolved.dp_shard * resolved.cp * resolved.tp
@@ -95,10 +95,6 @@ class MeshSizes:
 
     def __str__(self) -> str:
         return " x ".join(f"{axis} {self.of(axis)}" for axis in (*AXES, "ep") if self.of(axis) != 1) or "one rank"
-
-
-def _nearest_world(known: int, world: int) -> int:
-    return known * max(1, round(world / known))
 
 
 class Mesh:

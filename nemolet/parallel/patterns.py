@@ -185,6 +185,7 @@ def _check_sizes(
         axis = dims[key][axes["tp"]][0]
         assert isinstance(axis, Axis)
         if axis.kind == "vocabulary":  # parts of a vocabulary need not be equal
+            _check_rows(f"{name}.{key}", axis, tp)
             continue
         if axis.size is None:
             raise ParallelError(
@@ -209,6 +210,18 @@ def _check_sizes(
             + ("" if few else f", or set parallel.tp to a divisor of {axis.size}"),
         )
     return False
+
+
+def _check_rows(name: str, axis: Axis, tp: int) -> None:
+    rows = axis.size or tp
+    if -(-rows // tp) * (tp - 1) >= rows:
+        raise ParallelError(
+            "a rank would have nothing of the vocabulary",
+            where=name,
+            expected=f"rows for each of {tp} ranks",
+            found=f"{axis.letter}={rows}, of which {tp - 1} ranks take {-(-rows // tp)} each",
+            fix=f"set model.pad_vocab_to={tp}, or parallel.rules.parameters.{axis.letter}=[]",
+        )
 
 
 def _forced(name: str, module: NeuralModule, dims: Mapping[str, tuple[Dim, ...]], forced: str, tp: int) -> Layer:

@@ -78,7 +78,8 @@ def _wrap(module: nn.Module, planned: ModulePlan, mesh: Mesh, shared: Tensor | N
     leaves = _dim_of_time(next(iter(module.output_ports.values())).type) if isinstance(module, NeuralModule) else -2
     late = "bias" if planned.pattern is Pattern.ROW and getattr(module, "bias", None) is not None else None
     compute = _lookup_of(module, inner, group) if planned.pattern is Pattern.LOOKUP else inner
-    size = _scores(module) if planned.leave is Boundary.JOIN_SCORES else 0
+    joins = planned.leave is Boundary.JOIN_SCORES
+    part, size = (part_size(module.get_parameter("weight").shape[0], group), _scores(module)) if joins else (0, 0)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if enters:
@@ -95,8 +96,8 @@ def _wrap(module: nn.Module, planned: ModulePlan, mesh: Mesh, shared: Tensor | N
                 out = compute(*args, **kwargs)
             finally:
                 parameters.update(whole)
-        if planned.leave is Boundary.JOIN_SCORES:
-            return join_uneven(out, size, group)
+        if joins:
+            return join_uneven(out, part, size, group)
         out = cross(out, planned.leave, leaves, group)
         return out if late is None else out + _whole_part(module._parameters[late], late in planned.summed, group)
 

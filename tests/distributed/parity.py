@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from nemolet.parallel.context import own_context
 from nemolet.parallel.exchange import Group
 from nemolet.parallel.plan import plan
 from nemolet.training.graphs import training_graph
+from nemolet.types import Hidden, HiddenBTD, NeuralType
 
 LENGTH, ROWS, STEPS, ACCUMULATE = 8, 8, 3, 2
 TINY: dict[str, Any] = {"vocab_size": 33, "layers": 2, "width": 16, "heads": 4, "context": 16}
@@ -36,9 +37,73 @@ class Trained(NamedTuple):
     weights: dict[str, Tensor]
 
 
+class Mixer(nl.NeuralModule):
+    """A block of a user: the residual inside, a norm, biases, and a scale of features that are cut."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__(D=width)
+        self.norm = nl.nn.LayerNorm("D", width)
+        self.up = nl.nn.Linear("D", "F", width, inner, bias=True)
+        self.scale = Scale(inner)
+        self.down = nl.nn.Linear("F", "D", inner, width, bias=True)
+
+    def forward(self, hidden: HiddenBTD) -> HiddenBTD:
+        return hidden + 0.5 * self.down(self.scale(self.up(self.norm(hidden)).sigmoid()))
+
+
+class Scale(nl.NeuralModule):
+    """A factor for each feature."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__(F=inner)
+        self.weight = nn.Parameter(torch.linspace(0.5, 2, inner))
+        self.declare_axes(weight="F")
+
+    def forward(
+        self, wide: Annotated[Tensor, NeuralType("... F", Hidden())]
+    ) -> Annotated[Tensor, NeuralType("... F", Hidden())]:
+        return wide * self.weight
+
+
+class Across(nl.NeuralModule):
+    """A block that looks at all positions, so it has to stay whole."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(D=width)
+        self.weight = nn.Parameter(torch.linspace(0.1, 0.2, width))
+        self.declare_axes(weight="D")
+
+    def forward(self, hidden: HiddenBTD) -> HiddenBTD:
+        return hidden + hidden.cumsum(1) * self.weight
+
+
+class Stack(nl.NeuralModule):
+    """Blocks of a user, one after another."""
+
+    def __init__(self, *blocks: nn.Module, width: int) -> None:
+        super().__init__(D=width)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, hidden: HiddenBTD) -> HiddenBTD:
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+
+def build_users() -> nn.Module:
+    """A graph of modules that nemolet does not know."""
+    embed = nl.nn.Embedding("V", "D", TINY["vocab_size"], 16, init_std=0.5)
+    stack = Stack(Mixer(16, 24), Across(16), Mixer(16, 8), width=16)
+    head = nl.nn.Head("D", "V", 16, TINY["vocab_size"], init_std=0.2)
+    parts = {"embed": embed, "stack": stack, "head": head, "loss": nl.language.CrossEntropy()}
+    return nl.compose(parts, wires={"loss.logits": "head.output"})
+
+
 def build(name: str, **changes: Any) -> nn.Module:
     """The training graph of a model, the same wherever it is built."""
     torch.manual_seed(1)
+    if name == "users":
+        return build_users()
     model = nl.language.CausalLM(**{**TINY, **MODELS[name], **changes})
     return training_graph(model, nl.language.CrossEntropy(label_smoothing=0.1, z_loss=1e-3))
 
