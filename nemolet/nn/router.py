@@ -212,6 +212,6 @@ def balance_experts(module: nn.Module, reduce: OnDevices = whole) -> None:
     """
     for router in routers(module):
         if router.mixture.balance_rate:
-            load_E = reduce(router.load)
+            load_E = reduce(router.sum_over_sequence(router.load.clone()))
             router.bias += router.mixture.balance_rate * (load_E.mean() - load_E).sign()
             router.load.zero_()
