@@ -92,8 +92,11 @@ def write_config(config: dict[str, Any]) -> bytes:
 
 def _entry(content: bytes | Path) -> dict[str, Any]:
     with _opened(content) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"size": file.tell(), "sha256": digest}
+        return {"size": _size(content), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _opened(content: bytes | Path) -> io.BytesIO | io.BufferedReader:
@@ -112,7 +115,7 @@ def _write(file: BinaryIO, members: Mapping[str, bytes | Path]) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)  # no owner, no time: the same model gives the same bytes
-            member.size, member.mode = len(content) if isinstance(content, bytes) else content.stat().st_size, 0o644
+            member.size, member.mode = _size(content), 0o644
             with _opened(content) as source:
                 tar.addfile(member, source)
 
