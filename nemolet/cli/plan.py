@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemolet.cli import check, train
 from nemolet.config import build
 from nemolet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemolet.parallel.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,12 @@ class Settings(train.Settings):
     Args:
         world: ranks; null for as many as the sizes of ``parallel`` multiply to, or a machine of 8.
         explain: also say what happens at the boundaries of modules, and why.
+        out: a ``.svg`` or ``.md`` file into which the model is drawn as a rank sees it; null for none.
     """
 
     world: int | None = None
     explain: bool = False
+    out: str | None = None
 
     CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (("world >= 1", "world is at least 1"),)
 
@@ -45,7 +50,24 @@ def run(settings: Settings) -> None:
     stages = memory(
         graph, derived, example_batch(graph, source.typical), parallel=parallel, optimizer=settings.optim.name
     )
-    if not stages:
-        raise ConfigError("there is nothing to plan", where="model", fix="choose a model with parameters")
     print(derived.explain() if settings.explain else derived)
     print(f"\n{memory_table(stages, world)}")
+    if settings.out is not None:
+        _draw(graph, derived, settings.out)
+
+
+def _draw(graph: Any, derived: Plan, path: str) -> None:
+    from nemolet.draw import mermaid, svg, write
+    from nemolet.parallel.picture import sharded_picture
+
+    if not path.endswith((".svg", ".md")):
+        raise ConfigError(
+            "this kind of picture is unknown",
+            where="out",
+            found=path,
+            expected="a name that ends in .svg or .md",
+        )
+    inside = getattr(graph.model, "graph", None)
+    picture = sharded_picture(graph if inside is None else inside, derived, "" if inside is None else "model.graph")
+    write(path, svg(picture) if path.endswith(".svg") else mermaid(picture))
+    print(path)

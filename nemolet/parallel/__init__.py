@@ -12,7 +12,6 @@ _EXPORTS = {
     "Rules": "nemolet.parallel.rules",
     "Parallel": "nemolet.parallel.settings",
     "Plan": "nemolet.parallel.plan",
-    "plan": "nemolet.parallel.plan",
     "parallelize": "nemolet.parallel.apply",
 }
 
@@ -20,14 +19,12 @@ _EXPORTS = {
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"nemolet.parallel has no {name!r}; it has {', '.join(_EXPORTS)}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value  # `plan` is a function and a module; the function is what is meant
-    return value
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
 
 
 if TYPE_CHECKING:
     from nemolet.parallel.apply import parallelize
     from nemolet.parallel.mesh import Mesh, MeshSizes, make_mesh
-    from nemolet.parallel.plan import Plan, plan
+    from nemolet.parallel.plan import Plan
     from nemolet.parallel.rules import Rules
     from nemolet.parallel.settings import Parallel
