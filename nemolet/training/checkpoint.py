@@ -9,7 +9,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,15 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from nemolet.errors import TrainingError
 
 LAST, BEST = "last", "best"
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """What writes checkpoints while training goes on."""
+
+    def wait(self) -> None:
+        """Until the last one is on the disk; raises what went wrong there."""
+        ...
 
 
 class AtomicCheckpoints(CheckpointIO):
@@ -56,15 +65,7 @@ class AtomicCheckpoints(CheckpointIO):
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
     ) -> dict[str, Any]:
         """Read a checkpoint; nothing in it is executed."""
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
-        except Exception as error:
-            raise TrainingError(
-                "the checkpoint cannot be read",
-                where=str(path),
-                found=str(error).splitlines()[0],
-                fix=f"point {Path(path).parent / LAST} to an older one, or train under another name",
-            ) from error
+        return load_file(Path(path), map_location=map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint."""
@@ -76,6 +77,23 @@ class AtomicCheckpoints(CheckpointIO):
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+
+
+def load_file(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint; nothing in it is executed.
+
+    Raises:
+        TrainingError: for a file that is none, or is cut off.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise TrainingError(
+            "the checkpoint cannot be read",
+            where=str(path),
+            found=str(error).splitlines()[0],
+            fix=f"point {path.parent / LAST} to an older one, or train under another name",
+        ) from error
 
 
 def _copied(value: Any) -> Any:
@@ -202,7 +220,7 @@ class Checkpoints(pl.Callback):
         return path
 
     def _finish(self, trainer: pl.Trainer) -> None:
-        if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpoints):
+        if isinstance(trainer.strategy.checkpoint_io, Waits):
             trainer.strategy.checkpoint_io.wait()
 
     def _clean(self, newest: Path) -> None:
@@ -211,10 +229,4 @@ class Checkpoints(pl.Callback):
         old = sorted(p for p in self.folder.glob("step_*.ckpt") if p != newest)
         for path in old[: max(0, len(old) - self.keep)]:
             if path.resolve() not in links:
-                path.unlink(missing_ok=True)
-
-
-def remove_remains(folder: Path) -> None:
-    """Delete what a killed process left half-written."""
-    for path in [*folder.glob(".*.partial"), *folder.glob(".*.link")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -20,12 +20,15 @@ from nemolet.archive import described, save
 from nemolet.data.prepared import Loader, Prepared
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
+from nemolet.parallel.checkpoint import remove_remains
+from nemolet.parallel.settings import Parallel
 from nemolet.training.callbacks import ExponentialAverage, Recorder, spoken
-from nemolet.training.checkpoint import LAST, AtomicCheckpoints, Checkpoints, remove_remains
+from nemolet.training.checkpoint import LAST, Checkpoints
 from nemolet.training.curve import draw_curve
 from nemolet.training.graphs import training_graph
 from nemolet.training.lightning_model import LightningModel, Window
 from nemolet.training.optim import Optim
+from nemolet.training.placement import placement, share_of, stored_weights
 from nemolet.training.schedule import Schedule
 from nemolet.training.settings import Training
 from nemolet.training.throughput import flops_per_entry, peak_flops
@@ -57,6 +60,7 @@ def fit(
     optim: Optim | None = None,
     schedule: Schedule | None = None,
     training: Training | None = None,
+    parallel: Parallel | None = None,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -72,6 +76,7 @@ def fit(
         optim: the optimizer.
         schedule: the learning rate.
         training: everything else.
+        parallel: how the model is spread over devices; None for not at all.
         seed: of what training itself draws at random.
         config: what the parts were built from; a folder is only continued with an equal one.
         callbacks: further callbacks of Lightning.
@@ -95,21 +100,26 @@ def fit(
     watching: list[Callback] = [*([average] if average else []), recorder, *callbacks]
     if training.patience is not None:
         watching.append(EarlyStopping("valid_loss", patience=training.patience))
-    trainer = _trainer(training, folder, [*watching, checkpoints], on_gpu)  # last: they save what the others know
-    ranks = {"rank": trainer.global_rank, "ranks": trainer.world_size}
-    lightning.loader = data.train_loader(**ranks)
-    valid = data.valid_loader(**ranks, max_batches=training.valid_batches)
-    pl.seed_everything(seed + trainer.global_rank, verbose=False)
+    places = placement(training, parallel, folder, on_gpu=on_gpu)
+    trainer = _trainer(training, folder, [*watching, checkpoints], places)  # last: they save what the others know
+    share = share_of(trainer)
+    lightning.loader = data.train_loader(**share)
+    valid = data.valid_loader(**share, max_batches=training.valid_batches)
+    pl.seed_everything(seed + share["rank"], verbose=False)
     last = folder / "checkpoints" / LAST
     windows = _Windows(lightning.loader, training.accumulate)
     trainer.fit(lightning, windows, valid, ckpt_path=last.resolve() if last.exists() else None)
     archive = folder / "model.nemolet"
     if checkpoints.stopped is None:
-        if average is not None:
+        spread = last.is_dir()  # then nobody has all weights, but the last checkpoint does
+        if average is not None and not spread:
             average.swap(lightning)
         if trainer.is_global_zero:
             card = _card(model, data, lightning, recorder.valid, training)
-            save(archive, model=model, tokenizer=data.tokenizer, card=card)
+            weights = (
+                stored_weights(last.resolve(), averaged=average.state_key if average else None) if spread else None
+            )
+            save(archive, model=model, tokenizer=data.tokenizer, card=card, weights=weights)
             draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
     return Result(folder, archive, trainer.global_step, recorder.valid, checkpoints.stopped)
 
@@ -183,21 +193,16 @@ class _Windows:
             yield Window(batches, self.loader.state_dict())
 
 
-def _trainer(training: Training, folder: Path, callbacks: list[Callback], on_gpu: bool) -> pl.Trainer:
-    background = on_gpu if training.background_checkpoints is None else training.background_checkpoints
+def _trainer(training: Training, folder: Path, callbacks: list[Callback], places: dict[str, Any]) -> pl.Trainer:
     precision: Any = "32-true" if training.precision == 32 else training.precision
     return pl.Trainer(
         max_steps=training.max_steps,
-        accelerator=training.accelerator,
-        devices=training.devices,
-        num_nodes=training.num_nodes,
-        strategy=training.strategy,
+        **places,
         precision=precision,
         val_check_interval=training.valid_every,
         check_val_every_n_epoch=None,
         callbacks=callbacks,
         logger=_loggers(training, folder),
-        plugins=[AtomicCheckpoints(background=background)],
         default_root_dir=folder,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -276,7 +281,9 @@ _FREE = {
         "watch",
         "valid_batches",
         "patience",
+        "timeout_minutes",
     },
+    "parallel": None,  # a checkpoint is read into any layout
     "data": {"workers", "cache"},
     "sample": None,
     "name": None,

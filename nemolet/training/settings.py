@@ -31,7 +31,8 @@ class Training:
         accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
         devices: processes on this machine, or ``"auto"``.
         num_nodes: machines.
-        strategy: ``"auto"`` or ``"ddp"``.
+        strategy: ``"auto"`` or ``"ddp"``, where ``parallel`` asks for nothing.
+        timeout_minutes: how long a rank waits for the others in one exchange.
         progress: whether progress is shown.
     """
 
@@ -55,6 +56,7 @@ class Training:
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1
     strategy: Literal["auto", "ddp"] = "auto"
+    timeout_minutes: float = 30.0
     progress: bool = True
 
     CONFIG_RULES = (
@@ -64,6 +66,7 @@ class Training:
         ("clip >= 0", "clip is at least 0; 0 for none"),
         ("ema > 0 and ema < 1", "ema is between 0 and 1, for example 0.999"),
         ("patience >= 1", "patience is at least 1"),
+        ("timeout_minutes > 0", "timeout_minutes is above 0"),
         ("devices >= 1", "devices is at least 1, or auto"),
         ("valid_batches >= 1", "valid_batches is at least 1; null for all"),
         ("precision != '16-mixed' or accelerator != 'cpu'", "16-mixed needs a GPU; use bf16-mixed on a CPU"),
