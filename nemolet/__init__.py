@@ -28,6 +28,7 @@ _WHERE = {name: home for home, names in _HOME.items() for name in names.split()}
 _PACKAGES = (
     "nn",
     "tokenizers",
+    "convert",
     "data",
     "language",
     "training",
@@ -60,7 +61,21 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from nemolet import archive, config, data, draw, errors, graph, language, metrics, nn, tokenizers, training, types
+    from nemolet import (
+        archive,
+        config,
+        convert,
+        data,
+        draw,
+        errors,
+        graph,
+        language,
+        metrics,
+        nn,
+        tokenizers,
+        training,
+        types,
+    )
     from nemolet.archive import load, save
     from nemolet.config import build, register
     from nemolet.errors import NemoletError

@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "loss, perplexity and bits per byte of an archive on a text",
     "generate": "continue a prompt",
     "chat": "continue what you type, line by line",
+    "convert": "turn a Hugging Face folder into a .nemolet file, or back",
     "tokenize": "turn text into token files for training",
     "check": "validate a training config and wire its graph, without training",
     "graph": "draw the graph of a training config as text, Mermaid or SVG",
@@ -36,6 +37,7 @@ examples:
   nemolet train data.path=my.txt model=llama_tiny     your own text
   nemolet train optim.lr=1e-3,3e-3 --multirun         one run for each value
   nemolet generate archive=runs/demo/model.nemolet prompt="def "
+  nemolet convert from=hf_folder to=model.nemolet     weights of Hugging Face, and back again
   nemolet list                                        what can be chosen
 
   nemolet <verb> --help       the config of a verb, with its groups
