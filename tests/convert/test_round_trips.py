@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import nemolet as nl
+from nemolet.cli import main
 from nemolet.config import build
 from nemolet.convert import convert, read, write
 from nemolet.convert.architecture import fitting
@@ -224,3 +225,12 @@ def test_what_cannot_be_expressed_says_why(tmp_path):
     (tmp_path / "full" / "old.safetensors").touch()
     with pytest.raises(ConversionError, match="not empty"):
         write(tmp_path / "full", model=nl.language.CausalLM(**SMALL))
+
+
+def test_the_verb_goes_both_ways(pairs, tmp_path, capsys):
+    file, out = tmp_path / "m.nemolet", tmp_path / "out"
+    assert main(["convert", f"from={pairs('qwen3').folder}", f"to={file}"]) == 0
+    assert str(file) in capsys.readouterr().out
+    assert main(["convert", f"from={file}", f"to={out}", "architecture=qwen3", "shard_gb=0.00002"]) == 0
+    assert "model-00001-of-" in capsys.readouterr().out
+    assert_equal_tensors(tensors(pairs("qwen3").folder), tensors(out))
