@@ -13,7 +13,7 @@ import re
 import types as python_types
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import prod
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -292,13 +292,16 @@ def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
         return {"_ref_": refs[id(value)]} if id(value) in refs else value.config(refs)
     if isinstance(value, (list, tuple)):
         return [_plain(item, where, refs) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+        return {key: _plain(item, f"{where}.{key}", refs) for key, item in changed.items()}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}", refs) for key, item in value.items()}
     raise DeclarationError(
         "this argument cannot be written to a config",
         where=where,
         found=type(value).__name__,
-        expected="numbers, strings, lists, dictionaries or typed modules",
+        expected="numbers, strings, lists, dictionaries, dataclasses of these, or typed modules",
         fix="pass the plain values from which the module can build the object itself",
     )
 

@@ -149,6 +149,7 @@ def _build(config: Any, parts: dict[str, Any], where: str) -> Any:
     if "_target_" not in config:
         return values
     make = resolve(config["_target_"], f"{where}._target_" if where else "_target_")
+    values = _with_settings(schema_of_target(config["_target_"]), values)
     try:
         return make(**values)
     except NemoletError:
@@ -186,6 +187,16 @@ def construct(schema: Schema, values: dict[str, Any]) -> Any:
             value = construct(inner, value)
         made[name] = tuple(value) if isinstance(value, list) else value
     return getattr(importlib.import_module(schema.home), schema.name)(**made)
+
+
+def _with_settings(schema: Schema, values: dict[str, Any]) -> dict[str, Any]:
+    """The same values, plain blocks having become the dataclasses that the signature asks for."""
+    made = dict(values)
+    for name, value in values.items():
+        inner = _block(schema.parameters[name][0]) if name in schema.parameters else None
+        if inner is not None and isinstance(value, dict):
+            made[name] = construct(inner, value)
+    return made
 
 
 def _block(kind: Any) -> Schema | None:

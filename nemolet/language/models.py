@@ -11,9 +11,13 @@ from nemolet.graph import Graph
 from nemolet.language.decoding import Completion, generate, stream
 from nemolet.language.sampling import Sampling
 from nemolet.module import NeuralModule
+from nemolet.nn.attention import AttentionOptions
+from nemolet.nn.block import ResidualOptions
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding, Head
-from nemolet.nn.transformer import Decoder
+from nemolet.nn.feed_forward import ActivationName
+from nemolet.nn.norm import NormName
+from nemolet.nn.transformer import Decoder, LocalLayers
 from nemolet.symbols import Input
 from nemolet.tokenizers.base import Tokenizer
 from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
@@ -22,7 +26,8 @@ from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
 class CausalLM(NeuralModule):
     """A language model that predicts the next token: embedding, decoder, head (final).
 
-    One architecture serves the GPT-2 and Llama families; the presets in ``conf/model`` are overlays of it.
+    One architecture serves the GPT-2, Llama, Mistral, Qwen, Gemma and Phi families; the presets in ``conf/model`` are
+    overlays of it.
 
     Args:
         vocab_size: number of tokens; in a config it comes from the tokenizer.
@@ -32,7 +37,8 @@ class CausalLM(NeuralModule):
         kv_heads: key/value heads G, a divisor of ``heads``; None for as many as ``heads``.
         ffn_width: feed-forward width F; None for 4 D, or 8/3 D where the feed-forward is gated.
         context: longest sequence.
-        norm: ``"rms"`` (Llama) or ``"layer"`` (GPT-2).
+        norm: ``"rms"`` (Llama), ``"rms_zero"`` (its weight counts from one; Gemma) or ``"layer"`` (GPT-2).
+        norm_eps: added to the variance.
         activation: of the feed-forward.
         gated: whether the feed-forward is gated.
         position: ``"rope"``, ``"learned"`` or ``"none"``.
@@ -43,6 +49,10 @@ class CausalLM(NeuralModule):
         tied: whether the head shares the embedding's weight.
         qk_norm: whether queries and keys are normalised per head.
         window: how far back attention looks; None for the whole context.
+        local: the layers that obey the window; None for all.
+        attention: what attention does beside the usual: head size, single biases, scale, bound of the scores.
+        residual: where the residual stream is normalised; before each branch, where nothing is said.
+        embedding_scale: factor of the embeddings (Gemma: the square root of the width).
         dropout: probability, in training only.
         softcap: bound of the logits (Gemma 2); None for none.
         pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
@@ -58,10 +68,13 @@ class CausalLM(NeuralModule):
     """
 
     CONFIG_RULES: ClassVar = (
-        ("width % heads == 0", "width must be divisible by heads"),
+        ("attention is not None or width % heads == 0", "width must be divisible by heads"),
         ("heads % kv_heads == 0", "heads must be divisible by kv_heads"),
         ("kv_heads <= heads", "kv_heads may not exceed heads"),
-        ("width / heads % 2 == 0 or position != 'rope'", "rotary positions need an even head size (width / heads)"),
+        (
+            "attention is not None or width / heads % 2 == 0 or position != 'rope'",
+            "rotary positions need an even head size (width / heads)",
+        ),
         ("window <= context", "the attention window may not exceed the context"),
         ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
         ("layers >= 1 and context >= 1", "layers and context are at least 1"),
@@ -81,9 +94,9 @@ class CausalLM(NeuralModule):
         kv_heads: int | None = None,
         ffn_width: int | None = None,
         context: int = 1024,
-        norm: Literal["rms", "layer"] = "rms",
+        norm: NormName = "rms",
         norm_eps: float = 1e-5,
-        activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"] = "silu",
+        activation: ActivationName = "silu",
         gated: bool = True,
         position: Literal["rope", "learned", "none"] = "rope",
         rope_base: float = 10000.0,
@@ -92,6 +105,10 @@ class CausalLM(NeuralModule):
         tied: bool = True,
         qk_norm: bool = False,
         window: int | None = None,
+        local: LocalLayers | None = None,
+        attention: AttentionOptions | None = None,
+        residual: ResidualOptions | None = None,
+        embedding_scale: float = 1.0,
         dropout: float = 0.0,
         softcap: float | None = None,
         pad_vocab_to: int = 1,
@@ -99,7 +116,7 @@ class CausalLM(NeuralModule):
     ) -> None:
         super().__init__(V=vocab_size)
         self.vocab_size, self.context = vocab_size, context
-        embed = Embedding("V", "D", vocab_size, width, pad_to_multiple_of=pad_vocab_to)
+        embed = Embedding("V", "D", vocab_size, width, pad_to_multiple_of=pad_vocab_to, scale=embedding_scale)
         decoder = Decoder(
             layers=layers,
             width=width,
@@ -117,6 +134,9 @@ class CausalLM(NeuralModule):
             bias=bias,
             qk_norm=qk_norm,
             window=window,
+            local=local,
+            attention=attention,
+            residual=residual,
             dropout=dropout,
             checkpointing=checkpointing,
         )
@@ -134,7 +154,7 @@ class CausalLM(NeuralModule):
         self.graph = Graph(
             head(decoder(embed(tokens), **packing)), names={"embed": embed, "decoder": decoder, "head": head}
         )
-        self._cache_shape = (layers, kv_heads or heads, width // heads)
+        self._cache_shape = (layers, kv_heads or heads, (attention and attention.head_size) or width // heads)
 
     def forward(
         self,

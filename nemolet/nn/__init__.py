@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "Attention": "nemolet.nn.attention",
     "AttentionMask": "nemolet.nn.mask",
-    "Block": "nemolet.nn.transformer",
+    "AttentionOptions": "nemolet.nn.attention",
+    "Block": "nemolet.nn.block",
+    "CrossAttention": "nemolet.nn.attention",
     "Decoder": "nemolet.nn.transformer",
     "Embedding": "nemolet.nn.embedding",
+    "Encoder": "nemolet.nn.transformer",
     "FeedForward": "nemolet.nn.feed_forward",
     "Head": "nemolet.nn.embedding",
     "KVCache": "nemolet.nn.cache",
     "LayerNorm": "nemolet.nn.norm",
     "Linear": "nemolet.nn.linear",
+    "LocalLayers": "nemolet.nn.transformer",
     "PositionEmbedding": "nemolet.nn.embedding",
+    "PositionOptions": "nemolet.nn.transformer",
     "RMSNorm": "nemolet.nn.norm",
+    "RelativePositions": "nemolet.nn.embedding",
+    "ResidualOptions": "nemolet.nn.block",
     "RotaryEmbedding": "nemolet.nn.rope",
 }
 
@@ -29,12 +36,13 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from nemolet.nn.attention import Attention
+    from nemolet.nn.attention import Attention, AttentionOptions, CrossAttention
+    from nemolet.nn.block import Block, ResidualOptions
     from nemolet.nn.cache import KVCache
-    from nemolet.nn.embedding import Embedding, Head, PositionEmbedding
+    from nemolet.nn.embedding import Embedding, Head, PositionEmbedding, RelativePositions
     from nemolet.nn.feed_forward import FeedForward
     from nemolet.nn.linear import Linear
     from nemolet.nn.mask import AttentionMask
     from nemolet.nn.norm import LayerNorm, RMSNorm
     from nemolet.nn.rope import RotaryEmbedding
-    from nemolet.nn.transformer import Block, Decoder
+    from nemolet.nn.transformer import Decoder, Encoder, LocalLayers, PositionOptions

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,9 +14,9 @@ from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
 from nemolet.nn.linear import Linear
 from nemolet.nn.mask import AttentionMask
-from nemolet.nn.norm import RMSNorm
+from nemolet.nn.norm import NormName, make_norm
 from nemolet.nn.rope import Rotation, heads_first, rotate
-from nemolet.types import HiddenBTD
+from nemolet.types import HiddenBTD, MemoryBSD
 
 
 class AttentionCore(Protocol):
@@ -32,16 +34,62 @@ def scaled_dot_product(
     query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float
 ) -> Tensor:
     """Attention on one device."""
+    allowed = mask.allowed
+    if allowed is not None and allowed.is_floating_point():
+        allowed = allowed.to(query_BTHK.dtype)
     mixed_BHTK = F.scaled_dot_product_attention(
         query_BTHK.transpose(1, 2),
         key_BSGK.transpose(1, 2),
         value_BSGK.transpose(1, 2),
-        attn_mask=mask.allowed,
+        attn_mask=allowed,
         is_causal=mask.causal,
         dropout_p=dropout,
         enable_gqa=query_BTHK.shape[2] != key_BSGK.shape[2],
     )
     return mixed_BHTK.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class SoftCapped:
+    """Attention whose scores are bounded smoothly to ``cap`` (Gemma 2, 2024); no kernel does it."""
+
+    cap: float
+
+    def __call__(
+        self, query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float
+    ) -> Tensor:
+        batch, length, heads, size = query_BTHK.shape
+        grouped = query_BTHK.view(batch, length, key_BSGK.shape[2], -1, size)
+        scores = torch.einsum("btgrk,bsgk->bgrts", grouped, key_BSGK) * size**-0.5
+        scores = self.cap * torch.tanh(scores / self.cap)
+        if mask.causal:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(later, -torch.inf)
+        elif mask.allowed is not None:
+            scores = scores.masked_fill(~mask.allowed[:, :, None], -torch.inf)
+        weights = F.dropout(scores.float().softmax(-1).to(scores.dtype), dropout)
+        return torch.einsum("bgrts,bsgk->btgrk", weights, value_BSGK).reshape(batch, length, heads, -1)
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What the attention of an architecture does beside the usual.
+
+    Args:
+        head_size: K; None for ``width / heads``.
+        bias: whether queries, keys and values have a bias; None for what the other projections have.
+        out_bias: whether the output has one; likewise.
+        scale: factor of the scores; None for ``K ** -0.5``.
+        softcap: bound the scores smoothly to this magnitude (Gemma 2, 2024); None for no bound.
+        rotary: share of each head that rotary positions turn (partial rotary, Phi-3).
+    """
+
+    head_size: int | None = None
+    bias: bool | None = None
+    out_bias: bool | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    rotary: float = 1.0
 
 
 class Attention(NeuralModule):
@@ -54,9 +102,11 @@ class Attention(NeuralModule):
         width: model width D.
         heads: query heads H.
         kv_heads: key/value heads G; None for as many as ``heads``, 1 for multi-query.
-        head_size: K; None for ``width / heads``.
         bias: whether the projections have a bias.
+        options: what is beside the usual: head size, single biases, scale, bound of the scores.
         qk_norm: whether queries and keys are normalised per head (Dehghani et al., 2023).
+        norm: kind of that norm; per head there is no shift.
+        norm_eps: added to its variance.
         dropout: of attention weights, in training.
         init_std: standard deviation of the initial weights.
         out_std: that of the output projection.
@@ -78,49 +128,43 @@ class Attention(NeuralModule):
         heads: int,
         kv_heads: int | None = None,
         *,
-        head_size: int | None = None,
         bias: bool = False,
+        options: AttentionOptions | None = None,
         qk_norm: bool = False,
+        norm: NormName = "rms",
         norm_eps: float = 1e-5,
         dropout: float = 0.0,
         init_std: float = 0.02,
         out_std: float = 0.02,
     ) -> None:
         super().__init__(D=width)
+        options = options or AttentionOptions()
         kv_heads = heads if kv_heads is None else kv_heads
-        if head_size is None and width % heads:
-            raise ShapeError(
-                "heads do not divide the width",
-                where="Attention.heads",
-                expected=f"a divisor of {width}",
-                found=heads,
-                fix=f"set heads={_nearest_divisor(width, heads)}, or give head_size",
-            )
-        if heads % kv_heads:
-            raise ShapeError(
-                "key/value heads do not divide the query heads",
-                where="Attention.kv_heads",
-                expected=f"a divisor of {heads}",
-                found=kv_heads,
-                fix=f"set kv_heads={_nearest_divisor(heads, kv_heads)}",
-            )
-        self.heads, self.kv_heads, self.head_size = heads, kv_heads, head_size or width // heads
+        check_heads(width, heads, kv_heads, options.head_size)
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, options.head_size or width // heads
         self.queries_per_group, self.dropout = heads // kv_heads, dropout
-        self.core: AttentionCore = scaled_dot_product
+        # What replaces the core knows only the usual scale; another one is a factor of the queries.
+        self.query_scale = None if options.scale is None else options.scale * self.head_size**0.5
+        self.core: AttentionCore = scaled_dot_product if options.softcap is None else SoftCapped(options.softcap)
         rows = self.queries_per_group + 2
         self.qkv = Linear(
             "D",
             f"(G={kv_heads} {rows} K={self.head_size})",
             width,
             kv_heads * rows * self.head_size,
-            bias=bias,
+            bias=bias if options.bias is None else options.bias,
             init_std=init_std,
         )
         self.out = Linear(
-            f"(H={heads} K={self.head_size})", "D", heads * self.head_size, width, bias=bias, init_std=out_std
+            f"(H={heads} K={self.head_size})",
+            "D",
+            heads * self.head_size,
+            width,
+            bias=bias if options.out_bias is None else options.out_bias,
+            init_std=out_std,
         )
-        self.query_norm = RMSNorm("K", self.head_size, eps=norm_eps) if qk_norm else None
-        self.key_norm = RMSNorm("K", self.head_size, eps=norm_eps) if qk_norm else None
+        self.query_norm = make_norm(norm, "K", self.head_size, eps=norm_eps, bias=False) if qk_norm else None
+        self.key_norm = make_norm(norm, "K", self.head_size, eps=norm_eps, bias=False) if qk_norm else None
 
     def forward(
         self,
@@ -147,7 +191,107 @@ class Attention(NeuralModule):
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
             value = heads_first(value)
+        if self.query_scale is not None:
+            query = query * self.query_scale
         return query.flatten(2, 3), key.squeeze(3), value.squeeze(3)
+
+
+class CrossAttention(NeuralModule):
+    """Attention from one sequence to another, the memory (Vaswani et al., 2017; final).
+
+    Args:
+        width: model width D, of both.
+        heads: query heads H.
+        kv_heads: key/value heads G; None for as many as ``heads``.
+        bias: whether the projections have a bias.
+        options: what is beside the usual, as for :class:`Attention`.
+        dropout: of attention weights, in training.
+        init_std: standard deviation of the initial weights.
+        out_std: that of the output projection.
+
+    Shape: hidden_BTD, memory_BSD -> hidden_BTD; query weight ``(H K) D``, kv weight ``(G 2 K) D``, out weight
+    ``D (H K)``.
+
+    Example:
+        >>> CrossAttention(8, 2)(torch.zeros(1, 3, 8), torch.zeros(1, 5, 8), AttentionMask(None, False)).shape
+        torch.Size([1, 3, 8])
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int | None = None,
+        *,
+        bias: bool = False,
+        options: AttentionOptions | None = None,
+        dropout: float = 0.0,
+        init_std: float = 0.02,
+        out_std: float = 0.02,
+    ) -> None:
+        super().__init__(D=width)
+        options = options or AttentionOptions()
+        kv_heads = heads if kv_heads is None else kv_heads
+        check_heads(width, heads, kv_heads, options.head_size)
+        size = self.head_size = options.head_size or width // heads
+        self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
+        self.query_scale = None if options.scale is None else options.scale * size**0.5
+        self.core: AttentionCore = scaled_dot_product if options.softcap is None else SoftCapped(options.softcap)
+        in_bias = bias if options.bias is None else options.bias
+        out_bias = bias if options.out_bias is None else options.out_bias
+        self.query = Linear("D", f"(H={heads} K={size})", width, heads * size, bias=in_bias, init_std=init_std)
+        self.kv = Linear("D", f"(G={kv_heads} 2 K={size})", width, kv_heads * 2 * size, bias=in_bias, init_std=init_std)
+        self.out = Linear(f"(H={heads} K={size})", "D", heads * size, width, bias=out_bias, init_std=out_std)
+
+    def forward(
+        self,
+        hidden: HiddenBTD,
+        memory: MemoryBSD,
+        mask: AttentionMask,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> HiddenBTD:
+        batch, length, _ = hidden.shape
+        query_BTHK = self.query(hidden).view(batch, length, -1, self.head_size)
+        if self.query_scale is not None:
+            query_BTHK = query_BTHK * self.query_scale
+        if cache is None:
+            key, value = self._keys_and_values(memory)
+        else:  # the memory stays the same for all tokens
+            if layer not in cache.memory:
+                cache.memory[layer] = self._keys_and_values(memory)
+            key, value = cache.memory[layer]
+        mixed_BTHK = self.core(query_BTHK, key, value, mask, self.dropout if self.training else 0.0)
+        return self.out(mixed_BTHK.reshape(batch, length, -1))  # type: ignore[no-any-return]
+
+    def _keys_and_values(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        batch, length, _ = memory_BSD.shape
+        key, value = self.kv(memory_BSD).view(batch, length, -1, 2, self.head_size).unbind(3)
+        return key, value
+
+
+def check_heads(width: int, heads: int, kv_heads: int, head_size: int | None = None) -> None:
+    """Refuse numbers of heads that do not divide.
+
+    Raises:
+        ShapeError: with the nearest number that does.
+    """
+    if head_size is None and width % heads:
+        raise ShapeError(
+            "heads do not divide the width",
+            where="Attention.heads",
+            expected=f"a divisor of {width}",
+            found=heads,
+            fix=f"set heads={_nearest_divisor(width, heads)}, or give head_size",
+        )
+    if heads % kv_heads:
+        raise ShapeError(
+            "key/value heads do not divide the query heads",
+            where="Attention.kv_heads",
+            expected=f"a divisor of {heads}",
+            found=kv_heads,
+            fix=f"set kv_heads={_nearest_divisor(heads, kv_heads)}",
+        )
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

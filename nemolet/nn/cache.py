@@ -43,6 +43,7 @@ class KVCache:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.capacity, self.length = capacity, 0
         self.valid_BS: Tensor | None = None  # False at padding; None while nothing is padded
+        self.memory: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of what all tokens look at, by layer
 
     def update(self, layer: int, key_BTGK: Tensor, value_BTGK: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of new tokens to one layer; returns all of that layer so far."""
@@ -85,3 +86,4 @@ class KVCache:
         """Keep these rows, in this order."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.valid_BS = None if self.valid_BS is None else self.valid_BS[rows]
+        self.memory = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.memory.items()}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.types import Axis, HiddenBTD, LogitsBTV, PositionsBT, TokenIdsBT
+from nemolet.types import Axis, BiasBHTS, HiddenBTD, LogitsBTV, PositionsBS, PositionsBT, TokenIdsBT
 
 
 def padded(vocab: int, multiple: int) -> int:
@@ -26,6 +28,7 @@ class Embedding(NeuralModule):
         width: size of a vector.
         pad_to_multiple_of: rows of the table are rounded up to it; the extra rows are never used.
         init_std: standard deviation of the initial vectors.
+        scale: factor of the vectors, as the square root of their size (Vaswani et al., 2017).
 
     Shape: tokens_BT -> hidden_BTD; weight ``V D``.
 
@@ -43,15 +46,17 @@ class Embedding(NeuralModule):
         *,
         pad_to_multiple_of: int = 1,
         init_std: float = 0.02,
+        scale: float = 1.0,
     ) -> None:
         super().__init__(V=Axis(token_axis, vocab), D=Axis(width_axis, width))
-        self.vocab, self.width = vocab, width
+        self.vocab, self.width, self.scale = vocab, width, scale
         rows = padded(vocab, pad_to_multiple_of)
         self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=init_std))
         self.declare_axes(weight=f"{token_axis}={rows} {width_axis}={width}")
 
     def forward(self, tokens: TokenIdsBT) -> HiddenBTD:
-        return F.embedding(tokens, self.weight)
+        hidden_BTD = F.embedding(tokens, self.weight)
+        return hidden_BTD if self.scale == 1.0 else hidden_BTD * self.scale
 
 
 class Head(NeuralModule):
@@ -66,8 +71,10 @@ class Head(NeuralModule):
         softcap: bound the scores smoothly to this magnitude (Gemma 2, 2024).
         pad_to_multiple_of: rows of an untied weight are rounded up; padding never shows in the scores.
         init_std: standard deviation of an untied weight.
+        bias: whether each token has a bias.
+        scale: factor of the hidden states (T5: of tied weights, the inverse square root of their size).
 
-    Shape: hidden_BTD -> logits_BTV; weight ``V D``.
+    Shape: hidden_BTD -> logits_BTV; weight ``V D``, bias ``V``.
 
     Raises:
         ShapeError: where neither ``tied`` nor both sizes are given.
@@ -89,6 +96,8 @@ class Head(NeuralModule):
         softcap: float | None = None,
         pad_to_multiple_of: int = 1,
         init_std: float = 0.02,
+        bias: bool = False,
+        scale: float = 1.0,
     ) -> None:
         width = tied.width if tied is not None else width
         vocab = tied.vocab if tied is not None else vocab
@@ -101,19 +110,25 @@ class Head(NeuralModule):
                 fix="give both sizes, or an embedding to share",
             )
         super().__init__(D=Axis(in_axis, width), V=Axis(out_axis, vocab))
-        self.vocab, self.softcap, self.tied = vocab, softcap, tied is not None
+        self.vocab, self.softcap, self.scale, self.tied = vocab, softcap, scale, tied is not None
         rows = padded(vocab, pad_to_multiple_of)
         if tied is not None:
             self.weight = tied.weight
         else:
             self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=init_std))
-        self.declare_axes(weight=f"{out_axis}={self.weight.shape[0]} {in_axis}={width}")
+        rows = self.weight.shape[0]
+        self.bias = nn.Parameter(torch.zeros(rows)) if bias else None
+        self.declare_axes(weight=f"{out_axis}={rows} {in_axis}={width}", bias=f"{out_axis}={rows}")
 
     def forward(self, hidden: HiddenBTD, last_only: bool = False) -> LogitsBTV:
         if last_only:  # decoding looks at the last position only; a prompt need not be scored
             hidden = hidden[:, -1:]
-        weight = self.weight if self.weight.shape[0] == self.vocab else self.weight[: self.vocab]
-        logits_BTV = F.linear(hidden, weight)
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
+        padded_rows = self.weight.shape[0] != self.vocab
+        weight = self.weight[: self.vocab] if padded_rows else self.weight
+        bias = self.bias[: self.vocab] if padded_rows and self.bias is not None else self.bias
+        logits_BTV = F.linear(hidden, weight, bias)
         return logits_BTV if self.softcap is None else self.softcap * torch.tanh(logits_BTV / self.softcap)
 
 
@@ -124,6 +139,7 @@ class PositionEmbedding(NeuralModule):
         max_length: number of positions.
         width: size of a vector.
         init_std: standard deviation of the initial vectors.
+        offset: row of the first position; the rows before it are never used (RoBERTa, BART).
 
     Shape: hidden_BTD, positions_BT -> hidden_BTD; weight ``T D``.
 
@@ -132,15 +148,100 @@ class PositionEmbedding(NeuralModule):
         torch.Size([1, 3, 4])
     """
 
-    def __init__(self, max_length: int, width: int, *, init_std: float = 0.02) -> None:
+    def __init__(self, max_length: int, width: int, *, init_std: float = 0.02, offset: int = 0) -> None:
         super().__init__(D=width)
-        self.max_length = max_length
-        self.weight = nn.Parameter(torch.empty(max_length, width).normal_(std=init_std))
-        self.declare_axes(weight=f"T={max_length} D")
+        self.max_length, self.offset = max_length, offset
+        self.weight = nn.Parameter(torch.empty(max_length + offset, width).normal_(std=init_std))
+        self.declare_axes(weight=f"T={max_length + offset} D")
 
     def forward(self, hidden: HiddenBTD, positions: PositionsBT) -> HiddenBTD:
-        return hidden + F.embedding(positions, self.weight)
+        return hidden + F.embedding(positions + self.offset if self.offset else positions, self.weight)
 
-    def first(self, hidden_BTD: Tensor, offset: int) -> Tensor:
-        """Add the positions from ``offset`` on: a slice, where looking up each would be slower."""
-        return hidden_BTD + self.weight[offset : offset + hidden_BTD.shape[1]]
+    def first(self, hidden_BTD: Tensor, start: int) -> Tensor:
+        """Add the positions from ``start`` on: a slice, where looking up each would be slower."""
+        start += self.offset
+        return hidden_BTD + self.weight[start : start + hidden_BTD.shape[1]]
+
+
+class SinusoidalPositions(nn.Module):
+    """Fixed waves of geometric lengths, one for each pair of numbers (Vaswani et al., 2017; final).
+
+    All sines come first, then all cosines.
+
+    Args:
+        max_length: number of positions.
+        width: size of a vector, even.
+
+    Shape: hidden_BTD, positions_BT -> hidden_BTD.
+
+    Example:
+        >>> SinusoidalPositions(8, 4)(torch.zeros(1, 1, 4), torch.tensor([[0]])).tolist()
+        [[[0.0, 0.0, 1.0, 1.0]]]
+    """
+
+    table: Tensor
+
+    def __init__(self, max_length: int, width: int) -> None:
+        super().__init__()
+        steps = torch.arange(width // 2, dtype=torch.float64, device="cpu")
+        frequencies = 10000.0 ** (-2 * steps / width)
+        angles = torch.arange(max_length, dtype=torch.float64, device="cpu")[:, None] * frequencies
+        table = torch.cat((angles.sin(), angles.cos()), dim=1).float()
+        self.register_buffer("table", table.to(torch.get_default_device()), persistent=False)
+        self.max_length = max_length
+
+    def forward(self, hidden_BTD: Tensor, positions_BT: Tensor) -> Tensor:
+        return hidden_BTD + self.table[positions_BT].to(hidden_BTD.dtype)
+
+    def first(self, hidden_BTD: Tensor, start: int) -> Tensor:
+        """Add the positions from ``start`` on."""
+        return hidden_BTD + self.table[start : start + hidden_BTD.shape[1]].to(hidden_BTD.dtype)
+
+
+class RelativePositions(NeuralModule):
+    """A learned number per head for the distance of two positions, added to attention scores (T5, 2020; final).
+
+    Near distances have a number each; farther ones share it in ranges that grow with the distance.
+
+    Args:
+        heads: query heads H.
+        buckets: how many numbers a head has.
+        max_distance: all from here on share the last one.
+        causal: whether only earlier positions are looked at.
+        init_std: standard deviation of the initial numbers.
+
+    Shape: positions_BT, sources_BS -> bias_BHTS; weight ``buckets H``.
+
+    Example:
+        >>> table = RelativePositions(2, causal=True)
+        >>> table(torch.arange(3)[None], torch.arange(3)[None]).shape
+        torch.Size([1, 2, 3, 3])
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        *,
+        buckets: int = 32,
+        max_distance: int = 128,
+        causal: bool = False,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__(H=heads)
+        self.buckets, self.max_distance, self.causal = buckets, max_distance, causal
+        self.weight = nn.Parameter(torch.empty(buckets, heads).normal_(std=init_std))
+        self.declare_axes(weight=f"{buckets} H={heads}")
+
+    def forward(self, positions: PositionsBT, sources: PositionsBS) -> BiasBHTS:
+        ahead_BTS = sources[:, None, :] - positions[:, :, None]
+        return F.embedding(self._bucket(ahead_BTS), self.weight).permute(0, 3, 1, 2)
+
+    def _bucket(self, ahead: Tensor) -> Tensor:
+        """The number of a distance: half of them for each direction, and half of those for single steps."""
+        count = self.buckets if self.causal else self.buckets // 2
+        start = torch.zeros_like(ahead) if self.causal else (ahead > 0) * count
+        distance = (-ahead).clamp(min=0) if self.causal else ahead.abs()
+        near = count // 2
+        log_share = torch.log(distance.float().clamp(min=1) / near) / math.log(self.max_distance / near)
+        far = (near + (log_share * (count - near)).long()).clamp(max=count - 1)
+        return start + torch.where(distance < near, distance, far)

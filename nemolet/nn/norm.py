@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from nemolet.module import NeuralModule
 from nemolet.types import Axis, HiddenRestD
+
+NormName = Literal["rms", "rms_zero", "layer"]
 
 
 class LayerNorm(NeuralModule):
@@ -47,6 +49,7 @@ class RMSNorm(NeuralModule):
         axis: letter of the normalised axis.
         size: its size.
         eps: added to the mean square.
+        zero_centred: whether the scale is one plus the weight, which then starts at zero (Gemma, 2024).
 
     Shape: ``... D -> ... D``; weight ``D``.
 
@@ -55,17 +58,30 @@ class RMSNorm(NeuralModule):
         1.0
     """
 
-    def __init__(self, axis: str, size: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, axis: str, size: int, *, eps: float = 1e-5, zero_centred: bool = False) -> None:
         super().__init__(D=Axis(axis, size))
-        self.size, self.eps = (size,), eps
-        self.weight = nn.Parameter(torch.ones(size))
+        self.size, self.eps, self.zero_centred = (size,), eps, zero_centred
+        self.weight = nn.Parameter(torch.zeros(size) if zero_centred else torch.ones(size))
         self.declare_axes(weight=f"{axis}={size}")
 
     def forward(self, hidden: HiddenRestD) -> HiddenRestD:
-        if _lacks_kernel(hidden) and hidden.dtype == self.weight.dtype:
-            out: Tensor = _CpuRMSNorm.apply(hidden, self.weight, self.eps)
+        scale = 1 + self.weight if self.zero_centred else self.weight
+        if _lacks_kernel(hidden) and hidden.dtype == scale.dtype:
+            out: Tensor = _CpuRMSNorm.apply(hidden, scale, self.eps)
             return out
-        return F.rms_norm(hidden, self.size, self.weight, self.eps)
+        return F.rms_norm(hidden, self.size, scale, self.eps)
+
+
+def make_norm(kind: NormName, axis: str, size: int, *, eps: float, bias: bool = True) -> LayerNorm | RMSNorm:
+    """A norm by its name: ``"rms"``, ``"rms_zero"`` (its weight counts from one) or ``"layer"``.
+
+    Example:
+        >>> make_norm("rms_zero", "D", 4, eps=1e-6).weight.tolist()
+        [0.0, 0.0, 0.0, 0.0]
+    """
+    if kind == "layer":
+        return LayerNorm(axis, size, eps=eps, bias=bias)
+    return RMSNorm(axis, size, eps=eps, zero_centred=kind == "rms_zero")
 
 
 def _lacks_kernel(hidden: Tensor) -> bool:

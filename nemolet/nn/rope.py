@@ -91,7 +91,13 @@ def heads_first(heads: Tensor) -> Tensor:
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate the last axis by position. Shape: [B, T, ..., K] with two axes between T and K."""
+    """Rotate the last axis, or its first part where the angles are fewer, by position.
+
+    Shape: [B, T, ..., K] with two axes between T and K.
+    """
+    size = 2 * rotation.cos.shape[-1]
+    if size < heads.shape[-1]:
+        return torch.cat((rotate(heads[..., :size], rotation), heads[..., size:]), dim=-1)
     cos, sin = rotation.cos.to(heads.dtype), rotation.sin.to(heads.dtype)
     if type(heads) is Tensor and not torch.compiler.is_compiling():
         turned: Tensor = _Rotate.apply(heads, cos, sin)

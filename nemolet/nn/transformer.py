@@ -1,8 +1,9 @@
-"""Transformer blocks and the stack of them."""
+"""Stacks of transformer blocks: causal ones, and ones that look both ways."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,58 +12,52 @@ from torch.utils.checkpoint import checkpoint
 
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.nn.attention import Attention
+from nemolet.nn.attention import AttentionOptions
+from nemolet.nn.block import BlockPlan, ResidualOptions
 from nemolet.nn.cache import KVCache
-from nemolet.nn.embedding import PositionEmbedding
-from nemolet.nn.feed_forward import ActivationName, FeedForward
-from nemolet.nn.mask import AttentionMask, attention_mask
-from nemolet.nn.norm import LayerNorm, RMSNorm
+from nemolet.nn.embedding import PositionEmbedding, RelativePositions, SinusoidalPositions
+from nemolet.nn.feed_forward import ActivationName
+from nemolet.nn.linear import Linear
+from nemolet.nn.mask import AttentionMask, attention_mask, memory_mask
+from nemolet.nn.norm import NormName
 from nemolet.nn.rope import RotaryEmbedding, Rotation
-from nemolet.types import HiddenBTD, MaskBT, PositionsBT, SegmentsBT
+from nemolet.types import Axis, HiddenBTD, HiddenBTI, MaskBS, MaskBT, MemoryBSD, PositionsBT, SegmentsBT
+
+PositionName = Literal["rope", "learned", "sinusoidal", "relative", "none"]
 
 
-class Block(NeuralModule):
-    """Attention and feed-forward, each on a normalised residual stream (pre-norm; final).
+@dataclass(frozen=True)
+class PositionOptions:
+    """How positions are counted beside the usual.
 
     Args:
-        attention: the attention layer.
-        feed_forward: the feed-forward layer.
-        attention_norm: applied before attention.
-        feed_forward_norm: applied before the feed-forward.
-        dropout: of both branches, in training.
-
-    Shape: hidden_BTD -> hidden_BTD.
+        offset: row of the first learned position (RoBERTa and BART begin at 2).
+        skip_padding: whether padding is not counted, where no positions are given (RoBERTa).
+        buckets: how many numbers a head has for relative positions (T5).
+        max_distance: from where on relative positions share one.
     """
 
-    def __init__(
-        self,
-        *,
-        attention: Attention,
-        feed_forward: FeedForward,
-        attention_norm: LayerNorm | RMSNorm,
-        feed_forward_norm: LayerNorm | RMSNorm,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.attention_norm, self.attention = attention_norm, attention
-        self.feed_forward_norm, self.feed_forward = feed_forward_norm, feed_forward
-        self.dropout = dropout
-
-    def forward(
-        self,
-        hidden: HiddenBTD,
-        mask: AttentionMask,
-        rotation: Rotation | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
-    ) -> HiddenBTD:
-        mixed = self.attention(self.attention_norm(hidden), mask, rotation, cache, layer)
-        hidden = hidden + (F.dropout(mixed, self.dropout, self.training) if self.dropout else mixed)
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden))  # type: ignore[no-any-return]
+    offset: int = 0
+    skip_padding: bool = False
+    buckets: int = 32
+    max_distance: int = 128
 
 
-class Decoder(NeuralModule):
-    """A stack of causal transformer blocks with a final norm (final).
+@dataclass(frozen=True)
+class LocalLayers:
+    """Layers of a stack whose attention is bound by its window, while the others look at everything.
+
+    Args:
+        layers: for each layer, whether it is bound.
+        rope_base: base of their rotary wavelengths, without scaling; None for that of the others.
+    """
+
+    layers: tuple[bool, ...]
+    rope_base: float | None = None
+
+
+class Stack(NeuralModule):
+    """Transformer blocks one after the other (abstract: a decoder or an encoder).
 
     Args:
         layers: number of blocks L.
@@ -70,32 +65,34 @@ class Decoder(NeuralModule):
         heads: query heads H.
         kv_heads: key/value heads G; None for as many as ``heads``.
         ffn: feed-forward width F; None for 4 D, or 8/3 D rounded up to 32 where gated.
-        norm: ``"rms"`` or ``"layer"``.
+        norm: ``"rms"``, ``"rms_zero"`` (its weight counts from one; Gemma) or ``"layer"``.
         norm_eps: added to the variance.
         activation: of the feed-forward.
         gated: whether the feed-forward is gated.
-        position: ``"rope"``, ``"learned"`` or ``"none"``.
+        position: ``"rope"``, ``"learned"``, ``"sinusoidal"``, ``"relative"`` or ``"none"``.
         rope_base: base of the rotary wavelengths.
         rope_scaling: see :class:`nemolet.nn.RotaryEmbedding`.
-        max_length: longest sequence; needed by learned positions.
+        max_length: longest sequence; needed by learned and sinusoidal positions.
         bias: whether linear layers and layer norms have a bias.
         qk_norm: whether queries and keys are normalised per head.
-        window: how far back attention looks; None for everything.
+        window: how far attention looks; None for everything.
+        local: the layers that obey the window; None for all.
+        attention: what attention does beside the usual.
+        residual: where the residual stream is normalised.
+        positions: how positions are counted beside the usual.
+        input_width: size of the vectors that come in, where a projection makes D of them (ELECTRA).
+        cross: whether blocks also attend to a memory (decoders only).
         dropout: probability, in training.
         checkpointing: recompute activations in the backward pass: ``"none"``, ``"full"``, or ``"every_2"``
             for every second block.
         init_std: standard deviation of the initial weights; what writes to the residual stream has it divided
             by the square root of 2 L (Radford et al., 2019).
 
-    Shape: hidden_BTD -> hidden_BTD.
-
     Raises:
         ShapeError: for sizes that do not divide, or a sequence longer than learned positions.
-
-    Example:
-        >>> Decoder(layers=2, width=8, heads=2)(torch.zeros(1, 3, 8)).shape
-        torch.Size([1, 3, 8])
     """
+
+    causal: ClassVar[bool]
 
     def __init__(
         self,
@@ -105,69 +102,180 @@ class Decoder(NeuralModule):
         heads: int,
         kv_heads: int | None = None,
         ffn: int | None = None,
-        norm: Literal["rms", "layer"] = "rms",
+        norm: NormName = "rms",
         norm_eps: float = 1e-5,
         activation: ActivationName = "silu",
         gated: bool = True,
-        position: Literal["rope", "learned", "none"] = "rope",
+        position: PositionName = "rope",
         rope_base: float = 10000.0,
         rope_scaling: dict[str, Any] | None = None,
         max_length: int = 1024,
         bias: bool = False,
         qk_norm: bool = False,
         window: int | None = None,
+        local: LocalLayers | None = None,
+        attention: AttentionOptions | None = None,
+        residual: ResidualOptions | None = None,
+        positions: PositionOptions | None = None,
+        input_width: int | None = None,
+        cross: bool = False,
         dropout: float = 0.0,
         checkpointing: str = "none",
         init_std: float = 0.02,
     ) -> None:
-        super().__init__(D=width)
+        attention, residual = attention or AttentionOptions(), residual or ResidualOptions()
+        entry = input_width or width
+        super().__init__(D=width, I=Axis("D", entry))
+        plan = BlockPlan(
+            layers=layers,
+            width=width,
+            heads=heads,
+            kv_heads=kv_heads,
+            ffn=ffn,
+            norm=norm,
+            norm_eps=norm_eps,
+            activation=activation,
+            gated=gated,
+            bias=bias,
+            qk_norm=qk_norm,
+            attention=attention,
+            residual=residual,
+            cross=cross,
+            dropout=dropout,
+            init_std=init_std,
+        )
         self.window, self.max_length, self.dropout = window, max_length, dropout
         self.checkpoint_every = _checkpoint_every(checkpointing)
-        out_std = init_std / (2 * layers) ** 0.5
-        ffn = ffn or (-(-width * 8 // 3 // 32) * 32 if gated else 4 * width)
+        self.blocks = nn.ModuleList(plan.make_block(layer) for layer in range(layers))
+        self.is_local = _local_layers(len(self.blocks), window, local)
+        self.norm = plan.make_norm() if residual.ends_normalised else None
+        self.input_norm = plan.make_norm(entry) if residual.input_norm else None
+        self.input_proj = Linear("D", "D", entry, width, bias=bias, init_std=init_std) if input_width else None
+        self._make_positions(plan, position, positions or PositionOptions(), entry)
+        self.rope: RotaryEmbedding | None = None
+        self.local_rope: RotaryEmbedding | None = None
+        if position == "rope":
+            turned = int((attention.head_size or width // heads) * attention.rotary)
+            self.rope = RotaryEmbedding(turned, base=rope_base, scaling=rope_scaling)
+            if local is not None and local.rope_base is not None:
+                self.local_rope = RotaryEmbedding(turned, base=local.rope_base)
 
-        def make_norm() -> LayerNorm | RMSNorm:
-            if norm == "rms":
-                return RMSNorm("D", width, eps=norm_eps)
-            return LayerNorm("D", width, eps=norm_eps, bias=bias)
-
-        def make_block() -> Block:
-            return Block(
-                attention=Attention(
-                    width,
-                    heads,
-                    kv_heads,
-                    bias=bias,
-                    qk_norm=qk_norm,
-                    norm_eps=norm_eps,
-                    dropout=dropout,
-                    init_std=init_std,
-                    out_std=out_std,
-                ),
-                feed_forward=FeedForward(
-                    width,
-                    ffn,
-                    activation=activation,
-                    gated=gated,
-                    bias=bias,
-                    dropout=dropout,
-                    init_std=init_std,
-                    out_std=out_std,
-                ),
-                attention_norm=make_norm(),
-                feed_forward_norm=make_norm(),
-                dropout=dropout,
+    def _make_positions(self, plan: BlockPlan, kind: PositionName, options: PositionOptions, width: int) -> None:
+        self.skip_padding = options.skip_padding
+        self.position: PositionEmbedding | SinusoidalPositions | None = None
+        self.relative: RelativePositions | None = None
+        if kind == "learned":
+            self.position = PositionEmbedding(self.max_length, width, init_std=plan.init_std, offset=options.offset)
+        elif kind == "sinusoidal":
+            self.position = SinusoidalPositions(self.max_length, width)
+        elif kind == "relative":
+            self.relative = RelativePositions(
+                plan.heads,
+                buckets=options.buckets,
+                max_distance=options.max_distance,
+                causal=self.causal,
+                init_std=plan.init_std,
             )
 
-        self.blocks = nn.ModuleList(make_block() for _ in range(layers))
-        self.norm = make_norm()
-        head_size = width // heads
-        self.rope: RotaryEmbedding | None = None
-        self.position: PositionEmbedding | None = None
-        if position == "rope":
-            self.rope = RotaryEmbedding(head_size, base=rope_base, scaling=rope_scaling)
-        elif position == "learned":
-            self.position = PositionEmbedding(max_length, width, init_std=init_std)
+    def run(
+        self,
+        hidden_BTD: Tensor,
+        *,
+        segments_BT: Tensor | None,
+        positions_BT: Tensor | None,
+        mask_BT: Tensor | None,
+        cache: KVCache | None = None,
+        memory_BSD: Tensor | None = None,
+        memory_BS: Tensor | None = None,
+    ) -> Tensor:
+        """What decoders and encoders have in common."""
+        length, offset = hidden_BTD.shape[1], 0 if cache is None else cache.length
+        valid_BS = mask_BT if cache is None else cache.valid_with(length, mask_BT)
+        if positions_BT is None and self.skip_padding and mask_BT is not None:
+            positions_BT = (mask_BT.long().cumsum(1) - 1).clamp(min=0)
+        masks = self._masks(length, offset, segments_BT, valid_BS, hidden_BTD.device)
+        hidden_BTD = self._enter(hidden_BTD, positions_BT, offset)
+        rotations = self._rotations(length, offset, positions_BT, hidden_BTD.device)
+        seen = memory_mask(memory_BS)
+        every = self.checkpoint_every if self.training and cache is None else 0
+        for layer, (block, local) in enumerate(zip(self.blocks, self.is_local)):
+            mask, rotation = masks[local], rotations[local]
+            if every and layer % every == 0:
+                hidden_BTD = checkpoint(
+                    block, hidden_BTD, mask, rotation, None, layer, memory_BSD, seen, use_reentrant=False
+                )
+            else:
+                hidden_BTD = block(hidden_BTD, mask, rotation, cache, layer, memory_BSD, seen)
+        if cache is not None:
+            cache.advance(length, valid_BS)
+        return hidden_BTD if self.norm is None else self.norm(hidden_BTD)
+
+    def _masks(
+        self, length: int, offset: int, segments_BT: Tensor | None, valid_BS: Tensor | None, device: torch.device
+    ) -> tuple[AttentionMask | None, AttentionMask | None]:
+        """The mask of layers that look everywhere, and of those that a window binds; None where there are none."""
+
+        def make(window: int | None) -> AttentionMask:
+            mask = attention_mask(
+                length,
+                offset=offset,
+                segments_BT=segments_BT,
+                valid_BS=valid_BS,
+                window=window,
+                causal=self.causal,
+                device=device,
+            )
+            return mask if self.relative is None else _biased(mask, self.relative, length, offset, device)
+
+        used = set(self.is_local)
+        return make(None) if False in used else None, make(self.window) if True in used else None
+
+    def _rotations(
+        self, length: int, offset: int, positions_BT: Tensor | None, device: torch.device
+    ) -> tuple[Rotation | None, Rotation | None]:
+        """The angles of layers that look everywhere, and of those that a window binds."""
+        if self.rope is None:
+            return None, None
+        if positions_BT is None:
+            positions_BT = torch.arange(offset, offset + length, device=device)[None]
+        rotation = self.rope(positions_BT)
+        return rotation, rotation if self.local_rope is None else self.local_rope(positions_BT)
+
+    def _enter(self, hidden_BTD: Tensor, positions_BT: Tensor | None, offset: int) -> Tensor:
+        """Add positions, normalise, drop out and widen, as far as this stack does."""
+        if self.position is not None:
+            if offset + hidden_BTD.shape[1] > self.max_length:
+                raise ShapeError(
+                    "the sequence is longer than its positions",
+                    where=f"{self.label}.hidden",
+                    expected=f"at most {self.max_length}",
+                    found=offset + hidden_BTD.shape[1],
+                    fix="shorten the sequence, or build the model with a longer context",
+                )
+            if positions_BT is None:
+                hidden_BTD = self.position.first(hidden_BTD, offset)
+            else:
+                hidden_BTD = self.position(hidden_BTD, positions_BT)
+        if self.input_norm is not None:
+            hidden_BTD = self.input_norm(hidden_BTD)
+        if self.dropout:
+            hidden_BTD = F.dropout(hidden_BTD, self.dropout, self.training)
+        return hidden_BTD if self.input_proj is None else self.input_proj(hidden_BTD)
+
+
+class Decoder(Stack):
+    """A stack of causal transformer blocks; with ``cross=True`` they also attend to a memory (final).
+
+    Arguments and errors: see :class:`Stack`.
+
+    Shape: hidden_BTD (, memory_BSD) -> hidden_BTD.
+
+    Example:
+        >>> Decoder(layers=2, width=8, heads=2)(torch.zeros(1, 3, 8)).shape
+        torch.Size([1, 3, 8])
+    """
+
+    causal = True
 
     def forward(
         self,
@@ -176,44 +284,69 @@ class Decoder(NeuralModule):
         positions: PositionsBT | None = None,
         mask: MaskBT | None = None,
         cache: KVCache | None = None,
+        memory: MemoryBSD | None = None,
+        memory_mask: MaskBS | None = None,
     ) -> HiddenBTD:
-        length, offset = hidden.shape[1], 0 if cache is None else cache.length
-        valid_BS = mask if cache is None else cache.valid_with(length, mask)
-        attend = attention_mask(
-            length, offset=offset, segments_BT=segments, valid_BS=valid_BS, window=self.window, device=hidden.device
+        return self.run(
+            hidden,
+            segments_BT=segments,
+            positions_BT=positions,
+            mask_BT=mask,
+            cache=cache,
+            memory_BSD=memory,
+            memory_BS=memory_mask,
         )
-        hidden = self._add_positions(hidden, positions, offset)
-        rotation = None
-        if self.rope is not None:
-            rotation = self.rope(
-                torch.arange(offset, offset + length, device=hidden.device)[None] if positions is None else positions
-            )
-        if self.dropout:
-            hidden = F.dropout(hidden, self.dropout, self.training)
-        every = self.checkpoint_every if self.training and cache is None else 0
-        for layer, block in enumerate(self.blocks):
-            if every and layer % every == 0:
-                hidden = checkpoint(block, hidden, attend, rotation, use_reentrant=False)
-            else:
-                hidden = block(hidden, attend, rotation, cache, layer)
-        if cache is not None:
-            cache.advance(length, valid_BS)
-        return self.norm(hidden)  # type: ignore[no-any-return]
 
-    def _add_positions(self, hidden_BTD: Tensor, positions_BT: Tensor | None, offset: int) -> Tensor:
-        if self.position is None:
-            return hidden_BTD
-        if offset + hidden_BTD.shape[1] > self.max_length:
-            raise ShapeError(
-                "the sequence is longer than the learned positions",
-                where=f"{self.label}.hidden",
-                expected=f"at most {self.max_length}",
-                found=offset + hidden_BTD.shape[1],
-                fix="shorten the sequence, or build the model with a longer context",
-            )
-        if positions_BT is None:
-            return self.position.first(hidden_BTD, offset)
-        return self.position(hidden_BTD, positions_BT)  # type: ignore[no-any-return]
+
+class Encoder(Stack):
+    """A stack of transformer blocks that look both ways (final).
+
+    Arguments and errors: see :class:`Stack`.
+
+    Shape: hidden_BTD -> hidden_BTD.
+
+    Example:
+        >>> Encoder(layers=2, width=8, heads=2)(torch.zeros(1, 3, 8)).shape
+        torch.Size([1, 3, 8])
+    """
+
+    causal = False
+
+    def forward(
+        self,
+        hidden: HiddenBTI,
+        segments: SegmentsBT | None = None,
+        positions: PositionsBT | None = None,
+        mask: MaskBT | None = None,
+    ) -> HiddenBTD:
+        return self.run(hidden, segments_BT=segments, positions_BT=positions, mask_BT=mask)
+
+
+def _biased(
+    mask: AttentionMask, relative: RelativePositions, length: int, offset: int, device: torch.device
+) -> AttentionMask:
+    """Relative positions as numbers added to the scores, with minus infinity where the mask forbids."""
+    key_S = torch.arange(offset + length, device=device)
+    query_T = key_S[offset:]
+    bias_BHTS: Tensor = relative(query_T[None], key_S[None])
+    allowed = query_T[:, None] >= key_S if mask.causal else mask.allowed
+    if allowed is not None:
+        bias_BHTS = bias_BHTS.masked_fill(~allowed, -torch.inf)
+    return AttentionMask(bias_BHTS, causal=False)
+
+
+def _local_layers(layers: int, window: int | None, local: LocalLayers | None) -> tuple[bool, ...]:
+    if local is None:
+        return (window is not None,) * layers
+    if len(local.layers) != layers or window is None:
+        raise ShapeError(
+            "the local layers do not fit the stack",
+            where="local.layers",
+            expected=f"true or false for each of {layers} layers, and a window",
+            found=f"{len(local.layers)} values, window={window}",
+            fix="give one value per layer, and the window that binds them",
+        )
+    return tuple(local.layers)
 
 
 def _checkpoint_every(name: str) -> int:

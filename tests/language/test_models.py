@@ -373,7 +373,7 @@ def test_impossible_models_are_refused_with_a_fix(changes):
 
 
 def test_a_sequence_longer_than_learned_positions_is_refused():
-    with pytest.raises(ShapeError, match="learned positions"):
+    with pytest.raises(ShapeError, match="longer than its positions"):
         tiny(**GPT2)(torch.zeros(1, 33, dtype=torch.long))
 
 

@@ -7,7 +7,7 @@ import torch
 
 import nemolet as nl
 from nemolet.errors import ShapeError
-from nemolet.nn.attention import Attention
+from nemolet.nn.attention import Attention, AttentionOptions
 from nemolet.nn.mask import AttentionMask, attention_mask
 from nemolet.nn.rope import RotaryEmbedding
 
@@ -61,7 +61,9 @@ def causal(length: int) -> list[list[bool]]:
 @pytest.mark.parametrize(("head_size", "bias"), [(None, False), (6, True)])
 def test_attention_is_a_loop_over_heads_and_positions(kv_heads, qk_norm, rope, head_size, bias):
     torch.manual_seed(0)
-    layer = Attention(16, 4, kv_heads, head_size=head_size, bias=bias, qk_norm=qk_norm, init_std=0.5).double()
+    layer = Attention(
+        16, 4, kv_heads, options=AttentionOptions(head_size=head_size), bias=bias, qk_norm=qk_norm, init_std=0.5
+    ).double()
     for parameter in layer.parameters():
         if parameter.ndim == 1:
             parameter.data.normal_()
@@ -92,7 +94,7 @@ def test_the_projection_is_grouped_by_key_head():
     rows, columns = nl.parameter_axes(Attention(16, 4, 2))["qkv.weight"]
     assert [f if isinstance(f, int) else (f.letter, f.size) for f in rows] == [("G", 2), 4, ("K", 4)]
     assert [(f.letter, f.size) for f in columns] == [("D", 16)]
-    rows, columns = nl.parameter_axes(Attention(16, 4, 2, head_size=6))["out.weight"]
+    rows, columns = nl.parameter_axes(Attention(16, 4, 2, options=AttentionOptions(head_size=6)))["out.weight"]
     assert [(f.letter, f.size) for f in columns] == [("H", 4), ("K", 6)]
 
 
@@ -163,3 +165,32 @@ def test_packed_documents_cannot_follow_a_cache():
     with pytest.raises(ShapeError) as caught:
         attention_mask(2, offset=3, segments_BT=torch.ones(1, 2, dtype=torch.long))
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("valid", [None, [True, True, True, True, False, False]])
+@pytest.mark.parametrize("segments", [None, [1, 1, 1, 2, 2, 3]])
+def test_masks_that_look_both_ways_are_their_definition(window, valid, segments):
+    mask = attention_mask(
+        6,
+        causal=False,
+        window=window,
+        segments_BT=None if segments is None else torch.tensor([segments]),
+        valid_BS=None if valid is None else torch.tensor([valid]),
+    )
+    expected = [
+        [
+            key == query
+            or (
+                (window is None or abs(key - query) < window)
+                and (segments is None or segments[key] == segments[query])
+                and (valid is None or valid[key])
+            )
+            for key in range(6)
+        ]
+        for query in range(6)
+    ]
+    if mask.allowed is None:
+        assert all(map(all, expected)) and not mask.causal
+    else:
+        assert mask.allowed[0, 0].tolist() == expected

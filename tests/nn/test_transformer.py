@@ -247,7 +247,7 @@ def test_a_sequence_longer_than_learned_positions_is_refused():
     with torch.no_grad():
         decoder(hiddens(1, 3), cache=cache)
         for call in (lambda: decoder(hiddens(1, 5)), lambda: decoder(hiddens(1, 2), cache=cache)):
-            with pytest.raises(ShapeError, match="learned positions") as caught:
+            with pytest.raises(ShapeError, match="longer than its positions") as caught:
                 call()
             assert caught.value.fix and caught.value.expected == "at most 4"
 
