@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 
 _HOME = {
     "nemolet.types": (
-        "Axis AudioBN ClassesB Count CountScalar HiddenBD HiddenBTD HiddenRestD HiddenRestI HiddenRestO Hidden LabelsB LabelsBT LabelsBU"
-        " LabelsBV Labels LengthsB Lengths LogProbsBTV LogitsBP LogitsBT LogitsBTV LogitsBUV LogitsBV LogitsPV Logits"
-        " Loss LossScalar MaskBS MaskBT Mask MemoryBSD NeuralType Outcome PlacesB PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds Void WordsBU"
+        "Axis AudioBN ClassesB Count CountScalar HiddenBD HiddenBTD HiddenRestD HiddenRestI HiddenRestO"
+        " Hidden LabelsB LabelsBT LabelsBU LabelsBV Labels LengthsB Lengths LogProbsBTV LogitsBP LogitsBT"
+        " LogitsBTV LogitsBUV LogitsBV LogitsPV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD"
+        " NeuralType Outcome PlacesB PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds"
+        " Void WordsBU"
     ),
     "nemolet.symbols": "Input Symbol",
     "nemolet.module": "NeuralModule checked parameter_axes",

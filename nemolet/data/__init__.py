@@ -9,14 +9,23 @@ _EXPORTS = {
     "Blend": "nemolet.data.packing",
     "Corpus": "nemolet.data.corpus",
     "EmbeddedText": "nemolet.data.embedded",
+    "Examples": "nemolet.data.examples",
     "IndexedTokens": "nemolet.data.indexed",
     "IndexedWriter": "nemolet.data.indexed",
+    "IntentsAndSlots": "nemolet.data.labelled",
+    "LabelledTexts": "nemolet.data.labelled",
+    "MultiLabelledTexts": "nemolet.data.labelled",
     "PackedTokens": "nemolet.data.packing",
     "PreparedCorpus": "nemolet.data.corpus",
+    "PreparedExamples": "nemolet.data.examples",
+    "Questions": "nemolet.data.labelled",
+    "TaggedWords": "nemolet.data.labelled",
+    "TextEncoding": "nemolet.data.encoding",
     "TextFiles": "nemolet.data.sources",
     "TokenLoader": "nemolet.data.loader",
     "TokenizerSpec": "nemolet.data.corpus",
     "ValidationLoader": "nemolet.data.loader",
+    "collate": "nemolet.data.batches",
     "tokenize": "nemolet.data.tokenization",
 }
 
@@ -28,9 +37,13 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.data.batches import collate
     from nemolet.data.corpus import Corpus, PreparedCorpus, TokenizerSpec
     from nemolet.data.embedded import EmbeddedText
+    from nemolet.data.encoding import TextEncoding
+    from nemolet.data.examples import Examples, PreparedExamples
     from nemolet.data.indexed import IndexedTokens, IndexedWriter
+    from nemolet.data.labelled import IntentsAndSlots, LabelledTexts, MultiLabelledTexts, Questions, TaggedWords
     from nemolet.data.loader import TokenLoader, ValidationLoader
     from nemolet.data.packing import Blend, PackedTokens
     from nemolet.data.sources import TextFiles

@@ -119,7 +119,11 @@ class TextEncoding:
         if self.empty == "skip":
             return True
         raise DataError(
-            "the text is empty", where=where, expected="words", found=repr(text), fix="remove it, or set data.empty=skip"
+            "the text is empty",
+            where=where,
+            expected="words",
+            found=repr(text),
+            fix="remove it, or set data.empty=skip",
         )
 
     def _fits(self, length: int, where: str) -> bool:

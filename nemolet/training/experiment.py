@@ -86,8 +86,8 @@ def fit(
     if getattr(rank_zero_only, "rank", 0) == 0:
         _claim(folder, dict(config or {}))
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
-    graph = _fitting(training_graph(model, loss), model, data)
-    measured = training_graph(model, loss, metrics) if metrics else None
+    graph = _fitting(training_graph(model, loss, fields=data.fields), model, data)
+    measured = training_graph(model, loss, metrics, data.fields) if metrics else None
     lightning = _lightning(graph, measured, optim or Optim(), schedule or Schedule(), training, on_gpu)
     recorder = _recorder(graph, data, folder, tuple(metrics or ()), training, on_gpu)
     average = ExponentialAverage(training.ema) if training.ema else None
