@@ -17,7 +17,7 @@ _HOME = {
         " Hidden LabelsB LabelsBT LabelsBU LabelsBV Labels LengthsB Lengths LogProbsBTV LogitsBP LogitsBT"
         " LogitsBTV LogitsBUV LogitsBV LogitsPV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD"
         " NeuralType Outcome PlacesB PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds"
-        " Void WordsBU"
+        " TokenIdsBS Void WordsBU"
     ),
     "nemolet.symbols": "Input Symbol",
     "nemolet.module": "NeuralModule checked parameter_axes",

@@ -14,11 +14,14 @@ _EXPORTS = {
     "IndexedWriter": "nemolet.data.indexed",
     "IntentsAndSlots": "nemolet.data.labelled",
     "LabelledTexts": "nemolet.data.labelled",
+    "MaskedText": "nemolet.data.masking",
     "MultiLabelledTexts": "nemolet.data.labelled",
     "PackedTokens": "nemolet.data.packing",
+    "ParallelTexts": "nemolet.data.pairs",
     "PreparedCorpus": "nemolet.data.corpus",
     "PreparedExamples": "nemolet.data.examples",
     "Questions": "nemolet.data.labelled",
+    "SimilarTexts": "nemolet.data.pairs",
     "TaggedWords": "nemolet.data.labelled",
     "TextEncoding": "nemolet.data.encoding",
     "TextFiles": "nemolet.data.sources",
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from nemolet.data.indexed import IndexedTokens, IndexedWriter
     from nemolet.data.labelled import IntentsAndSlots, LabelledTexts, MultiLabelledTexts, Questions, TaggedWords
     from nemolet.data.loader import TokenLoader, ValidationLoader
+    from nemolet.data.masking import MaskedText
     from nemolet.data.packing import Blend, PackedTokens
+    from nemolet.data.pairs import ParallelTexts, SimilarTexts
     from nemolet.data.sources import TextFiles
     from nemolet.data.tokenization import tokenize

@@ -232,8 +232,6 @@ def windows(question: str, context: str, encoding: TextEncoding, where: str) -> 
     pieces = [
         encoding.tokenizer.encode(f" {w.text}" if w.start and context[w.start - 1].isspace() else w.text) for w in words
     ]
-    ids = [token for piece in pieces for token in piece]
-    owners = [word for word, piece in zip(words, pieces) for _ in piece]
     room = encoding.context - len(asked) - len(end)
     if room < 8:
         raise DataError(
@@ -244,16 +242,38 @@ def windows(question: str, context: str, encoding: TextEncoding, where: str) -> 
             fix="set a larger data.context",
         )
     made = []
-    for first in range(0, max(1, len(ids) - room // 2), max(1, room // 2)):
-        part = ids[first : first + room]
+    for first, last in _stretches([len(piece) for piece in pieces], room):
+        part = [token for piece in pieces[first:last] for token in piece][:room]
+        owners: list[Span | None] = [w for w, p in zip(words[first:last], pieces[first:last]) for _ in p][:room]
         made.append(
             Window(
                 [*asked, *part, *end],
                 [False] * len(asked) + [True] * len(part) + [False] * len(end),
-                [*[None] * len(asked), *owners[first : first + room], *[None] * len(end)],
+                [*[None] * len(asked), *owners, *[None] * len(end)],
             )
         )
     return made
+
+
+def _stretches(sizes: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """First and last words of windows that hold at most ``room`` tokens and overlap by about half.
+
+    Example:
+        >>> _stretches([2, 2, 2, 2, 2], 6)
+        [(0, 3), (1, 4), (2, 5)]
+    """
+    made = []
+    first = 0
+    while True:
+        last, taken = first, 0
+        while last < len(sizes) and (taken + sizes[last] <= room or last == first):
+            taken, last = taken + sizes[last], last + 1
+        made.append((first, last))
+        if last == len(sizes):
+            return made
+        step, first = sizes[first], first + 1
+        while step + sizes[first] <= room // 2:
+            step, first = step + sizes[first], first + 1
 
 
 def tag_set(records: Iterable[Record]) -> list[str]:
