@@ -17,7 +17,8 @@ from nemolet.errors import ConfigError, NemoletError, nearest
 
 VERBS = {
     "train": "train a model, or resume where its folder left off",
-    "evaluate": "loss, perplexity and bits per byte of an archive on a text",
+    "evaluate": "how well an archive does on a text, or on examples of its task",
+    "predict": "answers of an archive to a file of records",
     "generate": "continue a prompt",
     "chat": "continue what you type, line by line",
     "tokenize": "turn text into token files for training",
@@ -41,6 +42,8 @@ examples:
   nemolet <verb> --help       the config of a verb, with its groups
   nemolet <verb> --cfg job    the config as it would be used
 """
+# What a config may leave null, since only the data knows it.
+SUPPLIED = ("model.vocab_size", "model.encoder.vocab_size", "model.labels", "model.intents", "model.slots")
 # Flags of Hydra, and the values each takes: none (0), one (1), or perhaps one of these words.
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS: dict[str, int | tuple[str, ...]] = {
@@ -148,7 +151,7 @@ def composed(verb: str, overrides: list[str]) -> dict[str, Any]:
 
     schema = schema_of(home(verb), "Settings")
     assert schema is not None
-    return validated(verb, overrides, schema, supplied=("model.vocab_size",))
+    return validated(verb, overrides, schema, supplied=SUPPLIED)
 
 
 def call(verb: str, config: dict[str, Any]) -> int:

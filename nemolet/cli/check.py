@@ -10,6 +10,7 @@ from nemolet.config import build
 from nemolet.tokenizers import ByteTokenizer
 
 _GIGA = 2**30
+_LABELS = {name: ["O", "B-x", "I-x"] for name in ("labels", "intents", "slots")}  # only the data knows the real ones
 
 
 def run(settings: Settings) -> None:
@@ -35,14 +36,14 @@ def run(settings: Settings) -> None:
 
 
 def wired(settings: Settings) -> Any:
-    """The training graph, on no device; a vocabulary that only a tokenizer knows is as large as one of bytes."""
+    """The training graph, on no device; what only the data knows is of a usual size."""
     import torch
 
     from nemolet.training.graphs import training_graph
 
-    sizes = {"vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size}
-    if settings.model.get("vocab_size") is not None:
-        sizes = {}
+    sizes = {"vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size, **_LABELS}
+    unknown = {name: size for name, size in sizes.items() if settings.model.get(name) is None}
     with torch.device("meta"):
-        model = build(with_sizes(settings.model, sizes), where="model")
-        return training_graph(model, build(settings.loss, where="loss"))
+        model = build(with_sizes(settings.model, unknown), where="model")
+        fields = getattr(build(settings.data, where="data"), "PORTS", ())
+        return training_graph(model, build(settings.loss, where="loss"), fields=fields)

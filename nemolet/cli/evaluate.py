@@ -1,8 +1,9 @@
-"""``nemolet evaluate``: how well an archive predicts a text."""
+"""``nemolet evaluate``: how well an archive predicts a text, or does its task."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nemolet.config import ModuleConfig, build
 from nemolet.errors import ConfigError
@@ -14,7 +15,7 @@ class Settings:
 
     Args:
         archive: a ``.nemolet`` file.
-        data: the text, all of which counts.
+        data: the text, or examples of the model's task; all of it counts.
         max_batches: stop after so many; null for the whole text.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
@@ -30,22 +31,54 @@ class Settings:
 
 
 def run(settings: Settings) -> None:
-    """Print loss, perplexity and bits per byte."""
+    """Print loss, perplexity and bits per byte, or what a model of a task measures."""
     from nemolet.archive import load
-    from nemolet.language.losses import CrossEntropy
-    from nemolet.language.metrics import LanguageScore
-    from nemolet.training.evaluation import score
-    from nemolet.training.graphs import training_graph
 
     archive = load(settings.archive, device=settings.device)
     if archive.tokenizer is None:
         raise ConfigError(
             "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
         )
+    if hasattr(archive.model, "objective"):
+        _print_task(archive.model, archive.tokenizer, settings)
+    else:
+        _print_language(archive.model, archive.tokenizer, settings)
+
+
+def _print_language(model: Any, tokenizer: Any, settings: Settings) -> None:
+    from nemolet.language.losses import CrossEntropy
+    from nemolet.language.metrics import LanguageScore
+    from nemolet.training.evaluation import score
+    from nemolet.training.graphs import training_graph
+
     data = build(settings.data, where="data")
-    context = getattr(archive.model, "context", data.sequence_length)
+    context = getattr(model, "context", data.sequence_length)
     data = replace(data, sequence_length=min(context, data.sequence_length))
-    prepared = data.prepare(archive.tokenizer, split=False)
-    graph = training_graph(archive.model, CrossEntropy()).eval()
+    prepared = data.prepare(tokenizer, split=False)
+    graph = training_graph(model, CrossEntropy()).eval()
     loss, count = score(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
     print(LanguageScore(loss, count, count * prepared.valid_bytes_per_token))
+
+
+def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
+    """Loss and measures on all examples; where texts can be scored, those scores too."""
+    from nemolet.training.evaluation import measure
+    from nemolet.training.graphs import training_graph
+
+    source = build(settings.data, where="data")
+    if not hasattr(source, "with_names"):
+        raise ConfigError(
+            "this data has no examples",
+            where="data",
+            expected="data=labelled, requests, tagged, questions, similar or parallel, with data.path=...",
+            found=type(source).__name__,
+        )
+    source = replace(source.with_names(model), context=getattr(model, "context", source.context))
+    prepared = source.prepare(tokenizer, split=False)
+    graph = training_graph(model, model.objective(), model.measures(), prepared.fields).eval()
+    found = measure(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
+    if hasattr(model, "score_texts"):
+        found |= model.score_texts(tokenizer, [record.values for record in source.read(source.path)])
+    print(
+        "  ".join(f"{name} {value:.4f}" for name, value in found.items()) + f"  over {len(prepared.valid):,} examples"
+    )

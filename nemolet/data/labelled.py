@@ -244,7 +244,7 @@ def windows(question: str, context: str, encoding: TextEncoding, where: str) -> 
     made = []
     for first, last in _stretches([len(piece) for piece in pieces], room):
         part = [token for piece in pieces[first:last] for token in piece][:room]
-        owners: list[Span | None] = [w for w, p in zip(words[first:last], pieces[first:last]) for _ in p][:room]
+        owners = [w for w, p in zip(words[first:last], pieces[first:last]) for _ in p][:room]
         made.append(
             Window(
                 [*asked, *part, *end],

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from nemolet.data.sources import open_file
 from nemolet.errors import DataError, nearest
 
-_WORDS = {str: "text", list: "a list", dict: "an object"}
+_WORDS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
 class Record(NamedTuple):

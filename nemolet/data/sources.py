@@ -27,7 +27,7 @@ InvalidUTF8 = Literal["error", "replace", "ignore"]
 
 def open_file(path: Path) -> BinaryIO:
     """A file for reading, compressed or not."""
-    return _OPENERS.get(path.suffix, lambda p: p.open("rb"))(path)
+    return _OPENERS[path.suffix](path) if path.suffix in _OPENERS else path.open("rb")
 
 
 class Piece(NamedTuple):

@@ -13,6 +13,7 @@ from torch import Tensor
 from nemolet.data.encoding import TextEncoding
 from nemolet.data.labelled import Window, windows
 from nemolet.language.losses import TokenLoss
+from nemolet.language.scores import exact_match, word_f1
 from nemolet.language.tasks import in_batches, width_of
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
@@ -57,6 +58,7 @@ class QuestionAnswerer(NeuralModule):
     """
 
     CONFIG_RULES: ClassVar = (("context >= 16 and max_tokens >= 1", "context is at least 16, max_tokens at least 1"),)
+    READS: ClassVar = (("question", "context"),)
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT, "readable": MaskBT}
 
     def __init__(
@@ -113,6 +115,15 @@ class QuestionAnswerer(NeuralModule):
         both_BTS = (first_BT[:, :, None] + last_BT[:, None, :]).masked_fill(~allowed, -torch.inf)
         score_B, at_B = both_BTS.flatten(1).max(-1)
         return [(s, a // length, a % length) for s, a in zip(score_B.tolist(), at_B.tolist())]
+
+    def score_texts(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Exact match and F1 of words of whole answers, as SQuAD counts them."""
+        answers = self.answer(tokenizer, [(r["question"], r["context"]) for r in records])
+        real = [[a["text"] for a in r["answers"]] for r in records]
+        return {
+            "exact_match": sum(exact_match(a.text, known) for a, known in zip(answers, real)) / len(records),
+            "word_f1": sum(word_f1(a.text, known) for a, known in zip(answers, real)) / len(records),
+        }
 
     def predict(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answers for records with a ``question`` and a ``context``."""

@@ -82,6 +82,7 @@ class TextClassifier(NeuralModule):
     """
 
     CONFIG_RULES: ClassVar = (("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),)
+    READS: ClassVar = (("text",),)
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT}
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -27,7 +28,8 @@ class Embedded(NamedTuple):
     others: HiddenBD | None
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """A text that was found, and how close it is (the cosine)."""
 
     index: int
@@ -52,6 +54,7 @@ class SentenceEmbedder(NeuralModule):
         1
     """
 
+    READS: ClassVar = (("text",),)
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT}
 
     def __init__(self, *, encoder: NeuralModule, context: int = 256, pooling: Pooling = "mean") -> None:

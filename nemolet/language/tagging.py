@@ -87,7 +87,8 @@ class TagHead(NeuralModule):
         self.head = Linear("D", "V", width, len(labels), bias=True, init_std=0.02)
         self.steps = nn.Parameter(torch.zeros(len(labels) + 2, len(labels))) if crf else None
         self.declare_axes(steps="P V")
-        self.register_buffer("never", forbidden_transitions(labels) if crf else None, persistent=False)
+        self.never: Tensor
+        self.register_buffer("never", forbidden_transitions(labels), persistent=False)
 
     def forward(self, hidden: HiddenBTD, words: WordsBU) -> TagScores:
         firsts = hidden.gather(1, words[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -117,6 +118,7 @@ class TokenClassifier(NeuralModule):
     """
 
     CONFIG_RULES: ClassVar = (("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),)
+    READS: ClassVar = (("words",), ("text",))
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT, "words": WordsBU}
 
     def __init__(
@@ -176,6 +178,7 @@ class RequestTagger(NeuralModule):
     """
 
     CONFIG_RULES: ClassVar = (("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),)
+    READS: ClassVar = TokenClassifier.READS
     PORTS: ClassVar = TokenClassifier.PORTS
 
     def __init__(
@@ -198,7 +201,8 @@ class RequestTagger(NeuralModule):
     def forward(self, tokens: TokenIdsBT, words: WordsBU, mask: MaskBT | None = None) -> RequestScores:
         hidden = self.encoder(tokens=tokens, mask=mask)
         pooled = F.dropout(self.pool(hidden, mask), self.dropout, self.training)
-        return RequestScores(*self.head(hidden, words), self.intent_head(pooled))
+        scores: TagScores = self.head(hidden, words)
+        return RequestScores(scores.logits, scores.transitions, self.intent_head(pooled))
 
     @property
     def labels(self) -> tuple[str, ...]:

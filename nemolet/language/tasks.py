@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 class TaskModel(Protocol):
     """A model of a task: it knows its loss, its measures, and what to do with raw records."""
+
+    READS: ClassVar[tuple[tuple[str, ...], ...]]  # what a record holds: all names of one of these
 
     def objective(self) -> NeuralModule:
         """The loss it is trained with, where a config names no other."""
