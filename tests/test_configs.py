@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import nemolet as nl
-from nemolet.cli import VERBS, home, main
+from nemolet.cli import SUPPLIED, VERBS, home, main
+from nemolet.cli.train import with_sizes
 from nemolet.config import build, compose, config_folder, schema_of, validated
 from nemolet.config.registry import construct
 
@@ -22,6 +23,8 @@ CHOICES = [(group, option) for group, options in GROUPS.items() for option in op
 # What an option needs beside itself.
 NEEDS = {("tokenizer", "file"): ["tokenizer.path=tok"]}
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
+PATH = ["data.path=examples"]  # what sources of examples need
+EXAMPLES = {"labelled", "multi_labelled", "requests", "tagged", "questions", "similar", "parallel"}
 PUBLISHED = {  # numbers of parameters
     "gpt2": 124_439_808,
     "gpt2_medium": 354_823_168,
@@ -39,7 +42,7 @@ PUBLISHED = {  # numbers of parameters
 
 def train(*overrides):
     schema = schema_of("nemolet.cli.train", "Settings")
-    return validated("train", overrides, schema, supplied=("model.vocab_size",))
+    return validated("train", overrides, schema, supplied=SUPPLIED)
 
 
 def settings(*overrides):
@@ -48,17 +51,22 @@ def settings(*overrides):
 
 @pytest.mark.parametrize("group, option", CHOICES)
 def test_every_option_validates(group, option):
-    config = train(f"{group}={option}", SHORT, *NEEDS.get((group, option), []))
+    of_data = {("data", name): PATH for name in EXAMPLES} | {("data", "masked"): []}
+    shortened = of_data.get((group, option), [SHORT])
+    if group == "experiment":
+        shortened = []  # an experiment is whole
+    config = train(f"{group}={option}", *shortened, *NEEDS.get((group, option), []))
     assert set(config) == set(train(SHORT))
 
 
 @pytest.mark.parametrize("option", GROUPS["model"])
 def test_every_model_builds(option):
     config = {**train(f"model={option}", SHORT)["model"]}
-    config["vocab_size"] = config["vocab_size"] or 1024
+    sizes = {"vocab_size": 1024, **{name: ["O", "B-x", "I-x"] for name in ("labels", "intents", "slots")}}
+    known = {name for block in (config, config.get("encoder", {})) for name, value in block.items() if value is None}
     with torch.device("meta"):
-        model = build(config)
-    assert isinstance(model, nl.language.CausalLM)
+        model = build(with_sizes(config, {name: size for name, size in sizes.items() if name in known}))
+    assert isinstance(model, nl.NeuralModule)
     assert set(nl.parameter_axes(model)) == {name for name, _ in model.named_parameters()}
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == PUBLISHED.get(option, count)

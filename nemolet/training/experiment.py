@@ -231,8 +231,7 @@ def _recorder(
     batch = next(iter(data.valid_loader(max_batches=1)))
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32 if training.precision == 32 else torch.bfloat16
-    needed = {name: tensor[:1] for name, tensor in batch.items() if not graph.input_ports[name].optional}
-    flops = flops_per_entry(graph, needed)
+    flops = flops_per_entry(graph, {name: tensor[:1] for name, tensor in batch.items()})
     return Recorder(
         folder / "metrics.csv",
         every=training.log_every,
