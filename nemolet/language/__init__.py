@@ -14,10 +14,12 @@ _EXPORTS = {
     "CrossEntropy": "nemolet.language.losses",
     "Decoder": "nemolet.nn.transformer",
     "Decoding": "nemolet.language.decoding",
+    "EncoderDecoder": "nemolet.language.seq2seq",
     "ExactSpan": "nemolet.language.answering",
     "IntentAccuracy": "nemolet.language.tagging",
     "LabelF1": "nemolet.language.classification",
     "LanguageScore": "nemolet.language.metrics",
+    "MaskedLM": "nemolet.language.encoders",
     "MultiLabelLoss": "nemolet.language.classification",
     "NearestIsRight": "nemolet.language.embedding",
     "NgramEmbedding": "nemolet.language.ngrams",
@@ -32,6 +34,7 @@ _EXPORTS = {
     "TagLoss": "nemolet.language.tagging",
     "TaskModel": "nemolet.language.tasks",
     "TextClassifier": "nemolet.language.classification",
+    "TextEncoder": "nemolet.language.encoders",
     "TokenClassifier": "nemolet.language.tagging",
     "TokenLoss": "nemolet.language.losses",
     "bleu": "nemolet.language.scores",
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from nemolet.language.crf import chain_log_likelihood, likeliest_chain
     from nemolet.language.decoding import Completion, Decoding, generate, stream
     from nemolet.language.embedding import ContrastiveLoss, NearestIsRight, SentenceEmbedder, nearest_vectors
+    from nemolet.language.encoders import MaskedLM, TextEncoder
     from nemolet.language.losses import CrossEntropy, TokenLoss
     from nemolet.language.masked import fill
     from nemolet.language.metrics import LanguageScore
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     from nemolet.language.ngrams import NgramEmbedding, NgramEncoder
     from nemolet.language.sampling import Sampling
     from nemolet.language.scores import bleu, chrf, exact_match, word_f1
+    from nemolet.language.seq2seq import EncoderDecoder
     from nemolet.language.spans import SpanF1, span_score, spans_of
     from nemolet.language.tagging import IntentAccuracy, RequestLoss, RequestTagger, TagLoss, TokenClassifier
     from nemolet.language.tasks import TaskModel

@@ -26,6 +26,8 @@ _EXPORTS = {
     "RelativePositions": "nemolet.nn.embedding",
     "ResidualOptions": "nemolet.nn.block",
     "RotaryEmbedding": "nemolet.nn.rope",
+    "SinusoidalPositions": "nemolet.nn.embedding",
+    "TextEmbedding": "nemolet.nn.embedding",
 }
 
 
@@ -39,7 +41,14 @@ if TYPE_CHECKING:
     from nemolet.nn.attention import Attention, AttentionOptions, CrossAttention
     from nemolet.nn.block import Block, ResidualOptions
     from nemolet.nn.cache import KVCache
-    from nemolet.nn.embedding import Embedding, Head, PositionEmbedding, RelativePositions
+    from nemolet.nn.embedding import (
+        Embedding,
+        Head,
+        PositionEmbedding,
+        RelativePositions,
+        SinusoidalPositions,
+        TextEmbedding,
+    )
     from nemolet.nn.feed_forward import FeedForward
     from nemolet.nn.linear import Linear
     from nemolet.nn.mask import AttentionMask
