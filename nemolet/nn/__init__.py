@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
+    "AdaptedLinear": "nemolet.nn.adapters",
+    "Adapter": "nemolet.nn.adapters",
     "Attention": "nemolet.nn.attention",
     "AttentionMask": "nemolet.nn.mask",
     "AttentionOptions": "nemolet.nn.attention",
@@ -28,6 +30,10 @@ _EXPORTS = {
     "RotaryEmbedding": "nemolet.nn.rope",
     "SinusoidalPositions": "nemolet.nn.embedding",
     "TextEmbedding": "nemolet.nn.embedding",
+    "adapt": "nemolet.nn.adapters",
+    "adapted_layers": "nemolet.nn.adapters",
+    "freeze": "nemolet.nn.adapters",
+    "merge": "nemolet.nn.adapters",
 }
 
 
@@ -38,6 +44,7 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.nn.adapters import AdaptedLinear, Adapter, adapt, adapted_layers, freeze, merge
     from nemolet.nn.attention import Attention, AttentionOptions, CrossAttention
     from nemolet.nn.block import Block, ResidualOptions
     from nemolet.nn.cache import KVCache
