@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 _HOME = {
     "nemolet.types": (
         "Axis AudioBN ClassesB Count CountScalar HiddenBD HiddenBTD HiddenRestD HiddenRestI HiddenRestO"
-        " Hidden LabelsB LabelsBT LabelsBU LabelsBV Labels LengthsB Lengths LogProbsBTV LogitsBP LogitsBT"
+        " Hidden LabelsB LabelsBT LabelsBS LabelsBU LabelsBV Labels LengthsB Lengths LogProbsBTV LogitsBP LogitsBT"
         " LogitsBTV LogitsBUV LogitsBV LogitsPV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD"
-        " NeuralType Outcome PlacesB PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds"
+        " NeuralType Outcome PlacesB PositionsBT ScoresB SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds"
         " TokenIdsBS Void WordsBU"
     ),
     "nemolet.symbols": "Input Symbol",

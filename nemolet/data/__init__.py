@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "Blend": "nemolet.data.packing",
+    "ChatTemplate": "nemolet.data.chat",
     "Corpus": "nemolet.data.corpus",
     "EmbeddedText": "nemolet.data.embedded",
     "Examples": "nemolet.data.examples",
     "IndexedTokens": "nemolet.data.indexed",
     "IndexedWriter": "nemolet.data.indexed",
+    "Instructions": "nemolet.data.instructions",
     "IntentsAndSlots": "nemolet.data.labelled",
     "LabelledTexts": "nemolet.data.labelled",
     "MaskedText": "nemolet.data.masking",
     "MultiLabelledTexts": "nemolet.data.labelled",
     "PackedTokens": "nemolet.data.packing",
     "ParallelTexts": "nemolet.data.pairs",
+    "Preferences": "nemolet.data.instructions",
     "PreparedCorpus": "nemolet.data.corpus",
     "PreparedExamples": "nemolet.data.examples",
     "Questions": "nemolet.data.labelled",
@@ -29,6 +32,7 @@ _EXPORTS = {
     "TokenizerSpec": "nemolet.data.corpus",
     "ValidationLoader": "nemolet.data.loader",
     "collate": "nemolet.data.batches",
+    "encode_chat": "nemolet.data.chat",
     "tokenize": "nemolet.data.tokenization",
 }
 
@@ -41,11 +45,13 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from nemolet.data.batches import collate
+    from nemolet.data.chat import ChatTemplate, encode_chat
     from nemolet.data.corpus import Corpus, PreparedCorpus, TokenizerSpec
     from nemolet.data.embedded import EmbeddedText
     from nemolet.data.encoding import TextEncoding
     from nemolet.data.examples import Examples, PreparedExamples
     from nemolet.data.indexed import IndexedTokens, IndexedWriter
+    from nemolet.data.instructions import Instructions, Preferences
     from nemolet.data.labelled import IntentsAndSlots, LabelledTexts, MultiLabelledTexts, Questions, TaggedWords
     from nemolet.data.loader import TokenLoader, ValidationLoader
     from nemolet.data.masking import MaskedText

@@ -76,11 +76,11 @@ class TextEncoding:
         Raises:
             DataError: for an empty or a long text, unless the policies say otherwise.
         """
-        if self._left_out(text, where):
+        if self.leaves_out(text, where):
             return None
         begin, end = self.marks
         ids = self.tokenizer.encode(text)
-        if not self._fits(len(begin) + len(ids) + len(end), where):
+        if not self.fits(len(begin) + len(ids) + len(end), where):
             return None
         return begin + ids[: self.context - len(begin) - len(end)] + end
 
@@ -92,7 +92,7 @@ class TextEncoding:
             where: for errors.
             spaced: whether a space stands before each word; None for all but the first.
         """
-        if self._left_out(" ".join(words), where):
+        if self.leaves_out(" ".join(words), where):
             return None
         begin, end = self.marks
         ids, firsts = list(begin), []
@@ -100,7 +100,7 @@ class TextEncoding:
             before = index > 0 if spaced is None else spaced[index]
             piece = self.tokenizer.encode(f" {word}" if before else word)
             if len(ids) + len(piece) + len(end) > self.context:
-                if not self._fits(self.context + 1, where):
+                if not self.fits(self.context + 1, where):
                     return None
                 break
             firsts.append(len(ids))
@@ -113,7 +113,8 @@ class TextEncoding:
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         return [] if bos is None else [bos], [] if eos is None else [eos]
 
-    def _left_out(self, text: str, where: str) -> bool:
+    def leaves_out(self, text: str, where: str) -> bool:
+        """Whether a text is left out because it is empty."""
         if text.strip():
             return False
         if self.empty == "skip":
@@ -126,7 +127,7 @@ class TextEncoding:
             fix="remove it, or set data.empty=skip",
         )
 
-    def _fits(self, length: int, where: str) -> bool:
+    def fits(self, length: int, where: str) -> bool:
         """Whether a text is read, if only its beginning."""
         if length <= self.context or self.too_long == "truncate":
             return True

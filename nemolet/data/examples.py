@@ -6,7 +6,7 @@ import abc
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from nemolet.data.batches import Batching, BucketLoader, PassLoader, Sample, typical_sizes
 from nemolet.data.corpus import TokenizerSpec
@@ -18,6 +18,14 @@ from nemolet.errors import DataError, nearest
 from nemolet.tokenizers import Tokenizer
 
 Known = Mapping[str, Sequence[str]]  # names that a model has to know, by the name of its argument: ``{"labels": ...}``
+
+
+class Counts(NamedTuple):
+    """How many examples there are for training and validation, and how many were left out."""
+
+    train: int
+    valid: int
+    left_out: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +79,10 @@ class Examples(abc.ABC):
         """Labels of an example that are not known."""
         return ()
 
+    def arrange(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Put samples together before they are batched; by default each stays as it is."""
+        return list(samples)
+
     @property
     def typical(self) -> dict[str, int]:
         """Sizes of a batch."""
@@ -97,8 +109,10 @@ class Examples(abc.ABC):
         self._check_labels([*train, *(valid if valid is not train else ())], known)
         chosen = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.make(_Texts(self, train))
         encoding = TextEncoding(chosen, self.context, self.too_long, self.empty)
-        samples = [[s for record in part for s in self.encode(record, encoding, known)] for part in (train, valid)]
-        return PreparedExamples(self, chosen, tuple(samples[0]), tuple(samples[1]), known, (len(train), len(valid)))
+        parts = [[s for record in part for s in self.encode(record, encoding, known)] for part in (train, valid)]
+        counts = Counts(len(train), len(valid), len(train) + len(valid) - sum(map(len, parts)))
+        kept, aside = (tuple(self.arrange(part)) for part in parts)
+        return PreparedExamples(self, chosen, kept, aside, known, counts)
 
     def with_names(self, model: Any) -> Examples:
         """The same source, with the label sets of a model that knows them."""
@@ -161,7 +175,7 @@ class PreparedExamples:
     train: tuple[Sample, ...]
     valid: tuple[Sample, ...]
     known: Known
-    counts: tuple[int, int]
+    counts: Counts
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -182,9 +196,8 @@ class PreparedExamples:
     def summary(self) -> str:
         """For a card."""
         names = "".join(f", {len(values)} {name}" for name, values in self.known.items())
-        left_out = sum(self.counts) - len(self.train) - len(self.valid)
-        skipped = f", {left_out} left out" if left_out > 0 else ""
-        return f"{self.source.path} ({self.counts[0]:,} examples{names}{skipped})"
+        skipped = f", {self.counts.left_out} left out" if self.counts.left_out > 0 else ""
+        return f"{self.source.path} ({self.counts.train:,} examples{names}{skipped})"
 
     def derived(self, valid_loss: float) -> dict[str, float]:
         """A loss per label has no second name."""
