@@ -19,12 +19,14 @@ GROUPS = {
     for folder in sorted(config_folder().iterdir())
     if folder.is_dir() and not folder.name.startswith("_")
 }
-CHOICES = [(group, option) for group, options in GROUPS.items() for option in options]
+FINETUNE = {"adapter", "task"}  # groups of nemolet finetune alone
+CHOICES = [(group, option) for group, options in GROUPS.items() for option in options if group not in FINETUNE]
 # What an option needs beside itself.
 NEEDS = {("tokenizer", "file"): ["tokenizer.path=tok"]}
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
 PATH = ["data.path=examples"]  # what sources of examples need
 EXAMPLES = {"labelled", "multi_labelled", "requests", "tagged", "questions", "similar", "parallel"}
+EXAMPLES |= {"instructions", "preferences"}
 PUBLISHED = {  # numbers of parameters
     "gpt2": 124_439_808,
     "gpt2_medium": 354_823_168,
@@ -57,6 +59,16 @@ def test_every_option_validates(group, option):
         shortened = []  # an experiment is whole
     config = train(f"{group}={option}", *shortened, *NEEDS.get((group, option), []))
     assert set(config) == set(train(SHORT))
+
+
+@pytest.mark.parametrize("group", sorted(FINETUNE))
+def test_every_way_to_fine_tune_validates(group):
+    schema = schema_of("nemolet.cli.finetune", "Settings")
+    for option in GROUPS[group]:
+        overrides = [f"{group}={option}", "archive=base.nemolet", *PATH]
+        config = validated("finetune", overrides, schema, supplied=SUPPLIED)
+        block = config["adapter" if group == "adapter" else "model"]
+        assert block.get("rank") == 8 or block["encoder"] == {"_ref_": "encoder"}
 
 
 @pytest.mark.parametrize("option", GROUPS["model"])

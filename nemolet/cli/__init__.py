@@ -17,6 +17,7 @@ from nemolet.errors import ConfigError, NemoletError, nearest
 
 VERBS = {
     "train": "train a model, or resume where its folder left off",
+    "finetune": "go on from an archive: all of it, a part, or a small addition",
     "evaluate": "how well an archive does on a text, or on examples of its task",
     "predict": "answers of an archive to a file of records",
     "generate": "continue a prompt",

@@ -52,19 +52,28 @@ class ChatTemplate:
 
     source: str = "plain"
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **tokens: str) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        bos_token: str = "",
+        eos_token: str = "",
+    ) -> str:
         """The text of a conversation."""
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals.update(raise_exception=_refuse)
-        context: dict[str, Any] = {"bos_token": "", "eos_token": "", **tokens}
         try:
             template = environment.from_string(TEMPLATES.get(self.source, self.source))
             pieces, size = [], 0
             for piece in template.generate(
-                messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt, **context
+                messages=[dict(m) for m in messages],
+                add_generation_prompt=add_generation_prompt,
+                bos_token=bos_token,
+                eos_token=eos_token,
             ):
                 pieces.append(piece)
                 size += len(piece)
@@ -81,7 +90,7 @@ class ChatTemplate:
             raise DataError("the template fails", where="chat_template", found=str(error)[:300]) from error
         return "".join(pieces)
 
-    def turns(self, messages: Sequence[Message], **tokens: str) -> list[Turn]:
+    def turns(self, messages: Sequence[Message], *, bos_token: str = "", eos_token: str = "") -> list[Turn]:
         """The conversation in stretches: what stands between is read, what the assistant says is learned.
 
         The assistant's stretch is what a template adds to its own prompt for an answer, without the line end behind.
@@ -94,8 +103,8 @@ class ChatTemplate:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prompt = self.render(messages[:index], add_generation_prompt=True, **tokens)
-            through = self.render(messages[: index + 1], **tokens)
+            prompt = self.render(messages[:index], add_generation_prompt=True, bos_token=bos_token, eos_token=eos_token)
+            through = self.render(messages[: index + 1], bos_token=bos_token, eos_token=eos_token)
             if not (prompt.startswith(written) and through.startswith(prompt)):
                 raise DataError(
                     "the template writes earlier messages anew",
@@ -108,7 +117,7 @@ class ChatTemplate:
             said = answer.rstrip("\n") if message["content"] and not message["content"].endswith("\n") else answer
             turns += [Turn(prompt[len(written) :], False), Turn(said, True)]
             written = prompt + said
-        rest = self.render(messages, **tokens)[len(written) :]
+        rest = self.render(messages, bos_token=bos_token, eos_token=eos_token)[len(written) :]
         return [turn for turn in [*turns, Turn(rest.rstrip("\n"), False)] if turn.text]
 
 

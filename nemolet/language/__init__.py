@@ -14,6 +14,8 @@ _EXPORTS = {
     "CrossEntropy": "nemolet.language.losses",
     "Decoder": "nemolet.nn.transformer",
     "Decoding": "nemolet.language.decoding",
+    "DistillationLoss": "nemolet.language.distillation",
+    "Distilled": "nemolet.language.distillation",
     "EncoderDecoder": "nemolet.language.seq2seq",
     "ExactSpan": "nemolet.language.answering",
     "IntentAccuracy": "nemolet.language.tagging",
@@ -25,6 +27,8 @@ _EXPORTS = {
     "NgramEmbedding": "nemolet.language.ngrams",
     "NgramEncoder": "nemolet.language.ngrams",
     "Pool": "nemolet.language.classification",
+    "PreferenceLoss": "nemolet.language.preference",
+    "PreferenceModel": "nemolet.language.preference",
     "QuestionAnswerer": "nemolet.language.answering",
     "RequestLoss": "nemolet.language.tagging",
     "RequestTagger": "nemolet.language.tagging",
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
     from nemolet.language.classification import ClassLoss, LabelF1, MultiLabelLoss, Pool, TextClassifier
     from nemolet.language.crf import chain_log_likelihood, likeliest_chain
     from nemolet.language.decoding import Completion, Decoding, generate, stream
+    from nemolet.language.distillation import DistillationLoss, Distilled
     from nemolet.language.embedding import ContrastiveLoss, NearestIsRight, SentenceEmbedder, nearest_vectors
     from nemolet.language.encoders import MaskedLM, TextEncoder
     from nemolet.language.losses import CrossEntropy, TokenLoss
@@ -70,6 +75,7 @@ if TYPE_CHECKING:
     from nemolet.language.metrics import LanguageScore
     from nemolet.language.models import CausalLM
     from nemolet.language.ngrams import NgramEmbedding, NgramEncoder
+    from nemolet.language.preference import PreferenceLoss, PreferenceModel
     from nemolet.language.sampling import Sampling
     from nemolet.language.scores import bleu, chrf, exact_match, word_f1
     from nemolet.language.seq2seq import EncoderDecoder

@@ -33,7 +33,9 @@ _EXPORTS = {
     "adapt": "nemolet.nn.adapters",
     "adapted_layers": "nemolet.nn.adapters",
     "freeze": "nemolet.nn.adapters",
+    "load_adapter": "nemolet.nn.adapter_files",
     "merge": "nemolet.nn.adapters",
+    "save_adapter": "nemolet.nn.adapter_files",
 }
 
 
@@ -44,6 +46,7 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.nn.adapter_files import load_adapter, save_adapter
     from nemolet.nn.adapters import AdaptedLinear, Adapter, adapt, adapted_layers, freeze, merge
     from nemolet.nn.attention import Attention, AttentionOptions, CrossAttention
     from nemolet.nn.block import Block, ResidualOptions

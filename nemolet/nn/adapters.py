@@ -95,12 +95,14 @@ class AdaptedLinear(NeuralModule):
 
     def addition(self) -> Tensor:
         """What is added to the weight, in float32."""
-        return (self.up.float() @ self.down.float()) * self.scale
+        product: Tensor = self.up.float() @ self.down.float()
+        return product * self.scale
 
     def row_lengths(self) -> Tensor:
         """Lengths of the rows of weight and addition; no gradient flows through them."""
         with torch.no_grad():
-            return (self.base.weight.float() + self.addition()).norm(dim=1).to(self.base.weight.dtype)
+            lengths: Tensor = (self.base.weight.float() + self.addition()).norm(dim=1)
+            return lengths.to(self.base.weight.dtype)
 
     @torch.no_grad()
     def merge(self) -> None:

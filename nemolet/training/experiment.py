@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def fit(
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
+    finish: Callable[[NeuralModule], NeuralModule] | None = None,
 ) -> Result:
     """Train a model in an experiment folder, or go on where the folder left off.
 
@@ -75,6 +76,7 @@ def fit(
         seed: of what training itself draws at random.
         config: what the parts were built from; a folder is only continued with an equal one.
         callbacks: further callbacks of Lightning.
+        finish: from the trained model to what goes into the archive, such as :func:`nemolet.nn.merge`.
 
     Raises:
         TrainingError: for a folder of another run, or numbers that are none.
@@ -109,7 +111,7 @@ def fit(
             average.swap(lightning)
         if trainer.is_global_zero:
             card = _card(model, data, lightning, recorder.valid, training)
-            save(archive, model=model, tokenizer=data.tokenizer, card=card)
+            save(archive, model=finish(model) if finish else model, tokenizer=data.tokenizer, card=card)
             draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
     return Result(folder, archive, trainer.global_step, recorder.valid, checkpoints.stopped)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ class Optim:
     muon_lr: float | None = None
     fused: bool | None = None
 
-    CONFIG_RULES = (
+    CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("lr > 0", "the learning rate is above 0"),
         ("weight_decay >= 0", "weight decay is at least 0"),
         ("momentum >= 0 and momentum < 1", "momentum is at least 0 and below 1"),
