@@ -13,17 +13,20 @@ __version__ = "0.1.0"
 
 _HOME = {
     "nemolet.types": (
-        "Axis AudioBN ClassesB Count CountScalar HiddenBD HiddenBTD HiddenRestD HiddenRestI HiddenRestO"
-        " Hidden LabelsB LabelsBT LabelsBS LabelsBU LabelsBV Labels LengthsB Lengths LogProbsBTV LogitsBP LogitsBT"
-        " LogitsBTV LogitsBUV LogitsBV LogitsPV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD"
-        " NeuralType Outcome PlacesB PositionsBT ScoresB SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds"
-        " TokenIdsBS Void WordsBU"
+        "Axis AudioBN Count CountScalar HiddenBTD HiddenRestD HiddenRestI HiddenRestO Hidden LabelsB LabelsBT"
+        " Labels LengthsB Lengths LogProbsBTV LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask"
+        " MemoryBSD NeuralType Outcome PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds"
+        " TokenIdsBS Void Axis AudioBN AudioLengthsB Count CountScalar EmbeddingBD HiddenBTD HiddenRestD"
+        " HiddenRestI HiddenRestO Hidden LabelsB LabelsBT Labels LengthsB Lengths LogProbsBTV LogitsBTSV"
+        " LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD NeuralType Outcome"
+        " PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds Void"
     ),
     "nemolet.symbols": "Input Symbol",
     "nemolet.module": "NeuralModule checked parameter_axes",
     "nemolet.graph": "Graph compose",
     "nemolet.config": "build register",
     "nemolet.archive": "load save",
+    "nemolet.parallel": "Mesh MeshSizes Parallel Rules make_mesh parallelize",
     "nemolet.errors": "NemoletError",
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names.split()}
@@ -32,6 +35,8 @@ _PACKAGES = (
     "tokenizers",
     "data",
     "language",
+    "speech",
+    "parallel",
     "training",
     "errors",
     "types",
@@ -62,11 +67,29 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from nemolet import archive, config, data, draw, errors, graph, language, metrics, nn, tokenizers, training, types
+    from nemolet import (
+        archive,
+        config,
+        data,
+        draw,
+        errors,
+        graph,
+        language,
+        metrics,
+        nn,
+        speech,
+        tokenizers,
+        training,
+        types,
+    )
     from nemolet.archive import load, save
     from nemolet.config import build, register
     from nemolet.errors import NemoletError
     from nemolet.graph import Graph, compose
     from nemolet.module import NeuralModule, checked, parameter_axes
+    from nemolet.parallel.apply import parallelize
+    from nemolet.parallel.mesh import Mesh, MeshSizes, make_mesh
+    from nemolet.parallel.rules import Rules
+    from nemolet.parallel.settings import Parallel
     from nemolet.symbols import Input, Symbol
     from nemolet.types import *  # noqa: F403

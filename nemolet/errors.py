@@ -94,6 +94,10 @@ class GenerationError(NemoletError):
     """A generation or decoding request is impossible."""
 
 
+class ParallelError(NemoletError):
+    """A layout does not fit the model, or a mesh does not fit the world."""
+
+
 class TrainingError(NemoletError):
     """Training cannot start, continue or resume as asked."""
 

@@ -22,8 +22,11 @@ VERBS = {
     "predict": "answers of an archive to a file of records",
     "generate": "continue a prompt",
     "chat": "continue what you type, line by line",
+    "transcribe": "write down what is said in recordings",
     "tokenize": "turn text into token files for training",
+    "manifest": "look into recordings, list what is wrong, and write a manifest of the rest",
     "check": "validate a training config and wire its graph, without training",
+    "plan": "where the parameters of a training config lie, and the bytes on each rank",
     "graph": "draw the graph of a training config as text, Mermaid or SVG",
     "list": "list the config groups and their options",
 }
@@ -44,7 +47,11 @@ examples:
   nemolet <verb> --cfg job    the config as it would be used
 """
 # What a config may leave null, since only the data knows it.
+<<<<<<< HEAD
 SUPPLIED = ("model.vocab_size", "model.encoder.vocab_size", "model.labels", "model.intents", "model.slots")
+=======
+SUPPLIED = ("model.vocab_size", "model.classes")
+>>>>>>> main
 # Flags of Hydra, and the values each takes: none (0), one (1), or perhaps one of these words.
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS: dict[str, int | tuple[str, ...]] = {

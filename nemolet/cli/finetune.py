@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from nemolet.cli.train import as_plain, measures, progress_bar, with_sizes
 from nemolet.config import ModuleConfig, build
 from nemolet.errors import ConfigError
 from nemolet.nn.adapters import Adapter
+from nemolet.training.optim import Optim
 from nemolet.training.rates import LayeredOptim
 from nemolet.training.schedule import Schedule
 from nemolet.training.settings import Training
@@ -29,6 +30,7 @@ class Settings:
         metrics: what is measured beside it; those of the model where nothing is named.
         adapter: the addition that is trained instead of the model; null for none.
         freeze: patterns of parameters that are not trained.
+        layer_decay: learning rate of a layer over that of the layer above it.
         teacher: an archive whose opinion is learned as well; null for none.
         show: how many conversations are shown with what is learned of them, before training.
         optim: the optimizer.
@@ -42,7 +44,7 @@ class Settings:
 
     archive: str
     data: ModuleConfig
-    optim: LayeredOptim
+    optim: Optim
     schedule: Schedule
     trainer: Training
     model: ModuleConfig | None = None
@@ -51,6 +53,7 @@ class Settings:
     adapter: Adapter | None = None
     freeze: tuple[str, ...] = ()
     teacher: str | None = None
+    layer_decay: float = 1.0
     show: int = 0
     name: str = "finetune"
     folder: str | None = None
@@ -60,6 +63,8 @@ class Settings:
     CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("schedule.warmup_steps < trainer.max_steps", "the warm-up has to end before the last step"),
         ("seed >= 0 and seed < 4294967296", "seed is at least 0 and below 2 ** 32"),
+        ("layer_decay > 0 and layer_decay <= 1", "layer_decay is above 0 and at most 1"),
+        ("layer_decay == 1 or optim.name == 'adamw'", "layers have rates of their own with optim=adamw only"),
         ("show >= 0", "show is at least 0"),
     )
 
@@ -99,7 +104,7 @@ def run(settings: Settings) -> int:
         data,
         folder=folder,
         metrics=build(settings.metrics, where="metrics") if settings.metrics else measures(around),
-        optim=settings.optim,
+        optim=LayeredOptim(**asdict(settings.optim), layer_decay=settings.layer_decay),
         schedule=settings.schedule,
         training=settings.trainer,
         seed=settings.seed,

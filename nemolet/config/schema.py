@@ -279,7 +279,7 @@ def _schema(node: Definition, module: str) -> Schema:
         if isinstance(item, (ast.Assign, ast.AnnAssign)) and item.value is not None:
             target = item.targets[0] if isinstance(item, ast.Assign) else item.target
             if isinstance(target, ast.Name) and target.id == "CONFIG_RULES":
-                rules = (*rules, *_literal(item.value))  # those of what it extends hold as well
+                rules = _literal(item.value)
     if _is_dataclass(node):
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):

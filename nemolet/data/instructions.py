@@ -10,9 +10,10 @@ from nemolet.data.batches import Sample
 from nemolet.data.chat import ChatTemplate, Learned, Message, encode_chat, lint
 from nemolet.data.encoding import TextEncoding
 from nemolet.data.examples import Examples, Known
+from nemolet.data.ports import LabelsBS
 from nemolet.data.records import Record, read_json
 from nemolet.errors import DataError
-from nemolet.types import IGNORED, LabelsBS, LabelsBT, PositionsBT, SegmentsBT, TokenIdsBS, TokenIdsBT
+from nemolet.types import IGNORED, LabelsBT, PositionsBT, SegmentsBT, TokenIdsBS, TokenIdsBT
 
 
 @dataclass(frozen=True, kw_only=True)

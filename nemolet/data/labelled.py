@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from nemolet.data.batches import Sample
 from nemolet.data.encoding import Span, TextEncoding, split_words
 from nemolet.data.examples import Examples, Known
+from nemolet.data.ports import ClassesB, LabelsBU, LabelsBV, PlacesB, WordsBU
 from nemolet.data.records import Record, read_columns, read_json, read_squad
 from nemolet.errors import DataError
-from nemolet.types import ClassesB, LabelsB, LabelsBU, LabelsBV, MaskBT, PlacesB, TokenIdsBT, WordsBU
+from nemolet.types import LabelsB, MaskBT, TokenIdsBT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nemolet.data.encoding import TextEncoding
 from nemolet.data.labelled import Window, windows
+from nemolet.data.ports import LogitsBT, PlacesB
 from nemolet.language.losses import TokenLoss
 from nemolet.language.scores import exact_match, word_f1
 from nemolet.language.tasks import in_batches, width_of
@@ -19,7 +20,7 @@ from nemolet.metrics import Share
 from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
 from nemolet.tokenizers import Tokenizer
-from nemolet.types import IGNORED, LogitsBT, MaskBT, PlacesB, TokenIdsBT
+from nemolet.types import IGNORED, MaskBT, TokenIdsBT
 
 
 class AnswerScores(NamedTuple):

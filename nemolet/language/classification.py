@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemolet.data.encoding import TextEncoding
+from nemolet.data.ports import HiddenBD, LabelsBV
 from nemolet.language.losses import TokenLoss
 from nemolet.language.tasks import in_batches, label_scores, width_of
 from nemolet.metrics import Accuracy, Share
 from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
 from nemolet.tokenizers import Tokenizer
-from nemolet.types import IGNORED, HiddenBD, HiddenBTD, LabelsB, LabelsBV, LogitsBV, MaskBT, TokenIdsBT
+from nemolet.types import IGNORED, HiddenBTD, LabelsB, LogitsBV, MaskBT, TokenIdsBT
 
 Pooling = Literal["mean", "max", "first"]
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemolet.data.encoding import TextEncoding
+from nemolet.data.ports import HiddenBD
 from nemolet.errors import DataError
 from nemolet.language.classification import Pool, Pooling
 from nemolet.language.losses import TokenLoss
@@ -18,7 +19,7 @@ from nemolet.language.tasks import in_batches, width_of
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
 from nemolet.tokenizers import Tokenizer
-from nemolet.types import HiddenBD, MaskBS, MaskBT, TokenIdsBS, TokenIdsBT
+from nemolet.types import MaskBS, MaskBT, TokenIdsBS, TokenIdsBT
 
 
 class Embedded(NamedTuple):

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemolet.data.ports import LabelsBS, ScoresB
 from nemolet.language.losses import TokenLoss
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
-from nemolet.types import IGNORED, LabelsBS, LabelsBT, ScoresB, TokenIdsBS, TokenIdsBT
+from nemolet.types import IGNORED, LabelsBT, TokenIdsBS, TokenIdsBT
 
 
 class Preferred(NamedTuple):

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nemolet.data.ports import LabelsBU, LogitsBUV, LogitsPV
 from nemolet.language.crf import likeliest_chain
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
-from nemolet.types import IGNORED, LabelsBU, LogitsBUV, LogitsPV
+from nemolet.types import IGNORED
 
 
 class TagSpan(NamedTuple):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemolet.data.encoding import TextEncoding, Words
+from nemolet.data.ports import ClassesB, LabelsBU, LogitsBP, LogitsBUV, LogitsPV, WordsBU
 from nemolet.language.classification import Pool
 from nemolet.language.crf import chain_log_likelihood, forbidden_transitions
 from nemolet.language.losses import TokenLoss
@@ -20,18 +21,7 @@ from nemolet.metrics import Share
 from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
 from nemolet.tokenizers import Tokenizer
-from nemolet.types import (
-    IGNORED,
-    ClassesB,
-    HiddenBTD,
-    LabelsBU,
-    LogitsBP,
-    LogitsBUV,
-    LogitsPV,
-    MaskBT,
-    TokenIdsBT,
-    WordsBU,
-)
+from nemolet.types import IGNORED, HiddenBTD, MaskBT, TokenIdsBT
 
 
 class TagScores(NamedTuple):

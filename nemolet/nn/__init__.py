@@ -6,8 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
+<<<<<<< HEAD
     "AdaptedLinear": "nemolet.nn.adapters",
     "Adapter": "nemolet.nn.adapters",
+=======
+    "LSTM": "nemolet.nn.recurrent",
+    "RelativeAttention": "nemolet.nn.relative_attention",
+    "Conv1d": "nemolet.nn.conv",
+>>>>>>> main
     "Attention": "nemolet.nn.attention",
     "AttentionMask": "nemolet.nn.mask",
     "AttentionOptions": "nemolet.nn.attention",
@@ -22,6 +28,8 @@ _EXPORTS = {
     "LayerNorm": "nemolet.nn.norm",
     "Linear": "nemolet.nn.linear",
     "LocalLayers": "nemolet.nn.transformer",
+    "Mixture": "nemolet.nn.router",
+    "MixtureOfExperts": "nemolet.nn.moe",
     "PositionEmbedding": "nemolet.nn.embedding",
     "PositionOptions": "nemolet.nn.transformer",
     "RMSNorm": "nemolet.nn.norm",
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
     from nemolet.nn.attention import Attention, AttentionOptions, CrossAttention
     from nemolet.nn.block import Block, ResidualOptions
     from nemolet.nn.cache import KVCache
+    from nemolet.nn.conv import Conv1d
     from nemolet.nn.embedding import (
         Embedding,
         Head,
@@ -62,6 +71,10 @@ if TYPE_CHECKING:
     from nemolet.nn.feed_forward import FeedForward
     from nemolet.nn.linear import Linear
     from nemolet.nn.mask import AttentionMask
+    from nemolet.nn.moe import MixtureOfExperts
     from nemolet.nn.norm import LayerNorm, RMSNorm
+    from nemolet.nn.recurrent import LSTM
+    from nemolet.nn.relative_attention import RelativeAttention
     from nemolet.nn.rope import RotaryEmbedding
+    from nemolet.nn.router import Mixture
     from nemolet.nn.transformer import Decoder, Encoder, LocalLayers, PositionOptions

@@ -188,13 +188,11 @@ class PositionEmbedding(NeuralModule):
         self.weight = nn.Parameter(torch.empty(max_length + offset, width).normal_(std=init_std))
         self.declare_axes(weight=f"T={max_length + offset} D")
 
-    def forward(self, hidden: HiddenBTD, positions: PositionsBT) -> HiddenBTD:
+    def forward(self, hidden: HiddenBTD, positions: PositionsBT | None = None, start: int = 0) -> HiddenBTD:
+        if positions is None:  # from ``start`` on: a slice, where looking up each would be slower
+            start += self.offset
+            return hidden + self.weight[start : start + hidden.shape[1]]
         return hidden + F.embedding(positions + self.offset if self.offset else positions, self.weight)
-
-    def first(self, hidden_BTD: Tensor, start: int) -> Tensor:
-        """Add the positions from ``start`` on: a slice, where looking up each would be slower."""
-        start += self.offset
-        return hidden_BTD + self.weight[start : start + hidden_BTD.shape[1]]
 
 
 class SinusoidalPositions(nn.Module):
@@ -230,12 +228,9 @@ class SinusoidalPositions(nn.Module):
         self.table = self._exact.to(self.table.device)
         return self
 
-    def forward(self, hidden_BTD: Tensor, positions_BT: Tensor) -> Tensor:
-        return hidden_BTD + self.table[positions_BT].to(hidden_BTD.dtype)
-
-    def first(self, hidden_BTD: Tensor, start: int) -> Tensor:
-        """Add the positions from ``start`` on."""
-        return hidden_BTD + self.table[start : start + hidden_BTD.shape[1]].to(hidden_BTD.dtype)
+    def forward(self, hidden_BTD: Tensor, positions_BT: Tensor | None = None, start: int = 0) -> Tensor:
+        chosen = slice(start, start + hidden_BTD.shape[1]) if positions_BT is None else positions_BT
+        return hidden_BTD + self.table[chosen].to(hidden_BTD.dtype)
 
 
 class RelativePositions(NeuralModule):

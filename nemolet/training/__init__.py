@@ -10,6 +10,7 @@ _EXPORTS = {
     "ExponentialAverage": "nemolet.training.callbacks",
     "LayeredOptim": "nemolet.training.rates",
     "LightningModel": "nemolet.training.lightning_model",
+    "MeshStrategy": "nemolet.training.mesh_strategy",
     "Optim": "nemolet.training.optim",
     "Recorder": "nemolet.training.callbacks",
     "Result": "nemolet.training.experiment",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from nemolet.training.experiment import Result, fit
     from nemolet.training.graphs import training_graph
     from nemolet.training.lightning_model import LightningModel
+    from nemolet.training.mesh_strategy import MeshStrategy
     from nemolet.training.optim import Optim
     from nemolet.training.rates import LayeredOptim
     from nemolet.training.schedule import Schedule

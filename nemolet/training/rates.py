@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,11 +30,6 @@ class LayeredOptim(Optim):
     """
 
     layer_decay: float = 1.0
-
-    CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (  # beside those of Optim
-        ("layer_decay > 0 and layer_decay <= 1", "layer_decay is above 0 and at most 1"),
-        ("layer_decay == 1 or name == 'adamw'", "layers have rates of their own with adamw only"),
-    )
 
     def make(self, module: nn.Module) -> Optimizer:
         """The optimizer of a module's parameters."""

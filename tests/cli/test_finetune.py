@@ -105,7 +105,7 @@ def test_an_encoder_gets_a_new_head_and_layers_their_own_rates(tmp_path, capsys)
     rows = [{"text": w, "label": w[0]} for w in ("aa", "ab", "ba", "bb") * 6]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["finetune", "archive=mlm.nemolet", "task=classify", "data=labelled", "data.path=t.jsonl", *SHORT]
-    out = succeed(capsys, *command, "folder=run", "+optim.layer_decay=0.5", "freeze=[embed.tokens.weight]")
+    out = succeed(capsys, *command, "folder=run", "layer_decay=0.5", "freeze=[embed.tokens.weight]")
     assert "accuracy" in out
     before, after = weights("mlm.nemolet"), weights("run/model.nemolet")
     table = next(name for name in after if name.endswith("embed.tokens.weight"))
