@@ -10,10 +10,7 @@ import torch
 
 import nemolet as nl
 from nemolet.cli import SUPPLIED, VERBS, home, main
-<<<<<<< HEAD
 from nemolet.cli.train import with_sizes
-=======
->>>>>>> main
 from nemolet.config import build, compose, config_folder, schema_of, validated
 from nemolet.config.registry import construct
 
@@ -27,11 +24,9 @@ CHOICES = [(group, option) for group, options in GROUPS.items() for option in op
 # What an option needs beside itself.
 NEEDS = {("tokenizer", "file"): ["tokenizer.path=tok"]}
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
-<<<<<<< HEAD
 PATH = ["data.path=examples"]  # what sources of examples need
 EXAMPLES = {"labelled", "multi_labelled", "requests", "tagged", "questions", "similar", "parallel"}
 EXAMPLES |= {"instructions", "preferences"}
-=======
 SPEECH = {  # what reads recordings, not text
     "model": {
         "conformer_ctc",
@@ -45,7 +40,6 @@ SPEECH = {  # what reads recordings, not text
     "data": {"audio"},
 }
 RECORDINGS = {"commands", "digit_strings", "digit_strings_transducer", "digits"}  # experiments on them
->>>>>>> main
 PUBLISHED = {  # numbers of parameters
     "gpt2": 124_439_808,
     "gpt2_medium": 354_823_168,
@@ -64,8 +58,6 @@ PUBLISHED = {  # numbers of parameters
 def train(*overrides):
     schema = schema_of("nemolet.cli.train", "Settings")
     return validated("train", overrides, schema, supplied=SUPPLIED)
-<<<<<<< HEAD
-=======
 
 
 def kind(group, option):
@@ -74,7 +66,6 @@ def kind(group, option):
         return []
     speech = option in SPEECH.get(group, ())
     return ["model=conformer_ctc", "data=audio", "loss=ctc"] if speech else [SHORT]
->>>>>>> main
 
 
 def settings(*overrides):
@@ -83,15 +74,8 @@ def settings(*overrides):
 
 @pytest.mark.parametrize("group, option", CHOICES)
 def test_every_option_validates(group, option):
-<<<<<<< HEAD
-    of_data = {("data", name): PATH for name in EXAMPLES} | {("data", "masked"): []}
-    shortened = of_data.get((group, option), [SHORT])
-    if group == "experiment":
-        shortened = []  # an experiment is whole
-    config = train(f"{group}={option}", *shortened, *NEEDS.get((group, option), []))
-=======
-    config = train(*kind(group, option), f"{group}={option}", *NEEDS.get((group, option), []))
->>>>>>> main
+    shortened = {("data", name): PATH for name in EXAMPLES}.get((group, option), kind(group, option))
+    config = train(*shortened, f"{group}={option}", *NEEDS.get((group, option), []))
     assert set(config) == set(train(SHORT))
 
 
@@ -107,22 +91,13 @@ def test_every_way_to_fine_tune_validates(group):
 
 @pytest.mark.parametrize("option", GROUPS["model"])
 def test_every_model_builds(option):
-<<<<<<< HEAD
-    config = {**train(f"model={option}", SHORT)["model"]}
-    sizes = {"vocab_size": 1024, **{name: ["O", "B-x", "I-x"] for name in ("labels", "intents", "slots")}}
+    config = {**train(*kind("model", option), f"model={option}")["model"]}
+    sizes = {"vocab_size": 1024, "classes": 1024}
+    sizes |= {name: ["O", "B-x", "I-x"] for name in ("labels", "intents", "slots")}
     known = {name for block in (config, config.get("encoder", {})) for name, value in block.items() if value is None}
     with torch.device("meta"):
         model = build(with_sizes(config, {name: size for name, size in sizes.items() if name in known}))
     assert isinstance(model, nl.NeuralModule)
-=======
-    config = {**train(*kind("model", option), f"model={option}")["model"]}
-    for size in ("vocab_size", "classes"):
-        if size in config:
-            config[size] = config[size] or 1024
-    with torch.device("meta"):
-        model = build(config)
-    assert isinstance(model, nl.speech.Recognizer | nl.speech.AudioClassifier | nl.language.CausalLM)
->>>>>>> main
     assert set(nl.parameter_axes(model)) == {name for name, _ in model.named_parameters()}
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == PUBLISHED.get(option, count)

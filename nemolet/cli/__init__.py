@@ -47,11 +47,14 @@ examples:
   nemolet <verb> --cfg job    the config as it would be used
 """
 # What a config may leave null, since only the data knows it.
-<<<<<<< HEAD
-SUPPLIED = ("model.vocab_size", "model.encoder.vocab_size", "model.labels", "model.intents", "model.slots")
-=======
-SUPPLIED = ("model.vocab_size", "model.classes")
->>>>>>> main
+SUPPLIED = (
+    "model.vocab_size",
+    "model.encoder.vocab_size",
+    "model.labels",
+    "model.intents",
+    "model.slots",
+    "model.classes",
+)
 # Flags of Hydra, and the values each takes: none (0), one (1), or perhaps one of these words.
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS: dict[str, int | tuple[str, ...]] = {

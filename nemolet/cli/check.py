@@ -36,29 +36,18 @@ def run(settings: Settings) -> None:
 
 
 def wired(settings: Settings) -> Any:
-<<<<<<< HEAD
-    """The training graph, on no device; what only the data knows is of a usual size."""
-=======
     """The training graph, on no device; sizes that only the data knows are usual ones."""
->>>>>>> main
     import torch
 
     from nemolet.training.graphs import training_graph
 
-<<<<<<< HEAD
-    sizes = {"vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size, **_LABELS}
+    sizes = {
+        "vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size,
+        "classes": len(settings.model.get("names") or "ab"),
+        **_LABELS,
+    }
     unknown = {name: size for name, size in sizes.items() if settings.model.get(name) is None}
     with torch.device("meta"):
         model = build(with_sizes(settings.model, unknown), where="model")
         fields = getattr(build(settings.data, where="data"), "PORTS", ())
         return training_graph(model, build(settings.loss, where="loss"), fields=fields)
-=======
-    sizes = {
-        "vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size,
-        "classes": len(settings.model.get("names") or "ab"),
-    }
-    unknown = {name: size for name, size in sizes.items() if settings.model.get(name) is None}
-    with torch.device("meta"):
-        model = build(with_sizes(settings.model, unknown), where="model")
-        return training_graph(model, build(settings.loss, where="loss"))
->>>>>>> main

@@ -1,19 +1,11 @@
-<<<<<<< HEAD
-"""``nemolet evaluate``: how well an archive predicts a text, or does its task."""
-=======
-"""``nemolet evaluate``: how well an archive predicts a text, or how well it hears."""
->>>>>>> main
+"""``nemolet evaluate``: how well an archive predicts a text, does its task, or hears."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-<<<<<<< HEAD
-from typing import Any
-=======
 from pathlib import Path
-from typing import TYPE_CHECKING
->>>>>>> main
+from typing import TYPE_CHECKING, Any
 
 from nemolet.config import ModuleConfig, build
 from nemolet.errors import ConfigError
@@ -28,12 +20,9 @@ class Settings:
 
     Args:
         archive: a ``.nemolet`` file.
-<<<<<<< HEAD
-        data: the text, or examples of the model's task; all of it counts.
-=======
-        data: the text, all of which counts; or recordings, of which those set aside for validation count.
+        data: the text or the examples, all of which count; or recordings, of which those set aside for validation
+            count.
         out: a file of JSON lines for what was said and what was heard, of a model of speech; null for none.
->>>>>>> main
         max_batches: stop after so many; null for the whole text.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
@@ -50,18 +39,9 @@ class Settings:
 
 
 def run(settings: Settings) -> None:
-<<<<<<< HEAD
-    """Print loss, perplexity and bits per byte, or what a model of a task measures."""
+    """Print loss, perplexity and bits per byte; of a model of a task or of speech, the numbers of its task."""
     from nemolet.archive import load
-=======
-    """Print loss, perplexity and bits per byte; of a model of speech, the numbers of its task."""
-    from nemolet.archive import load
-    from nemolet.language.losses import CrossEntropy
-    from nemolet.language.metrics import LanguageScore
     from nemolet.speech.evaluation import evaluates
-    from nemolet.training.evaluation import score
-    from nemolet.training.graphs import training_graph
->>>>>>> main
 
     archive = load(settings.archive, device=settings.device)
     if evaluates(archive.model):
@@ -92,7 +72,6 @@ def _print_language(model: Any, tokenizer: Any, settings: Settings) -> None:
     print(LanguageScore(loss, count, count * prepared.valid_bytes_per_token))
 
 
-<<<<<<< HEAD
 def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
     """Loss and measures on all examples; where texts can be scored, those scores too."""
     from nemolet.training.evaluation import measure
@@ -115,7 +94,8 @@ def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
     print(
         "  ".join(f"{name} {value:.4f}" for name, value in found.items()) + f"  over {len(prepared.valid):,} examples"
     )
-=======
+
+
 def _speech(settings: Settings, archive: Archive) -> None:
     from nemolet.speech.evaluation import evaluate
 
@@ -126,4 +106,3 @@ def _speech(settings: Settings, archive: Archive) -> None:
     if settings.out is not None:
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in report.entries]
         Path(settings.out).write_text("".join(lines), encoding="utf-8")
->>>>>>> main

@@ -25,12 +25,9 @@ _EXPORTS = {
     "MaskedText": "nemolet.data.masking",
     "MultiLabelledTexts": "nemolet.data.labelled",
     "PackedTokens": "nemolet.data.packing",
-<<<<<<< HEAD
     "ParallelTexts": "nemolet.data.pairs",
     "Preferences": "nemolet.data.instructions",
-=======
     "PreparedAudio": "nemolet.data.audio_corpus",
->>>>>>> main
     "PreparedCorpus": "nemolet.data.corpus",
     "PreparedExamples": "nemolet.data.examples",
     "Questions": "nemolet.data.labelled",
@@ -42,14 +39,11 @@ _EXPORTS = {
     "TokenizerSpec": "nemolet.data.corpus",
     "Utterance": "nemolet.data.manifest",
     "ValidationLoader": "nemolet.data.loader",
-<<<<<<< HEAD
     "collate": "nemolet.data.batches",
     "encode_chat": "nemolet.data.chat",
-=======
     "examine": "nemolet.data.inspection",
     "load_audio": "nemolet.data.audio",
     "read_audio": "nemolet.data.manifest",
->>>>>>> main
     "tokenize": "nemolet.data.tokenization",
     "utterances_of_arrays": "nemolet.data.manifest",
 }
@@ -62,30 +56,23 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    from nemolet.data.batches import collate
-    from nemolet.data.chat import ChatTemplate, encode_chat
-=======
     from nemolet.data.audio import AudioArray, AudioFile, load_audio
     from nemolet.data.audio_corpus import AudioCorpus, PreparedAudio
     from nemolet.data.audio_loader import AudioLoader, AudioValidationLoader
+    from nemolet.data.batches import collate
     from nemolet.data.buckets import BatchPlan
->>>>>>> main
+    from nemolet.data.chat import ChatTemplate, encode_chat
     from nemolet.data.corpus import Corpus, PreparedCorpus, TokenizerSpec
     from nemolet.data.embedded import EmbeddedText
     from nemolet.data.encoding import TextEncoding
     from nemolet.data.examples import Examples, PreparedExamples
     from nemolet.data.indexed import IndexedTokens, IndexedWriter
-<<<<<<< HEAD
+    from nemolet.data.inspection import examine
     from nemolet.data.instructions import Instructions, Preferences
     from nemolet.data.labelled import IntentsAndSlots, LabelledTexts, MultiLabelledTexts, Questions, TaggedWords
     from nemolet.data.loader import TokenLoader, ValidationLoader
-    from nemolet.data.masking import MaskedText
-=======
-    from nemolet.data.inspection import examine
-    from nemolet.data.loader import TokenLoader, ValidationLoader
     from nemolet.data.manifest import Utterance, read_audio, utterances_of_arrays
->>>>>>> main
+    from nemolet.data.masking import MaskedText
     from nemolet.data.packing import Blend, PackedTokens
     from nemolet.data.pairs import ParallelTexts, SimilarTexts
     from nemolet.data.sources import TextFiles

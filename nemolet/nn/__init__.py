@@ -6,18 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
-<<<<<<< HEAD
     "AdaptedLinear": "nemolet.nn.adapters",
     "Adapter": "nemolet.nn.adapters",
-=======
-    "LSTM": "nemolet.nn.recurrent",
-    "RelativeAttention": "nemolet.nn.relative_attention",
-    "Conv1d": "nemolet.nn.conv",
->>>>>>> main
     "Attention": "nemolet.nn.attention",
     "AttentionMask": "nemolet.nn.mask",
     "AttentionOptions": "nemolet.nn.attention",
     "Block": "nemolet.nn.block",
+    "Conv1d": "nemolet.nn.conv",
     "CrossAttention": "nemolet.nn.attention",
     "Decoder": "nemolet.nn.transformer",
     "Embedding": "nemolet.nn.embedding",
@@ -25,6 +20,7 @@ _EXPORTS = {
     "FeedForward": "nemolet.nn.feed_forward",
     "Head": "nemolet.nn.embedding",
     "KVCache": "nemolet.nn.cache",
+    "LSTM": "nemolet.nn.recurrent",
     "LayerNorm": "nemolet.nn.norm",
     "Linear": "nemolet.nn.linear",
     "LocalLayers": "nemolet.nn.transformer",
@@ -33,6 +29,7 @@ _EXPORTS = {
     "PositionEmbedding": "nemolet.nn.embedding",
     "PositionOptions": "nemolet.nn.transformer",
     "RMSNorm": "nemolet.nn.norm",
+    "RelativeAttention": "nemolet.nn.relative_attention",
     "RelativePositions": "nemolet.nn.embedding",
     "ResidualOptions": "nemolet.nn.block",
     "RotaryEmbedding": "nemolet.nn.rope",

@@ -5,14 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-<<<<<<< HEAD
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-=======
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
->>>>>>> main
 from pathlib import Path
 from typing import Any
 
@@ -98,37 +93,6 @@ def fit(
     identity = {"model": described(model, data.tokenizer)["model"], "loss": loss.config(), "seed": seed}
     identity |= {"optim": asdict(optim), "schedule": asdict(schedule), "trainer": training.fixed()}
     _quiet()
-<<<<<<< HEAD
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        _claim(folder, dict(config or {}))
-    on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
-    graph = _fitting(training_graph(model, loss, fields=data.fields), model, data)
-    measured = training_graph(model, loss, metrics, data.fields) if metrics else None
-    lightning = _lightning(graph, measured, optim or Optim(), schedule or Schedule(), training, on_gpu)
-    recorder = _recorder(graph, data, folder, tuple(metrics or ()), training, on_gpu)
-    average = ExponentialAverage(training.ema) if training.ema else None
-    checkpoints = _checkpoints(folder, training)
-    watching: list[Callback] = [*([average] if average else []), recorder, *callbacks]
-    if training.patience is not None:
-        watching.append(EarlyStopping("valid_loss", patience=training.patience))
-    trainer = _trainer(training, folder, [*watching, checkpoints], on_gpu)  # last: they save what the others know
-    ranks = {"rank": trainer.global_rank, "ranks": trainer.world_size}
-    lightning.loader = data.train_loader(**ranks)
-    valid = data.valid_loader(**ranks, max_batches=training.valid_batches)
-    pl.seed_everything(seed + trainer.global_rank, verbose=False)
-    last = folder / "checkpoints" / LAST
-    windows = _Windows(lightning.loader, training.accumulate)
-    trainer.fit(lightning, windows, valid, ckpt_path=last.resolve() if last.exists() else None)
-    archive = folder / "model.nemolet"
-    if checkpoints.stopped is None:
-        if average is not None:
-            average.swap(lightning)
-        if trainer.is_global_zero:
-            card = _card(model, data, lightning, recorder.valid, training)
-            save(archive, model=finish(model) if finish else model, tokenizer=data.tokenizer, card=card)
-            draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
-    return Result(folder, archive, trainer.global_step, recorder.valid, checkpoints.stopped)
-=======
     with ExitStack() as stack:
         if getattr(rank_zero_only, "rank", 0) == 0:
             stack.enter_context(home.locked())
@@ -136,9 +100,9 @@ def fit(
         done = home.finished(training.max_steps)
         if done is not None:
             return Result(home.path, home.path / _ARCHIVE, done["steps"], done["valid"], None)
-        graph = _fitting(training_graph(model, loss), model, data)
-        measured = training_graph(model, loss, metrics) if metrics else None
-        run = _Run(home, model, data, training, tuple(metrics or ()))
+        graph = _fitting(training_graph(model, loss, fields=data.fields), model, data)
+        measured = training_graph(model, loss, metrics, data.fields) if metrics else None
+        run = _Run(home, model, data, training, tuple(metrics or ()), finish)
         return run.train(_lightning(graph, measured, optim, schedule, training), parallel, seed, callbacks)
 
 
@@ -149,9 +113,16 @@ class _Run:
     """What accompanies the training of one model in one folder (final)."""
 
     def __init__(
-        self, home: RunFolder, model: NeuralModule, data: Prepared, training: Training, metrics: Sequence[str]
+        self,
+        home: RunFolder,
+        model: NeuralModule,
+        data: Prepared,
+        training: Training,
+        metrics: Sequence[str],
+        finish: Callable[[NeuralModule], NeuralModule] | None,
     ) -> None:
         self.home, self.model, self.data, self.training, self.metrics = home, model, data, training, metrics
+        self.finish = finish
         self.average = ExponentialAverage(training.ema) if training.ema else None
         self.checkpoints = _checkpoints(home.checkpoints, training)
         self.patience = None if training.patience is None else EarlyStopping("valid_loss", patience=training.patience)
@@ -187,7 +158,12 @@ class _Run:
         if trainer.is_global_zero:
             card = _card(self.model, self.data, lightning, valid, self.training)
             archive, tokenizer = self.home.path / _ARCHIVE, self.data.tokenizer
-            save(archive, model=self.model, tokenizer=tokenizer, card=card, weights=weights)
+            model = self.model
+            if self.finish is not None:
+                if weights is not None:
+                    model.load_state_dict({name: weights(name) for name in model.state_dict()})
+                model, weights = self.finish(model), None
+            save(archive, model=model, tokenizer=tokenizer, card=card, weights=weights)
             draw_curve(self.home.path / "metrics.csv", self.home.path / "loss.svg", title=self.home.path.name)
             early = trainer.global_step < self.training.max_steps
             self.home.finish(trainer.global_step, valid, "early stopping" if early else "max_steps")
@@ -206,7 +182,6 @@ def _fingerprint(data: Prepared) -> dict[str, str]:
 
 def _on_gpu(training: Training) -> bool:
     return training.accelerator != "cpu" and torch.cuda.is_available()
->>>>>>> main
 
 
 def _fitting(graph: NeuralModule, model: NeuralModule, data: Prepared) -> NeuralModule:
