@@ -50,6 +50,7 @@ examples:
 SUPPLIED = (
     "model.vocab_size",
     "model.encoder.vocab_size",
+    "model.model.vocab_size",
     "model.labels",
     "model.intents",
     "model.slots",

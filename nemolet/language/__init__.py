@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "AnswerLoss": "nemolet.language.answering",
+    "Beam": "nemolet.language.beam",
     "CausalLM": "nemolet.language.models",
     "ClassLoss": "nemolet.language.classification",
     "Completion": "nemolet.language.decoding",
@@ -41,6 +42,8 @@ _EXPORTS = {
     "TextEncoder": "nemolet.language.encoders",
     "TokenClassifier": "nemolet.language.tagging",
     "TokenLoss": "nemolet.language.losses",
+    "Translator": "nemolet.language.translation",
+    "beam_search": "nemolet.language.beam",
     "bleu": "nemolet.language.scores",
     "chain_log_likelihood": "nemolet.language.crf",
     "chrf": "nemolet.language.scores",
@@ -64,6 +67,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from nemolet.language.answering import AnswerLoss, ExactSpan, QuestionAnswerer
+    from nemolet.language.beam import Beam, beam_search
     from nemolet.language.classification import ClassLoss, LabelF1, MultiLabelLoss, Pool, TextClassifier
     from nemolet.language.crf import chain_log_likelihood, likeliest_chain
     from nemolet.language.decoding import Completion, Decoding, generate, stream
@@ -82,4 +86,5 @@ if TYPE_CHECKING:
     from nemolet.language.spans import SpanF1, span_score, spans_of
     from nemolet.language.tagging import IntentAccuracy, RequestLoss, RequestTagger, TagLoss, TokenClassifier
     from nemolet.language.tasks import TaskModel
+    from nemolet.language.translation import Translator
     from nemolet.nn.transformer import Decoder
