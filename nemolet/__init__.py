@@ -13,8 +13,11 @@ __version__ = "0.1.0"
 
 _HOME = {
     "nemolet.types": (
-        "Axis AudioBN AudioLengthsB Count CountScalar EmbeddingBD HiddenBTD HiddenRestD HiddenRestI"
-        " HiddenRestO Hidden LabelsB LabelsBT LabelsBU Labels LengthsB Lengths LogProbsBTV LogitsBTSV"
+        "Axis AudioBN Count CountScalar HiddenBTD HiddenRestD HiddenRestI HiddenRestO Hidden LabelsB LabelsBT"
+        " Labels LengthsB Lengths LogProbsBTV LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask"
+        " MemoryBSD NeuralType Outcome PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds"
+        " TokenIdsBS Void Axis AudioBN AudioLengthsB Count CountScalar EmbeddingBD HiddenBTD HiddenRestD"
+        " HiddenRestI HiddenRestO Hidden LabelsB LabelsBT Labels LengthsB Lengths LogProbsBTV LogitsBTSV"
         " LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD NeuralType Outcome"
         " PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds Void"
     ),

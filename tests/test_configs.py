@@ -10,6 +10,7 @@ import torch
 
 import nemolet as nl
 from nemolet.cli import SUPPLIED, VERBS, home, main
+from nemolet.cli.train import with_sizes
 from nemolet.config import build, compose, config_folder, schema_of, validated
 from nemolet.config.registry import construct
 
@@ -18,10 +19,14 @@ GROUPS = {
     for folder in sorted(config_folder().iterdir())
     if folder.is_dir() and not folder.name.startswith("_")
 }
-CHOICES = [(group, option) for group, options in GROUPS.items() for option in options]
+FINETUNE = {"adapter", "task"}  # groups of nemolet finetune alone
+CHOICES = [(group, option) for group, options in GROUPS.items() for option in options if group not in FINETUNE]
 # What an option needs beside itself.
 NEEDS = {("tokenizer", "file"): ["tokenizer.path=tok"]}
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
+PATH = ["data.path=examples"]  # what sources of examples need
+EXAMPLES = {"labelled", "multi_labelled", "requests", "tagged", "questions", "similar", "parallel"}
+EXAMPLES |= {"instructions", "preferences"}
 SPEECH = {  # what reads recordings, not text
     "model": {
         "conformer_ctc",
@@ -65,7 +70,7 @@ def train(*overrides):
 
 def kind(group, option):
     """What an option is used with: recordings, or short texts."""
-    if group == "experiment" and option in RECORDINGS:
+    if group == "experiment":  # is whole
         return []
     speech = option in SPEECH.get(group, ())
     return ["model=conformer_ctc", "data=audio", "loss=ctc"] if speech else [SHORT]
@@ -77,19 +82,31 @@ def settings(*overrides):
 
 @pytest.mark.parametrize("group, option", CHOICES)
 def test_every_option_validates(group, option):
-    config = train(*kind(group, option), f"{group}={option}", *NEEDS.get((group, option), []))
+    shortened = {("data", name): PATH for name in EXAMPLES}.get((group, option), kind(group, option))
+    config = train(*shortened, f"{group}={option}", *NEEDS.get((group, option), []))
     assert set(config) == set(train(SHORT))
+
+
+@pytest.mark.parametrize("group", sorted(FINETUNE))
+def test_every_way_to_fine_tune_validates(group):
+    schema = schema_of("nemolet.cli.finetune", "Settings")
+    for option in GROUPS[group]:
+        overrides = [f"{group}={option}", "archive=base.nemolet", *PATH]
+        config = validated("finetune", overrides, schema, supplied=SUPPLIED)
+        block = config["adapter" if group == "adapter" else "model"]
+        assert block.get("rank") == 8 or block["encoder"] == {"_ref_": "encoder"}
 
 
 @pytest.mark.parametrize("option", GROUPS["model"])
 def test_every_model_builds(option):
     config = {**train(*kind("model", option), f"model={option}")["model"]}
-    for size in ("vocab_size", "classes"):
-        if size in config:
-            config[size] = config[size] or 1024
+    sizes = {"vocab_size": 1024, "classes": 1024}
+    sizes |= {name: ["O", "B-x", "I-x"] for name in ("labels", "intents", "slots")}
+    blocks = (config, config.get("encoder") or {}, config.get("model") or {})
+    known = {name for block in blocks for name, value in block.items() if value is None}
     with torch.device("meta"):
-        model = build(config)
-    assert isinstance(model, nl.speech.Recognizer | nl.speech.AudioClassifier | nl.language.CausalLM)
+        model = build(with_sizes(config, {name: size for name, size in sizes.items() if name in known}))
+    assert isinstance(model, nl.NeuralModule)
     assert set(nl.parameter_axes(model)) == {name for name, _ in model.named_parameters()}
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == PUBLISHED.get(option, count)

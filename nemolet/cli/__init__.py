@@ -17,7 +17,9 @@ from nemolet.errors import ConfigError, NemoletError, nearest
 
 VERBS = {
     "train": "train a model, or resume where its folder left off",
-    "evaluate": "loss, perplexity and bits per byte of an archive on a text",
+    "finetune": "go on from an archive: all of it, a part, or a small addition",
+    "evaluate": "how well an archive does on a text, or on examples of its task",
+    "predict": "answers of an archive to a file of records",
     "generate": "continue a prompt",
     "chat": "continue what you type, line by line",
     "transcribe": "write down what is said in recordings",
@@ -47,7 +49,15 @@ examples:
   nemolet <verb> --cfg job    the config as it would be used
 """
 # What a config may leave null, since only the data knows it.
-SUPPLIED = ("model.vocab_size", "model.classes")
+SUPPLIED = (
+    "model.vocab_size",
+    "model.encoder.vocab_size",
+    "model.model.vocab_size",
+    "model.labels",
+    "model.intents",
+    "model.slots",
+    "model.classes",
+)
 # Flags of Hydra, and the values each takes: none (0), one (1), or perhaps one of these words.
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS: dict[str, int | tuple[str, ...]] = {

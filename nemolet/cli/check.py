@@ -10,6 +10,7 @@ from nemolet.config import build
 from nemolet.tokenizers import ByteTokenizer
 
 _GIGA = 2**30
+_LABELS = {name: ["O", "B-x", "I-x"] for name in ("labels", "intents", "slots")}  # only the data knows the real ones
 
 
 def run(settings: Settings) -> None:
@@ -43,8 +44,10 @@ def wired(settings: Settings) -> Any:
     sizes = {
         "vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size,
         "classes": len(settings.model.get("names") or "ab"),
+        **_LABELS,
     }
     unknown = {name: size for name, size in sizes.items() if settings.model.get(name) is None}
     with torch.device("meta"):
         model = build(with_sizes(settings.model, unknown), where="model")
-        return training_graph(model, build(settings.loss, where="loss"))
+        fields = getattr(build(settings.data, where="data"), "PORTS", ())
+        return training_graph(model, build(settings.loss, where="loss"), fields=fields)

@@ -1,11 +1,11 @@
-"""``nemolet evaluate``: how well an archive predicts a text, or how well it hears."""
+"""``nemolet evaluate``: how well an archive predicts a text, does its task, or hears."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemolet.config import ModuleConfig, build
 from nemolet.errors import ConfigError
@@ -20,7 +20,8 @@ class Settings:
 
     Args:
         archive: a ``.nemolet`` file.
-        data: the text, all of which counts; or recordings, of which those set aside for validation count.
+        data: the text or the examples, all of which count; or recordings, of which those set aside for validation
+            count.
         out: a file of JSON lines for what was said and what was heard, of a model of speech; null for none.
         max_batches: stop after so many; null for the whole text.
         device: where to compute.
@@ -38,13 +39,9 @@ class Settings:
 
 
 def run(settings: Settings) -> None:
-    """Print loss, perplexity and bits per byte; of a model of speech, the numbers of its task."""
+    """Print loss, perplexity and bits per byte; of a model of a task or of speech, the numbers of its task."""
     from nemolet.archive import load
-    from nemolet.language.losses import CrossEntropy
-    from nemolet.language.metrics import LanguageScore
     from nemolet.speech.evaluation import evaluates
-    from nemolet.training.evaluation import score
-    from nemolet.training.graphs import training_graph
 
     archive = load(settings.archive, device=settings.device)
     if evaluates(archive.model):
@@ -54,13 +51,49 @@ def run(settings: Settings) -> None:
         raise ConfigError(
             "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
         )
+    if hasattr(archive.model, "objective"):
+        _print_task(archive.model, archive.tokenizer, settings)
+    else:
+        _print_language(archive.model, archive.tokenizer, settings)
+
+
+def _print_language(model: Any, tokenizer: Any, settings: Settings) -> None:
+    from nemolet.language.losses import CrossEntropy
+    from nemolet.language.metrics import LanguageScore
+    from nemolet.training.evaluation import score
+    from nemolet.training.graphs import training_graph
+
     data = build(settings.data, where="data")
-    context = getattr(archive.model, "context", data.sequence_length)
+    context = getattr(model, "context", data.sequence_length)
     data = replace(data, sequence_length=min(context, data.sequence_length))
-    prepared = data.prepare(archive.tokenizer, split=False)
-    graph = training_graph(archive.model, CrossEntropy()).eval()
+    prepared = data.prepare(tokenizer, split=False)
+    graph = training_graph(model, CrossEntropy()).eval()
     loss, count = score(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
     print(LanguageScore(loss, count, count * prepared.valid_bytes_per_token))
+
+
+def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
+    """Loss and measures on all examples; where texts can be scored, those scores too."""
+    from nemolet.training.evaluation import measure
+    from nemolet.training.graphs import training_graph
+
+    source = build(settings.data, where="data")
+    if not hasattr(source, "with_names"):
+        raise ConfigError(
+            "this data has no examples",
+            where="data",
+            expected="data=labelled, requests, tagged, questions, similar or parallel, with data.path=...",
+            found=type(source).__name__,
+        )
+    source = replace(source.with_names(model), context=getattr(model, "context", source.context))
+    prepared = source.prepare(tokenizer, split=False)
+    graph = training_graph(model, model.objective(), model.measures(), prepared.fields).eval()
+    found = measure(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
+    if hasattr(model, "score_texts"):
+        found |= model.score_texts(tokenizer, [record.values for record in source.read(source.path)])
+    print(
+        "  ".join(f"{name} {value:.4f}" for name, value in found.items()) + f"  over {len(prepared.valid):,} examples"
+    )
 
 
 def _speech(settings: Settings, archive: Archive) -> None:

@@ -58,6 +58,7 @@ class Settings:
 
     CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("data.sequence_length <= model.context", "sequences may not be longer than the model's context"),
+        ("data.context <= model.context", "texts may not be longer than the model's context"),
         ("schedule.warmup_steps < trainer.max_steps", "the warm-up has to end before the last step"),
         ("seed >= 0 and seed < 4294967296", "seed is at least 0 and below 2 ** 32"),
     )
@@ -91,7 +92,7 @@ def run(settings: Settings) -> int:
             build(settings.loss, parts=parts, where="loss"),
             data,
             folder=folder,
-            metrics=build(settings.metrics, parts=parts, where="metrics"),
+            metrics=build(settings.metrics, parts=parts, where="metrics") or measures(model),
             optim=settings.optim,
             schedule=settings.schedule,
             training=settings.trainer,
@@ -121,21 +122,33 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def with_sizes(model: ModuleConfig, sizes: Mapping[str, int]) -> ModuleConfig:
-    """Fill in the sizes that the config leaves to the data, such as that of the vocabulary."""
+def measures(model: Any) -> dict[str, Any]:
+    """What a model of a task measures where the config names nothing."""
+    return model.measures() if hasattr(model, "measures") else {}
+
+
+def with_sizes(model: ModuleConfig, sizes: Mapping[str, Any], where: str = "model") -> ModuleConfig:
+    """Fill in what the config leaves to the data: the size of the vocabulary, the names of labels, in parts as well."""
     filled = dict(model)
+    for name, value in filled.items():
+        if isinstance(value, dict) and "_target_" in value:
+            filled[name] = with_sizes(value, sizes, f"{where}.{name}")
     for name, size in sizes.items():
         if filled.get(name, size) is None:
             filled[name] = size
-        elif filled.get(name, size) < size:
+        elif _falls_short(filled.get(name, size), size):
             raise ConfigError(
                 "the data has more of these than the model",
-                where=f"model.{name}",
-                expected=f"at least {size}",
+                where=f"{where}.{name}",
+                expected=f"at least {size}" if isinstance(size, int) else ", ".join(size),
                 found=filled[name],
-                fix=f"set model.{name}=null to take it from the data",
+                fix=f"set {where}.{name}=null to take it from the data",
             )
     return filled
+
+
+def _falls_short(own: Any, size: Any) -> bool:
+    return bool(own < size) if isinstance(size, int) else list(own) != list(size)
 
 
 def as_plain(settings: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from nemolet.data.indexed import IndexedTokens
 from nemolet.data.loader import TokenLoader, ValidationLoader
 from nemolet.data.packing import Blend, PackedTokens, Sampler
 from nemolet.data.prepared import Progress, Unit
-from nemolet.data.sources import InvalidUTF8, TextFiles
+from nemolet.data.sources import InvalidUTF8, Pieces, TextFiles
 from nemolet.data.tokenization import tokenize
 from nemolet.errors import DataError
 from nemolet.tokenizers import (
@@ -62,7 +62,7 @@ class TokenizerSpec:
         """How many tokens it will have, where that is known before the text is read."""
         return {"sentencepiece": self.vocab_size, "byte": ByteTokenizer().vocab_size}.get(self.kind)
 
-    def make(self, source: EmbeddedText | TextFiles) -> Tokenizer:
+    def make(self, source: Pieces) -> Tokenizer:
         """Load or train it."""
         return self.make_of_texts(piece.text for piece in source.pieces())
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, Protocol
 
 from nemolet.errors import DataError, nearest
 
@@ -25,11 +25,22 @@ _TEXT = (".txt", ".text", ".md", ".rst", ".py", ".jsonl")
 InvalidUTF8 = Literal["error", "replace", "ignore"]
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A file for reading, compressed or not."""
+    return _OPENERS[path.suffix](path) if path.suffix in _OPENERS else path.open("rb")
+
+
 class Piece(NamedTuple):
     """Part of a document; ``last`` where the document ends with it."""
 
     text: str
     last: bool
+
+
+class Pieces(Protocol):
+    """Whatever gives documents piece by piece."""
+
+    def pieces(self) -> Iterator[Piece]: ...
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class TextFiles:
         for file in self.files():
             empty = True
             try:
-                with _OPENERS.get(file.suffix, lambda p: p.open("rb"))(file) as stream:
+                with open_file(file) as stream:
                     for piece in self._lines(stream, file) if _kind(file) == ".jsonl" else self._text(stream, file):
                         empty = empty and not piece.text
                         yield piece

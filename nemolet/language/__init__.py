@@ -6,19 +6,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
+    "AnswerLoss": "nemolet.language.answering",
+    "Beam": "nemolet.language.beam",
     "CausalLM": "nemolet.language.models",
-    "MaskedLM": "nemolet.language.encoders",
-    "TextEncoder": "nemolet.language.encoders",
-    "EncoderDecoder": "nemolet.language.seq2seq",
-    "CrossEntropy": "nemolet.language.losses",
-    "TokenLoss": "nemolet.language.losses",
-    "LanguageScore": "nemolet.language.metrics",
-    "Sampling": "nemolet.language.sampling",
+    "ClassLoss": "nemolet.language.classification",
     "Completion": "nemolet.language.decoding",
-    "Decoding": "nemolet.language.decoding",
-    "generate": "nemolet.language.decoding",
-    "stream": "nemolet.language.decoding",
+    "ContrastiveLoss": "nemolet.language.embedding",
+    "CrossEntropy": "nemolet.language.losses",
     "Decoder": "nemolet.nn.transformer",
+    "Decoding": "nemolet.language.decoding",
+    "DistillationLoss": "nemolet.language.distillation",
+    "Distilled": "nemolet.language.distillation",
+    "EncoderDecoder": "nemolet.language.seq2seq",
+    "ExactSpan": "nemolet.language.answering",
+    "IntentAccuracy": "nemolet.language.tagging",
+    "LabelF1": "nemolet.language.classification",
+    "LanguageScore": "nemolet.language.metrics",
+    "MaskedLM": "nemolet.language.encoders",
+    "MultiLabelLoss": "nemolet.language.classification",
+    "NearestIsRight": "nemolet.language.embedding",
+    "NgramEmbedding": "nemolet.language.ngrams",
+    "NgramEncoder": "nemolet.language.ngrams",
+    "Pool": "nemolet.language.classification",
+    "PreferenceLoss": "nemolet.language.preference",
+    "PreferenceModel": "nemolet.language.preference",
+    "QuestionAnswerer": "nemolet.language.answering",
+    "RequestLoss": "nemolet.language.tagging",
+    "RequestTagger": "nemolet.language.tagging",
+    "Sampling": "nemolet.language.sampling",
+    "SentenceEmbedder": "nemolet.language.embedding",
+    "SpanF1": "nemolet.language.spans",
+    "TagLoss": "nemolet.language.tagging",
+    "TaskModel": "nemolet.language.tasks",
+    "TextClassifier": "nemolet.language.classification",
+    "TextEncoder": "nemolet.language.encoders",
+    "TokenClassifier": "nemolet.language.tagging",
+    "TokenLoss": "nemolet.language.losses",
+    "Translator": "nemolet.language.translation",
+    "beam_search": "nemolet.language.beam",
+    "bleu": "nemolet.language.scores",
+    "chain_log_likelihood": "nemolet.language.crf",
+    "chrf": "nemolet.language.scores",
+    "exact_match": "nemolet.language.scores",
+    "fill": "nemolet.language.masked",
+    "generate": "nemolet.language.decoding",
+    "likeliest_chain": "nemolet.language.crf",
+    "nearest_vectors": "nemolet.language.embedding",
+    "span_score": "nemolet.language.spans",
+    "spans_of": "nemolet.language.spans",
+    "stream": "nemolet.language.decoding",
+    "word_f1": "nemolet.language.scores",
 }
 
 
@@ -29,11 +66,25 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.language.answering import AnswerLoss, ExactSpan, QuestionAnswerer
+    from nemolet.language.beam import Beam, beam_search
+    from nemolet.language.classification import ClassLoss, LabelF1, MultiLabelLoss, Pool, TextClassifier
+    from nemolet.language.crf import chain_log_likelihood, likeliest_chain
     from nemolet.language.decoding import Completion, Decoding, generate, stream
+    from nemolet.language.distillation import DistillationLoss, Distilled
+    from nemolet.language.embedding import ContrastiveLoss, NearestIsRight, SentenceEmbedder, nearest_vectors
     from nemolet.language.encoders import MaskedLM, TextEncoder
     from nemolet.language.losses import CrossEntropy, TokenLoss
+    from nemolet.language.masked import fill
     from nemolet.language.metrics import LanguageScore
     from nemolet.language.models import CausalLM
+    from nemolet.language.ngrams import NgramEmbedding, NgramEncoder
+    from nemolet.language.preference import PreferenceLoss, PreferenceModel
     from nemolet.language.sampling import Sampling
+    from nemolet.language.scores import bleu, chrf, exact_match, word_f1
     from nemolet.language.seq2seq import EncoderDecoder
+    from nemolet.language.spans import SpanF1, span_score, spans_of
+    from nemolet.language.tagging import IntentAccuracy, RequestLoss, RequestTagger, TagLoss, TokenClassifier
+    from nemolet.language.tasks import TaskModel
+    from nemolet.language.translation import Translator
     from nemolet.nn.transformer import Decoder

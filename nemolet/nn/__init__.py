@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
-    "LSTM": "nemolet.nn.recurrent",
-    "RelativeAttention": "nemolet.nn.relative_attention",
-    "Conv1d": "nemolet.nn.conv",
+    "AdaptedLinear": "nemolet.nn.adapters",
+    "Adapter": "nemolet.nn.adapters",
     "Attention": "nemolet.nn.attention",
     "AttentionMask": "nemolet.nn.mask",
     "AttentionOptions": "nemolet.nn.attention",
     "Block": "nemolet.nn.block",
+    "Conv1d": "nemolet.nn.conv",
     "CrossAttention": "nemolet.nn.attention",
     "Decoder": "nemolet.nn.transformer",
     "Embedding": "nemolet.nn.embedding",
@@ -20,6 +20,7 @@ _EXPORTS = {
     "FeedForward": "nemolet.nn.feed_forward",
     "Head": "nemolet.nn.embedding",
     "KVCache": "nemolet.nn.cache",
+    "LSTM": "nemolet.nn.recurrent",
     "LayerNorm": "nemolet.nn.norm",
     "Linear": "nemolet.nn.linear",
     "LocalLayers": "nemolet.nn.transformer",
@@ -28,11 +29,18 @@ _EXPORTS = {
     "PositionEmbedding": "nemolet.nn.embedding",
     "PositionOptions": "nemolet.nn.transformer",
     "RMSNorm": "nemolet.nn.norm",
+    "RelativeAttention": "nemolet.nn.relative_attention",
     "RelativePositions": "nemolet.nn.embedding",
     "ResidualOptions": "nemolet.nn.block",
     "RotaryEmbedding": "nemolet.nn.rope",
     "SinusoidalPositions": "nemolet.nn.embedding",
     "TextEmbedding": "nemolet.nn.embedding",
+    "adapt": "nemolet.nn.adapters",
+    "adapted_layers": "nemolet.nn.adapters",
+    "freeze": "nemolet.nn.adapters",
+    "load_adapter": "nemolet.nn.adapter_files",
+    "merge": "nemolet.nn.adapters",
+    "save_adapter": "nemolet.nn.adapter_files",
 }
 
 
@@ -43,6 +51,8 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.nn.adapter_files import load_adapter, save_adapter
+    from nemolet.nn.adapters import AdaptedLinear, Adapter, adapt, adapted_layers, freeze, merge
     from nemolet.nn.attention import Attention, AttentionOptions, CrossAttention
     from nemolet.nn.block import Block, ResidualOptions
     from nemolet.nn.cache import KVCache

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemolet.data.ports import LabelsBU
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.types import IGNORED, CountScalar, LabelsB, LabelsBU, LengthsB, LogitsBTV, LogitsBV, LossScalar
+from nemolet.types import IGNORED, CountScalar, LabelsB, LengthsB, LogitsBTV, LogitsBV, LossScalar
 
 
 class SequenceLoss(NamedTuple):

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from nemolet.data.ports import LabelsBU
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
 from nemolet.nn.embedding import Head
@@ -15,7 +16,7 @@ from nemolet.speech.decoding import Hypothesis, greedy_ctc, greedy_transducer
 from nemolet.speech.encoder import Encoded, Encoder
 from nemolet.speech.front_end import FrontEnd
 from nemolet.speech.prediction import TransducerDecoder
-from nemolet.types import AudioBN, AudioLengthsB, LabelsBU, LengthsB, LogitsBTSV, LogitsBTV
+from nemolet.types import AudioBN, AudioLengthsB, LengthsB, LogitsBTSV, LogitsBTV
 
 
 class FrameScores(NamedTuple):

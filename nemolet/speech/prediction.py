@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemolet.data.ports import LabelsBU
 from nemolet.module import NeuralModule
 from nemolet.nn.conv import Conv1d
 from nemolet.nn.embedding import Embedding
 from nemolet.nn.linear import Linear
 from nemolet.nn.norm import LayerNorm
-from nemolet.types import Hidden, HiddenBTD, LabelsBU, LogitsBTSV, NeuralType
+from nemolet.types import Hidden, HiddenBTD, LogitsBTSV, NeuralType
 
 StatesBSF = Annotated[Tensor, NeuralType("B S F", Hidden())]
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nemolet.data.ports import LabelsBU
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
 from nemolet.speech.lattice import ArcLoss, Arcs, forward_scores, occupy
 from nemolet.speech.losses import CTC, SequenceLoss, label_lengths
-from nemolet.types import LabelsBU, LengthsB, LogitsBTSV, LogitsBTV
+from nemolet.types import LengthsB, LogitsBTSV, LogitsBTV
 
 
 class Transducer(NeuralModule):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "Checkpoints": "nemolet.training.checkpoint",
     "ExponentialAverage": "nemolet.training.callbacks",
+    "LayeredOptim": "nemolet.training.rates",
     "LightningModel": "nemolet.training.lightning_model",
     "MeshStrategy": "nemolet.training.mesh_strategy",
     "Optim": "nemolet.training.optim",
@@ -16,6 +17,7 @@ _EXPORTS = {
     "Schedule": "nemolet.training.schedule",
     "Training": "nemolet.training.settings",
     "fit": "nemolet.training.experiment",
+    "measure": "nemolet.training.evaluation",
     "score": "nemolet.training.evaluation",
     "training_graph": "nemolet.training.graphs",
 }
@@ -30,11 +32,12 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:
     from nemolet.training.callbacks import ExponentialAverage, Recorder
     from nemolet.training.checkpoint import Checkpoints
-    from nemolet.training.evaluation import score
+    from nemolet.training.evaluation import measure, score
     from nemolet.training.experiment import Result, fit
     from nemolet.training.graphs import training_graph
     from nemolet.training.lightning_model import LightningModel
     from nemolet.training.mesh_strategy import MeshStrategy
     from nemolet.training.optim import Optim
+    from nemolet.training.rates import LayeredOptim
     from nemolet.training.schedule import Schedule
     from nemolet.training.settings import Training

@@ -1,4 +1,4 @@
-"""The loss of a graph over a whole text."""
+"""The loss of a graph, and what is measured beside it, over all of some data."""
 
 from __future__ import annotations
 
@@ -25,3 +25,22 @@ def score(graph: NeuralModule, batches: Iterable[Batch], device: str | torch.dev
         loss_sum += result.loss.double().item()
         tokens += int(result.count)
     return loss_sum, tokens
+
+
+@torch.inference_mode()
+def measure(graph: NeuralModule, batches: Iterable[Batch], device: str | torch.device = "cpu") -> dict[str, float]:
+    """The mean loss and the metrics of a graph, as quotients of sums over all batches.
+
+    Args:
+        graph: made by :func:`nemolet.training.training_graph`, in evaluation mode.
+        batches: what it is run on.
+        device: where the graph is.
+    """
+    sums: dict[str, float] = {}
+    for batch in batches:
+        result = graph(**{name: tensor.to(device) for name, tensor in batch.items()})
+        for name, value in (result if isinstance(result, dict) else result._asdict()).items():
+            sums[name] = sums.get(name, 0.0) + value.double().item()
+    found = {"loss": sums["loss"] / max(1.0, sums["count"])}
+    names = [name[:-5] for name in sums if name.endswith("_part")]
+    return found | {name: sums[f"{name}_part"] / max(1.0, sums[f"{name}_whole"]) for name in names}

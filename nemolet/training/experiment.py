@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,6 +64,7 @@ def fit(
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
+    finish: Callable[[NeuralModule], NeuralModule] | None = None,
 ) -> Result:
     """Train a model in an experiment folder, or go on where the folder left off.
 
@@ -80,6 +81,7 @@ def fit(
         seed: of what training itself draws at random.
         config: what the parts were built from, to be kept in the folder for people to read.
         callbacks: further callbacks of Lightning.
+        finish: from the trained model to what goes into the archive, such as :func:`nemolet.nn.merge`.
 
     Raises:
         TrainingError: for a folder of another run or one that another process trains in, or numbers that are none.
@@ -98,9 +100,9 @@ def fit(
         done = home.finished(training.max_steps)
         if done is not None:
             return Result(home.path, home.path / _ARCHIVE, done["steps"], done["valid"], None)
-        graph = _fitting(training_graph(model, loss), model, data)
-        measured = training_graph(model, loss, metrics) if metrics else None
-        run = _Run(home, model, data, training, tuple(metrics or ()))
+        graph = _fitting(training_graph(model, loss, fields=data.fields), model, data)
+        measured = training_graph(model, loss, metrics, data.fields) if metrics else None
+        run = _Run(home, model, data, training, tuple(metrics or ()), finish)
         return run.train(_lightning(graph, measured, optim, schedule, training), parallel, seed, callbacks)
 
 
@@ -111,9 +113,16 @@ class _Run:
     """What accompanies the training of one model in one folder (final)."""
 
     def __init__(
-        self, home: RunFolder, model: NeuralModule, data: Prepared, training: Training, metrics: Sequence[str]
+        self,
+        home: RunFolder,
+        model: NeuralModule,
+        data: Prepared,
+        training: Training,
+        metrics: Sequence[str],
+        finish: Callable[[NeuralModule], NeuralModule] | None,
     ) -> None:
         self.home, self.model, self.data, self.training, self.metrics = home, model, data, training, metrics
+        self.finish = finish
         self.average = ExponentialAverage(training.ema) if training.ema else None
         self.checkpoints = _checkpoints(home.checkpoints, training)
         self.patience = None if training.patience is None else EarlyStopping("valid_loss", patience=training.patience)
@@ -149,7 +158,12 @@ class _Run:
         if trainer.is_global_zero:
             card = _card(self.model, self.data, lightning, valid, self.training)
             archive, tokenizer = self.home.path / _ARCHIVE, self.data.tokenizer
-            save(archive, model=self.model, tokenizer=tokenizer, card=card, weights=weights)
+            model = self.model
+            if self.finish is not None:
+                if weights is not None:
+                    model.load_state_dict({name: weights(name) for name in model.state_dict()})
+                model, weights = self.finish(model), None
+            save(archive, model=model, tokenizer=tokenizer, card=card, weights=weights)
             draw_curve(self.home.path / "metrics.csv", self.home.path / "loss.svg", title=self.home.path.name)
             early = trainer.global_step < self.training.max_steps
             self.home.finish(trainer.global_step, valid, "early stopping" if early else "max_steps")
@@ -282,8 +296,7 @@ def _recorder(
     batch = next(iter(data.valid_loader(max_batches=1)))
     device = torch.device("cuda" if _on_gpu(training) else "cpu")
     dtype = torch.float32 if training.precision == 32 else torch.bfloat16
-    needed = {name: tensor[:1] for name, tensor in batch.items() if not graph.input_ports[name].optional}
-    flops = flops_per_entry(graph, needed)
+    flops = flops_per_entry(graph, {name: tensor[:1] for name, tensor in batch.items()})
     return Recorder(
         folder / "metrics.csv",
         every=training.log_every,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -13,13 +13,19 @@ from nemolet.module import NeuralModule
 from nemolet.types import Index, Mask, NeuralType, compare
 
 
-def training_graph(model: NeuralModule, loss: NeuralModule, metrics: Mapping[str, NeuralModule] | None = None) -> Graph:
+def training_graph(
+    model: NeuralModule,
+    loss: NeuralModule,
+    metrics: Mapping[str, NeuralModule] | None = None,
+    fields: Collection[str] = (),
+) -> Graph:
     """The model followed by its loss; inputs of the model and labels become inputs of the graph.
 
     Args:
         model: what is trained.
         loss: ends in a sum and a count.
         metrics: modules that see what the loss sees and end in a part and a whole, by name.
+        fields: entries of the batches; a mask is an input where it is among them.
 
     Returns:
         A graph with the outputs ``loss`` and ``count``, and for each metric ``<name>_part`` and ``<name>_whole``.
@@ -27,14 +33,13 @@ def training_graph(model: NeuralModule, loss: NeuralModule, metrics: Mapping[str
     Raises:
         WiringError: for parts that do not fit.
     """
-    wires = {f"model.{name}": name for name, port in model.input_ports.items() if port.optional and name != "mask"}
+    optional = [name for name, port in model.input_ports.items() if port.optional]
+    wires = {f"model.{name}": name for name in optional if name != "mask" or name in fields}
     outputs: dict[str, str] = {}
     for name, metric in (metrics or {}).items():
         wires |= _metric_wires(model, name, metric)
         outputs |= {f"{name}_{port}": f"{name}.{port}" for port in metric.output_ports}
     parts = {"model": model, "loss": loss, **(metrics or {})}
-    if not outputs:
-        return compose(parts, wires=wires)
     return compose(parts, wires=wires, outputs={**{p: f"loss.{p}" for p in loss.output_ports}, **outputs})
 
 

@@ -1,0 +1,195 @@
+"""``nemolet finetune``: go on from an archive: all of it, a part of it, or a small addition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nemolet.cli.train import as_plain, measures, progress_bar, with_sizes
+from nemolet.config import ModuleConfig, build
+from nemolet.errors import ConfigError
+from nemolet.nn.adapters import Adapter
+from nemolet.training.optim import Optim
+from nemolet.training.rates import LayeredOptim
+from nemolet.training.schedule import Schedule
+from nemolet.training.settings import Training
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to go on from, with what, and how.
+
+    Args:
+        archive: a ``.nemolet`` file: the model that is changed, or whose encoder is used.
+        model: a new model around ``{_ref_: encoder}`` or ``{_ref_: base}``, as ``task=...`` makes one; null for the
+            archive's own.
+        data: what is learned from.
+        loss: the loss; null for that of the model.
+        metrics: what is measured beside it; those of the model where nothing is named.
+        adapter: the addition that is trained instead of the model; null for none.
+        freeze: patterns of parameters that are not trained.
+        layer_decay: learning rate of a layer over that of the layer above it.
+        teacher: an archive whose opinion is learned as well; null for none.
+        show: how many conversations are shown with what is learned of them, before training.
+        optim: the optimizer.
+        schedule: the learning rate.
+        trainer: everything else.
+        name: of the experiment folder, ``runs/<name>``.
+        folder: another experiment folder.
+        seed: of the order of the data, and of new weights.
+        imports: modules of yours that register classes which the archive names.
+    """
+
+    archive: str
+    data: ModuleConfig
+    optim: Optim
+    schedule: Schedule
+    trainer: Training
+    model: ModuleConfig | None = None
+    loss: ModuleConfig | None = None
+    metrics: dict[str, ModuleConfig] | None = None
+    adapter: Adapter | None = None
+    freeze: tuple[str, ...] = ()
+    teacher: str | None = None
+    layer_decay: float = 1.0
+    show: int = 0
+    name: str = "finetune"
+    folder: str | None = None
+    seed: int = 0
+    imports: list[str] | None = None
+
+    CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("schedule.warmup_steps < trainer.max_steps", "the warm-up has to end before the last step"),
+        ("seed >= 0 and seed < 4294967296", "seed is at least 0 and below 2 ** 32"),
+        ("layer_decay > 0 and layer_decay <= 1", "layer_decay is above 0 and at most 1"),
+        ("layer_decay == 1 or optim.name == 'adamw'", "layers have rates of their own with optim=adamw only"),
+        ("show >= 0", "show is at least 0"),
+    )
+
+
+def run(settings: Settings) -> int:
+    """Train, write ``model.nemolet`` (additions merged), and the addition itself to ``adapter/``."""
+    import pytorch_lightning as pl
+
+    from nemolet.archive import load
+    from nemolet.nn.adapters import adapt, freeze
+    from nemolet.training.callbacks import spoken
+    from nemolet.training.experiment import fit
+
+    archive = load(settings.archive)
+    if archive.tokenizer is None:
+        raise ConfigError(
+            "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
+        )
+    source = _source(settings, archive.model)
+    data = source.prepare(archive.tokenizer, progress=progress_bar)
+    if settings.show:
+        _show(data, settings.show)
+    pl.seed_everything(settings.seed, verbose=False)
+    model = _model(settings, archive.model, data.sizes)
+    if settings.adapter is not None:
+        adapt(_changed(model, settings), settings.adapter)
+        _train_heads(model, settings)
+    if settings.freeze:
+        freeze(model, settings.freeze)
+    around = _around(settings, model)
+    trained = sum(p.numel() for p in around.parameters() if p.requires_grad)
+    folder = Path(settings.folder or f"runs/{settings.name}")
+    print(f"{trained / 1e6:.3f}M parameters are trained; {data.summary}; folder {folder}", flush=True)
+    result = fit(
+        around,
+        build(settings.loss, where="loss") if settings.loss else _own_loss(around),
+        data,
+        folder=folder,
+        metrics=build(settings.metrics, where="metrics") if settings.metrics else measures(around),
+        optim=LayeredOptim(**asdict(settings.optim), layer_decay=settings.layer_decay),
+        schedule=settings.schedule,
+        training=settings.trainer,
+        seed=settings.seed,
+        config=as_plain(settings),
+        finish=_finish(model, folder, settings),
+    )
+    if result.stopped:
+        print(f"stopped by {result.stopped} at step {result.steps}; the same command goes on from there")
+        return 143 if result.stopped == "SIGTERM" else 0
+    print(f"{spoken(result.valid)}  archive {result.archive}")
+    return 0
+
+
+def _source(settings: Settings, model: Any) -> Any:
+    """The data, with the labels that the model knows and texts no longer than it reads."""
+    source = build(settings.data, where="data")
+    if settings.model is None and hasattr(source, "with_names"):
+        source = source.with_names(model)
+    length = "context" if hasattr(source, "context") else "sequence_length"
+    longest = getattr(model, "context", None)
+    if longest is not None and getattr(source, length, 0) > longest:
+        source = replace(source, **{length: longest})
+    return replace(source, seed=settings.seed) if source.seed is None else source
+
+
+def _model(settings: Settings, base: Any, sizes: Any) -> Any:
+    if settings.model is None:
+        return base.train()
+    named = {name.rpartition(".")[2]: module for name, module in reversed(list(base.named_modules())) if name}
+    parts = {"base": base, **({"encoder": named["encoder"]} if "encoder" in named else {})}
+    return build(with_sizes(settings.model, sizes), parts=parts, where="model").train()
+
+
+def _changed(model: Any, settings: Settings) -> Any:
+    """What an adapter is put into: the archive's model, not the new head around it."""
+    return model if settings.model is None or not hasattr(model, "encoder") else model.encoder
+
+
+def _train_heads(model: Any, settings: Settings) -> None:
+    """What is new is trained whole."""
+    changed = _changed(model, settings)
+    inside = {id(p) for p in changed.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:
+            parameter.requires_grad_(True)
+
+
+def _around(settings: Settings, model: Any) -> Any:
+    """The model with what it is compared with: its former self, or a teacher."""
+    from nemolet.data.instructions import Preferences
+    from nemolet.language.distillation import Distilled
+    from nemolet.language.preference import PreferenceModel
+
+    if settings.teacher is not None:
+        from nemolet.archive import load
+
+        return Distilled(student=model, teacher=load(settings.teacher).model)
+    target = settings.data.get("_target_", "")
+    return PreferenceModel(policy=model) if target.endswith(Preferences.__name__) else model
+
+
+def _own_loss(model: Any) -> Any:
+    from nemolet.language.losses import CrossEntropy
+
+    return model.objective() if hasattr(model, "objective") else CrossEntropy()
+
+
+def _finish(model: Any, folder: Path, settings: Settings) -> Callable[[Any], Any]:
+    def finish(_: Any) -> Any:
+        from nemolet.nn.adapter_files import save_adapter
+        from nemolet.nn.adapters import merge
+
+        if settings.adapter is not None:
+            save_adapter(model, folder / "adapter", base=settings.archive)
+            merge(model)
+        return model
+
+    return finish
+
+
+def _show(data: Any, count: int) -> None:
+    from nemolet.data.chat import Learned, show
+    from nemolet.types import IGNORED
+
+    for sample in data.train[:count]:
+        labels = [IGNORED, *sample["labels"][:-1]]
+        chat = Learned(list(sample["tokens"]), [label != IGNORED for label in labels])
+        print(show(data.tokenizer, chat), end="\n---\n")

@@ -1,0 +1,135 @@
+"""``nemolet predict``: answers of a task model to a file of records, in their order; a broken run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemolet.errors import ConfigError, DataError
+
+_CHUNK = 512  # records between two writes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to answer to what.
+
+    Args:
+        archive: a ``.nemolet`` file with a task model.
+        input: JSON lines, or a ``.txt`` file with one text in a line; compressed or not.
+        out: JSON lines with the answers, in the order of the input.
+        device: where to compute.
+        imports: modules of yours that register classes which the archive names.
+    """
+
+    archive: str
+    input: str
+    out: str
+    device: str = "cpu"
+    imports: list[str] | None = None
+
+
+def run(settings: Settings) -> None:
+    """Write one answer for each record; what an earlier run has written is kept."""
+    from nemolet.archive import load
+
+    archive = load(settings.archive, device=settings.device)
+    model: Any = archive.model
+    if archive.tokenizer is None or not hasattr(model, "predict"):
+        raise ConfigError(
+            "the archive holds no task model with its tokenizer",
+            where=settings.archive,
+            expected="for example a nemolet.language.TextClassifier",
+            found=type(model).__name__,
+            fix="use nemolet generate for language models",
+        )
+    out = Path(settings.out)
+    partial = _Partial(out, [_digest(settings.archive), _digest(settings.input)])
+    records = list(_records(settings.input, model.READS))
+    done = partial.resume()
+    bar = _bar(len(records), done)
+    with partial.path.open("a", encoding="utf-8") as file:
+        for start in range(done, len(records), _CHUNK):
+            chunk = records[start : start + _CHUNK]
+            for record, answer in zip(chunk, model.predict(archive.tokenizer, chunk), strict=True):
+                kept = {"id": record["id"]} if "id" in record else {}
+                file.write(json.dumps({**kept, **answer}, ensure_ascii=False) + "\n")
+            file.flush()
+            bar(len(chunk))
+    partial.finish()
+    resumed = f", {done:,} of them from an earlier run" if done else ""
+    print(f"{len(records):,} answers{resumed}: {out}")
+
+
+class _Partial:
+    """Answers that are not all there yet, and what they are answers to."""
+
+    def __init__(self, out: Path, digests: list[str]) -> None:
+        self.out, self.digests = out, digests
+        self.path = out.with_name(f".{out.name}.partial")
+        self.about = out.with_name(f".{out.name}.about")
+
+    def resume(self) -> int:
+        """How many answers there are; half a line is cut off."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(self.about.read_text()) if self.about.is_file() else None
+        if known != self.digests or not self.path.is_file():  # of another model or another input
+            self.path.unlink(missing_ok=True)
+            self.about.write_text(json.dumps(self.digests))
+            return 0
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        os.truncate(self.path, whole)
+        return content[:whole].count(b"\n")
+
+    def finish(self) -> None:
+        """Give the answers their name."""
+        self.path.replace(self.out)
+        self.about.unlink(missing_ok=True)
+
+
+def _digest(path: str) -> str:
+    if not Path(path).is_file():
+        raise DataError("there is no such file", where=path, found="nothing")
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _records(path: str, reads: tuple[tuple[str, ...], ...]) -> Iterator[Mapping[str, Any]]:
+    """The records of a file, each of which holds what the model reads.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    from nemolet.data.records import lines, read_json
+
+    name = Path(path).name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")
+    if name.endswith(".txt"):
+        found: Iterable[tuple[str, Mapping[str, Any]]] = ((f"{path}:{n}", {"text": line}) for n, line in lines(path))
+    else:
+        found = read_json(path, {})
+    for where, values in found:
+        if not any(all(_is_there(values.get(key)) for key in keys) for keys in reads):
+            raise DataError(
+                "the record lacks what the model reads",
+                where=where,
+                expected=" or ".join(" and ".join(keys) for keys in reads),
+                found=", ".join(f"{k}: {v!r:.40}" for k, v in itertools.islice(values.items(), 5)) or "nothing",
+            )
+        yield values
+
+
+def _is_there(value: Any) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else isinstance(value, list) and bool(value)
+
+
+def _bar(total: int, done: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(desc="predict", total=total, initial=done, leave=False, mininterval=0.5, disable=None).update

@@ -1,0 +1,223 @@
+"""Small trainable additions to the linear layers of a model that is not trained itself: LoRA and DoRA."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nemolet.errors import ConfigError
+from nemolet.module import NeuralModule
+from nemolet.nn.linear import Linear
+from nemolet.types import HiddenRestI, HiddenRestO, format_dims
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Which layers get an addition, and how large it is.
+
+    Args:
+        rank: of the addition.
+        alpha: the addition is multiplied by ``alpha / rank``.
+        dropout: of what enters the addition, in training.
+        targets: patterns of layer names, the whole name or its end; every linear layer that matches one is adapted.
+        dora: whether the lengths of rows are learned apart from their directions (Liu et al., 2024).
+
+    Example:
+        >>> Adapter(rank=4, alpha=8).scale
+        2.0
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (".*",)
+    dora: bool = False
+
+    CONFIG_RULES = (
+        ("rank >= 1", "the rank is at least 1"),
+        ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
+    )
+
+    @property
+    def scale(self) -> float:
+        """Factor of the addition."""
+        return self.alpha / self.rank
+
+
+class AdaptedLinear(NeuralModule):
+    """A linear layer with a trainable addition of low rank (Hu et al., 2021; final).
+
+    At first the addition is zero. Merged, it is part of the weight and costs nothing.
+
+    Args:
+        base: the layer; its weight is frozen.
+        rank: of the addition.
+        scale: its factor.
+        dropout: of what enters it, in training.
+        dora: whether the lengths of rows are learned apart from their directions.
+
+    Shape: ``... I -> ... O``; down ``rank I``, up ``O rank``, lengths ``O``.
+
+    Example:
+        >>> layer = AdaptedLinear(Linear("D", "F", 4, 6), rank=2)
+        >>> bool((layer(torch.ones(4)) == layer.base(torch.ones(4))).all())
+        True
+    """
+
+    def __init__(
+        self, base: Linear, *, rank: int, scale: float = 1.0, dropout: float = 0.0, dora: bool = False
+    ) -> None:
+        super().__init__(**base.bindings)
+        self.base, self.rank, self.scale, self.dropout, self.merged = base, rank, scale, dropout, False
+        base.requires_grad_(False)
+        weight = base.weight
+        self.down = nn.Parameter(weight.new_empty(rank, weight.shape[1]).normal_(std=weight.shape[1] ** -0.5))
+        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+        self.lengths = nn.Parameter(weight.detach().norm(dim=1)) if dora else None
+        out_dim, in_dim = (format_dims((dim,)) for dim in base.parameter_dims["weight"])
+        self.declare_axes(down=f"{rank} {in_dim}", up=f"{out_dim} {rank}", lengths=out_dim)
+
+    def forward(self, hidden: HiddenRestI) -> HiddenRestO:
+        if self.merged:
+            return self.base(hidden)  # type: ignore[no-any-return]
+        entering = F.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
+        addition = F.linear(F.linear(entering, self.down), self.up) * self.scale
+        if self.lengths is None:
+            return self.base(hidden) + addition  # type: ignore[no-any-return]
+        own = F.linear(hidden, self.base.weight) + addition
+        turned = own * (self.lengths / self.row_lengths())
+        return turned if self.base.bias is None else turned + self.base.bias
+
+    def addition(self) -> Tensor:
+        """What is added to the weight, in float32."""
+        product: Tensor = self.up.float() @ self.down.float()
+        return product * self.scale
+
+    def row_lengths(self) -> Tensor:
+        """Lengths of the rows of weight and addition; no gradient flows through them."""
+        with torch.no_grad():
+            lengths: Tensor = (self.base.weight.float() + self.addition()).norm(dim=1)
+            return lengths.to(self.base.weight.dtype)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Make the addition a part of the weight."""
+        if self.merged:
+            return
+        weight = self.base.weight
+        whole = weight.float() + self.addition()
+        if self.lengths is not None:
+            self._factor = self.lengths.float() / whole.norm(dim=1)
+            whole = whole * self._factor[:, None]
+        weight.copy_(whole)
+        self.merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take the addition out of the weight again."""
+        if not self.merged:
+            return
+        weight = self.base.weight
+        whole = weight.float() if self.lengths is None else weight.float() / self._factor[:, None]
+        weight.copy_(whole - self.addition())
+        self.merged = False
+
+
+def adapt(model: nn.Module, adapter: Adapter) -> list[str]:
+    """Freeze a model and give its linear layers additions; returns the names of the layers.
+
+    Args:
+        model: of which any :class:`Linear` layers are replaced.
+        adapter: which, and how.
+
+    Raises:
+        ConfigError: for a target that no linear layer has, or a model that is adapted already.
+
+    Example:
+        >>> import nemolet as nl
+        >>> model = nl.language.CausalLM(vocab_size=9, layers=1, width=8, heads=2)
+        >>> adapt(model, Adapter(rank=2, targets=("qkv",)))
+        ['graph.decoder.blocks.0.attention.qkv']
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
+        64
+    """
+    if next(adapted_layers(model), None) is not None:
+        raise ConfigError(
+            "the model is adapted already", where="adapter", fix="merge the first adapter: nemolet.nn.merge(model)"
+        )
+    layers = {name: module for name, module in model.named_modules() if type(module) is Linear}
+    unused = [target for target in adapter.targets if not any(_matches(target, name) for name in layers)]
+    if unused or not layers:
+        raise ConfigError(
+            "no linear layer has this name",
+            where="adapter.targets",
+            expected="the end of one of " + ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", n) for n in layers)),
+            found=", ".join(unused),
+        )
+    model.requires_grad_(False)
+    chosen = [name for name in layers if any(_matches(target, name) for target in adapter.targets)]
+    for name in chosen:
+        put_layer(
+            model,
+            name,
+            AdaptedLinear(
+                layers[name], rank=adapter.rank, scale=adapter.scale, dropout=adapter.dropout, dora=adapter.dora
+            ),
+        )
+    return chosen
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
+    """The layers with additions, by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLinear))
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Make all additions parts of the weights and remove them: the model is as it was built, with other weights."""
+    for name, layer in list(adapted_layers(model)):
+        layer.merge()
+        put_layer(model, name, layer.base)
+    return model.requires_grad_(True)
+
+
+def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Replace the layer of a model that has this name."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, layer)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Stop the training of all parameters whose names match one of some patterns; returns their names.
+
+    Raises:
+        ConfigError: for a pattern that matches nothing.
+
+    Example:
+        >>> freeze(Linear("D", "F", 2, 3, bias=True), ["weight"])
+        ['weight']
+    """
+    names = [name for name, _ in model.named_parameters()]
+    unused = [pattern for pattern in patterns if not any(_matches(pattern, name) for name in names)]
+    if unused:
+        raise ConfigError(
+            "no parameter has this name",
+            where="freeze",
+            expected="a pattern for one of " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else ""),
+            found=", ".join(unused),
+        )
+    frozen = []
+    for name, parameter in model.named_parameters():
+        if any(_matches(pattern, name) for pattern in patterns):
+            parameter.requires_grad_(False)
+            frozen.append(name)
+    return frozen
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a pattern is the whole name or its end, from a dot on."""
+    return re.search(rf"(^|\.)({pattern})$", name) is not None

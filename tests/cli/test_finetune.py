@@ -1,0 +1,124 @@
+"""``nemolet finetune``: everything from one archive, by config."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import nemolet as nl
+from nemolet.cli import main
+from nemolet.tokenizers import ByteTokenizer
+
+SHORT = [
+    "optim.lr=1e-2",
+    "schedule.warmup_steps=1",
+    "trainer.max_steps=4",
+    "trainer.valid_every=2",
+    "trainer.loggers=[]",
+    "trainer.progress=false",
+    "data.batch_size=4",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def base(tmp_path):
+    torch.manual_seed(0)
+    model = nl.language.CausalLM(vocab_size=257, layers=1, width=16, heads=2, context=64)
+    return nl.save(tmp_path / "base.nemolet", model=model, tokenizer=ByteTokenizer())
+
+
+@pytest.fixture
+def chats(tmp_path):
+    rows = [{"prompt": "ab"[i % 2], "response": "xy"[i % 2], "chosen": "x", "rejected": "y"} for i in range(24)]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def succeed(capsys, *command):
+    assert main(list(map(str, command))) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def weights(path):
+    return nl.load(path).model.state_dict()
+
+
+@pytest.mark.parametrize("adapter", [None, "lora", "dora"])
+def test_instructions_with_and_without_an_addition(base, chats, capsys, adapter):
+    command = ["finetune", f"archive={base}", f"data.path={chats}", "folder=run", *SHORT]
+    targets = [] if adapter is None else [f"adapter={adapter}", "adapter.targets=[attention.qkv]"]
+    out = succeed(capsys, *command, *targets, "show=1")
+    assert "\033[32mx" in out
+    before, after = weights(base), weights("run/model.nemolet")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    if adapter is None:
+        assert len(changed) == len(before)
+    else:
+        assert changed == {"graph.decoder.blocks.0.attention.qkv.weight"}
+        model = nl.load(base).model
+        nl.nn.load_adapter(model, "run/adapter")
+        tokens = torch.arange(10)[None]
+        assert torch.allclose(model(tokens), nl.load("run/model.nemolet").model(tokens), atol=1e-5)
+
+
+def test_a_run_with_an_addition_goes_on(base, chats, capsys):
+    command = [
+        "finetune",
+        f"archive={base}",
+        f"data.path={chats}",
+        "adapter=lora",
+        *SHORT,
+        "trainer.checkpoint_every=1",
+    ]
+    command.append("adapter.targets=[feed_forward.up]")
+    succeed(capsys, *command, "folder=whole")
+    assert "stopped by the time limit" in succeed(capsys, *command, "folder=cut", "trainer.max_minutes=0")
+    succeed(capsys, *command, "folder=cut")
+    whole, cut = weights("whole/model.nemolet"), weights("cut/model.nemolet")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_preferences(base, chats, capsys):
+    command = ["finetune", f"archive={base}", "data=preferences", f"data.path={chats}", "folder=run", *SHORT]
+    assert "preferred" in succeed(capsys, *command, "optim.weight_decay=0")
+    assert isinstance(nl.load("run/model.nemolet").model, nl.language.CausalLM)
+
+
+def test_a_teacher(base, chats, capsys, poem):
+    command = ["finetune", f"archive={base}", f"teacher={base}", "data=text", f"data.path={poem}", "folder=run"]
+    out = succeed(capsys, *command, *SHORT, "data.sequence_length=32", "trainer.valid_batches=1")
+    assert "agreement" in out
+    assert isinstance(nl.load("run/model.nemolet").model, nl.language.CausalLM)
+
+
+def test_an_encoder_gets_a_new_head_and_layers_their_own_rates(tmp_path, capsys):
+    encoder = nl.language.TextEncoder(vocab_size=257, stack=nl.nn.Encoder(layers=2, width=16, heads=2))
+    nl.save(tmp_path / "mlm.nemolet", model=nl.language.MaskedLM(encoder=encoder), tokenizer=ByteTokenizer())
+    rows = [{"text": w, "label": w[0]} for w in ("aa", "ab", "ba", "bb") * 6]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["finetune", "archive=mlm.nemolet", "task=classify", "data=labelled", "data.path=t.jsonl", *SHORT]
+    out = succeed(capsys, *command, "folder=run", "layer_decay=0.5", "freeze=[embed.tokens.weight]")
+    assert "accuracy" in out
+    before, after = weights("mlm.nemolet"), weights("run/model.nemolet")
+    table = next(name for name in after if name.endswith("embed.tokens.weight"))
+    assert torch.equal(after[table], next(t for n, t in before.items() if n.endswith("embed.tokens.weight")))
+    again = ["finetune", "archive=run/model.nemolet", "data=labelled", "data.path=t.jsonl", *SHORT, "folder=again"]
+    assert "accuracy" in succeed(capsys, *again)
+
+
+def test_what_does_not_fit_is_refused(base, chats, capsys):
+    command = ["finetune", f"archive={base}", f"data.path={chats}", *SHORT]
+    assert main([*command, "adapter=lora", "adapter.targets=[q_proj]"]) == 2
+    assert "no linear layer has this name" in capsys.readouterr().err
+    assert main([*command, "freeze=[nothing]"]) == 2
+    assert "no parameter has this name" in capsys.readouterr().err
+    assert main([*command, "+adapter.rnak=3"]) == 2
+    assert "did you mean adapter.rank" in capsys.readouterr().err

@@ -1,0 +1,164 @@
+"""Tasks from a table to answers: train, evaluate, predict; and what is said about bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import nemolet as nl
+from nemolet.cli import main
+from nemolet.cli import predict as verb
+
+SHORT = [
+    "tokenizer=byte",
+    "model.encoder.width=16",
+    "model.encoder.buckets=64",
+    "model.context=32",
+    "data.batch_size=8",
+    "optim.lr=2e-2",
+    "schedule.warmup_steps=1",
+    "trainer.valid_every=60",
+    "trainer.loggers=[]",
+    "trainer.progress=false",
+]
+WORDS = ["red", "green", "blue", "black"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A classifier that tells two kinds of words apart."""
+    folder = tmp_path_factory.mktemp("task")
+    rows = [
+        {"text": f"{w} {i % 5}", "label": "cool" if w.startswith("b") else "warm"} for i in range(12) for w in WORDS
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = ["model=text_classifier", "data=labelled", "loss=text_classes", f"data.path={folder / 'train.jsonl'}"]
+    assert main(["train", *task, *SHORT, "trainer.max_steps=60", f"folder={folder / 'run'}"]) == 0
+    return folder
+
+
+def succeed(capsys, *command):
+    assert main(list(map(str, command))) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def fail(capsys, status, *command):
+    assert main(list(map(str, command))) == status
+    return capsys.readouterr().err
+
+
+def answers(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_trained_classifier_is_evaluated_on_its_task(trained, capsys):
+    header = (trained / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert "accuracy" in header
+    archive = f"archive={trained / 'run' / 'model.nemolet'}"
+    out = succeed(capsys, "evaluate", archive, "data=labelled", f"data.path={trained / 'train.jsonl'}")
+    assert "accuracy 1.0000" in out
+    assert "over 48 examples" in out
+    err = fail(capsys, 2, "evaluate", archive)
+    assert "this data has no examples" in err
+
+
+def test_answers_are_in_the_order_of_the_records(trained, capsys, tmp_path):
+    rows = [{"id": i, "text": WORDS[i % 4] * (1 + i % 3)} for i in range(30)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", "input=in.jsonl", "out=out/a.jsonl"]
+    assert "30 answers: out/a.jsonl" in succeed(capsys, *command)
+    found = answers(tmp_path / "out" / "a.jsonl")
+    assert [a["id"] for a in found] == list(range(30))
+    assert [a["label"] for a in found] == ["cool" if r["text"].startswith("b") else "warm" for r in rows]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.jsonl"}
+
+
+def test_a_broken_run_goes_on_and_ends_the_same(trained, capsys, tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_text("\n".join(WORDS * 5))
+    command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", "input=in.txt"]
+    succeed(capsys, *command, "out=whole.jsonl")
+    monkeypatch.setattr(verb, "_CHUNK", 6)
+    model = nl.language.TextClassifier
+    real, calls = model.predict, []
+
+    def breaks(self, tokenizer, records):
+        calls.append(len(records))
+        if len(calls) == 3:
+            raise nl.errors.DataError("the light went out")
+        return real(self, tokenizer, records)
+
+    monkeypatch.setattr(model, "predict", breaks)
+    fail(capsys, 1, *command, "out=cut.jsonl")
+    partial = tmp_path / ".cut.jsonl.partial"
+    partial.write_text(partial.read_text() + '{"half')
+    monkeypatch.setattr(model, "predict", real)
+    assert "20 answers, 12 of them from an earlier run" in succeed(capsys, *command, "out=cut.jsonl")
+    assert (tmp_path / "cut.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_answers_to_another_input_are_not_kept(trained, capsys, tmp_path):
+    (tmp_path / "in.txt").write_text("red\nblue")
+    (tmp_path / ".a.jsonl.partial").write_text('{"label": "old"}\n')
+    (tmp_path / ".a.jsonl.about").write_text('["other", "digests"]')
+    command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", "input=in.txt", "out=a.jsonl"]
+    assert "2 answers: a.jsonl" in succeed(capsys, *command)
+    assert "old" not in (tmp_path / "a.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "name, content, status, message",
+    [
+        ("in.jsonl", '{"text": "a"}\n{"txt": "b"}\n', 1, "in.jsonl:2: the record lacks what the model reads"),
+        ("in.jsonl", '{"text": " "}\n', 1, "in.jsonl:1"),
+        ("in.txt", "fine\n\nfine\n", 1, "in.txt:2"),
+        ("other.jsonl", "{}", 1, "in.jsonl: there is no such file"),
+    ],
+)
+def test_bad_records_are_refused_with_their_line(trained, capsys, tmp_path, name, content, status, message):
+    (tmp_path / name).write_text(content)
+    wanted = name if name.startswith("in") else "in.jsonl"
+    command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", f"input={wanted}", "out=a.jsonl"]
+    assert message in fail(capsys, status, *command)
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_language_model_predicts_no_labels(tiny_run, capsys, tmp_path):
+    (tmp_path / "in.txt").write_text("a")
+    err = fail(capsys, 2, "predict", f"archive={tiny_run.archive}", "input=in.txt", "out=a.jsonl")
+    assert "the archive holds no task model" in err
+
+
+def test_texts_longer_than_the_model_reads_are_refused_before_training(trained, capsys):
+    task = ["model=text_classifier", "data=labelled", "loss=text_classes", f"data.path={trained / 'train.jsonl'}"]
+    assert "texts may not be longer" in fail(capsys, 2, "train", *task, *SHORT, "data.context=64")
+
+
+@pytest.mark.parametrize("task", ["request_tagger", "token_classifier", "question_answerer", "sentence_embedder"])
+def test_each_task_trains_from_its_config(task, tmp_path, capsys):
+    if task == "request_tagger":
+        rows = [{"text": f"go to {c}", "tags": "O O B-city", "intent": "Go"} for c in WORDS * 4]
+        options = ["data=requests", "loss=requests"]
+    elif task == "token_classifier":
+        (tmp_path / "t.conll").write_text("see\tO\nRome\tB-city\n\n" * 16)
+        rows, options = [], ["data=tagged", "loss=tags", "data.path=t.conll"]
+    elif task == "question_answerer":
+        question = {"id": "q", "question": "who", "answers": [{"text": "Ann", "answer_start": 0}]}
+        article = {"paragraphs": [{"context": "Ann is here", "qas": [question] * 16}]}
+        (tmp_path / "t.json").write_text(json.dumps({"data": [article]}))
+        rows, options = [], ["data=questions", "loss=answers", "data.path=t.json"]
+    else:
+        rows = [{"text": w, "other": w.upper()} for w in WORDS * 4]
+        options = ["data=similar", "loss=contrastive"]
+    if rows:
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        options.append("data.path=t.jsonl")
+    command = ["train", f"model={task}", *options, *SHORT, "trainer.max_steps=2", "trainer.valid_every=2", "folder=run"]
+    succeed(capsys, *command)
+    data = [o for o in options if o.startswith("data")]
+    assert "loss" in succeed(capsys, "evaluate", "archive=run/model.nemolet", *data)

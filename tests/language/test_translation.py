@@ -1,0 +1,111 @@
+"""Beam search against all texts there are; translators that learn, score and keep their order."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import nemolet as nl
+from nemolet.data import ParallelTexts, collate
+from nemolet.errors import GenerationError
+from nemolet.language import Beam, EncoderDecoder, Translator, beam_search
+from nemolet.nn import Decoder, Encoder
+from nemolet.tokenizers import ByteTokenizer
+
+BYTES = ByteTokenizer()
+
+
+def model(vocab=5, width=16, seed=0, std=0.3):
+    torch.manual_seed(seed)
+    parts = {
+        "encoder": Encoder(layers=1, width=width, heads=2, init_std=std),
+        "decoder": Decoder(layers=1, width=width, heads=2, cross=True, init_std=std),
+    }
+    made = EncoderDecoder(vocab_size=vocab, **parts).eval()
+    if vocab == 5:  # texts of very different worth
+        torch.nn.init.normal_(made.graph.embed.weight, std=0.7)
+    return made
+
+
+def every_text(made, source, mask, beam, end=4):
+    """What each text of at most some tokens is worth."""
+    found = []
+    for length in range(beam.max_length):
+        for text in itertools.product([t for t in range(5) if t != end], repeat=length):
+            tokens = torch.tensor([[end, *text]])
+            labels = torch.tensor([*text, end])
+            log_probs = made(source, tokens, mask).log_softmax(-1)[0]
+            score = log_probs[torch.arange(length + 1), labels].sum().item()
+            found.append((beam.worth(score, length + 1), list(text)))
+    return max(found)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wide_beam_finds_the_best_of_all_texts(penalty, seed):
+    made = model(seed=seed)
+    source, mask = torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    beam = Beam(size=64, length_penalty=penalty, max_length=4)
+    found = beam_search(made, source, mask, start=4, end=4, beam=beam)[0][0]
+    worth, text = every_text(made, source, mask, beam)
+    assert found.tokens == text
+    assert found.worth == pytest.approx(worth, abs=1e-4)
+
+
+def test_a_beam_of_one_takes_the_likeliest_token_each_time():
+    made = model(seed=3)
+    source, mask = torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    tokens = [4]
+    for _ in range(6):
+        tokens.append(int(made(source, torch.tensor([tokens]), mask)[0, -1].argmax()))
+        if tokens[-1] == 4:
+            break
+    found = beam_search(made, source, mask, start=4, end=4, beam=Beam(size=1, max_length=6))[0][0]
+    assert found.tokens == [t for t in tokens[1:] if t != 4]
+
+
+def test_what_is_found_does_not_depend_on_the_batch():
+    made = model(seed=1)
+    sources = [[1, 2, 3, 0], [2], [3, 3]]
+    batch = torch.tensor([s + [0] * (4 - len(s)) for s in sources])
+    mask = torch.tensor([[i < len(s) for i in range(4)] for s in sources])
+    beam = Beam(size=3, max_length=7)
+    together = beam_search(made, batch, mask, start=4, end=4, beam=beam)
+    for source, rows in zip(sources, together):
+        one = torch.tensor([source])
+        alone = beam_search(made, one, torch.ones_like(one, dtype=torch.bool), start=4, end=4, beam=beam)[0]
+        assert [h.tokens for h in alone] == [h.tokens for h in rows]
+        assert [h.worth for h in alone] == pytest.approx([h.worth for h in rows], abs=1e-4)
+        assert [h.worth for h in rows] == sorted((h.worth for h in rows), reverse=True)
+
+
+def test_a_beam_has_to_be_possible():
+    with pytest.raises(GenerationError, match="the beam is impossible"):
+        Beam(size=0)
+
+
+def test_a_translator_learns_to_copy_and_is_scored(tmp_path):
+    translator = Translator(model=model(vocab=257, width=32, std=0.02), context=16, label_smoothing=0.0).train()
+    words = ["ab", "cd", "efg", "xy", "z"]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(f'{{"source": "{w}", "target": "{w}"}}\n' for w in words * 4))
+    data = ParallelTexts(path=str(path)).prepare(BYTES, split=False)
+    batch = collate(data.train, ParallelTexts.PORTS)
+    graph = nl.training.training_graph(translator, translator.objective(), fields=tuple(ParallelTexts.PORTS))
+    optimizer = torch.optim.Adam(translator.parameters(), lr=5e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        result = graph(**batch)
+        (result.loss / result.count).backward()
+        optimizer.step()
+    assert translator.translate(BYTES, words, beam=Beam(size=2, max_length=8)) == words
+    assert translator.predict(BYTES, [{"source": "ab"}, {"text": "cd"}]) == [
+        {"translation": "ab"},
+        {"translation": "cd"},
+    ]
+    scores = translator.score_texts(BYTES, [{"source": w, "target": w} for w in words])
+    assert scores["chrf"] == 100.0
+    archive = nl.load(nl.save(tmp_path / "m.nemolet", model=translator, tokenizer=BYTES))
+    assert archive.model.translate(BYTES, ["efg"]) == translator.translate(BYTES, ["efg"])
