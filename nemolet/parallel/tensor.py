@@ -150,7 +150,7 @@ def _views(module: nn.Module, planned: ModulePlan, mesh: Mesh) -> dict[str, View
         rows, valid = module.get_parameter("weight").shape[0], _scores(module)
         first = part_size(rows, group) * dist.get_rank(group)
         count = max(0, min(part_size(rows, group), rows - first, valid - first))
-        views["weight"] = partial(_first_rows, count=count)
+        views = dict.fromkeys(views, partial(_first_rows, count=count))
     return views
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import nemolet as nl
+from nemolet.nn.block import ResidualOptions
 from nemolet.parallel import MeshSizes, Rules, make_mesh, parallelize
 from nemolet.parallel.apply import gradient_sync
 from nemolet.parallel.context import own_context
@@ -99,11 +100,24 @@ def build_users() -> nn.Module:
     return nl.compose(parts, wires={"loss.logits": "head.output"})
 
 
+def build_with_memory() -> nn.Module:
+    """An encoder, and a decoder that attends to what it made; with much of what else there is."""
+    size = {"layers": 1, "width": 16, "heads": 4, "kv_heads": 2, "ffn": 32, "bias": True}
+    embed = nl.nn.Embedding("V", "D", TINY["vocab_size"], 16, init_std=0.5)
+    encoder = nl.nn.Encoder(**size, norm="layer", residual=ResidualOptions(order="post"), position="relative")
+    decoder = nl.nn.Decoder(**size, cross=True, residual=ResidualOptions(order="sandwich"))
+    head, loss = nl.nn.Head("D", "V", tied=embed, bias=True), nl.language.CrossEntropy()
+    tokens, labels = nl.Input(nl.TokenIdsBT, "tokens"), nl.Input(nl.LabelsBT, "labels")
+    hidden = embed(tokens)
+    scores = head(decoder(hidden, memory=encoder(hidden)))
+    return nl.Graph(loss(logits=scores, labels=labels))
+
+
 def build(name: str, **changes: Any) -> nn.Module:
     """The training graph of a model, the same wherever it is built."""
     torch.manual_seed(1)
-    if name == "users":
-        return build_users()
+    if name in ("users", "memory"):
+        return build_users() if name == "users" else build_with_memory()
     model = nl.language.CausalLM(**{**TINY, **MODELS[name], **changes})
     return training_graph(model, nl.language.CrossEntropy(label_smoothing=0.1, z_loss=1e-3))
 

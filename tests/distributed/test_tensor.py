@@ -69,6 +69,12 @@ def test_modules_of_a_user_train_as_on_one_rank(ranks, expected, rules, sizes):
         parity.assert_same(found, expected("users"))
 
 
+@pytest.mark.parametrize("rules", [None, WHOLE_SEQUENCE], ids=["sequence", "no_sequence"])
+def test_a_decoder_with_a_memory_trains_as_on_one_rank(ranks, expected, rules):
+    for found in ranks(2, parity.on_mesh, "memory", {"tp": 2}, rules=rules):
+        parity.assert_same(found, expected("memory"))
+
+
 def test_a_rank_may_have_padding_only(ranks, expected):
     """48 rows for 33 tokens: the last of four ranks has no token to score."""
     for found in ranks(4, parity.on_mesh, "padded", {"tp": 4}, kv_heads="replicate"):
