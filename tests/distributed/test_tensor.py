@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import parity
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from nemolet.errors import ParallelError
 from nemolet.parallel import MeshSizes, make_mesh, parallelize
 from nemolet.parallel.plan import plan
+from nemolet.tokenizers import CharTokenizer
 
 TOKENS = torch.arange(16).view(2, 8)
 
@@ -106,3 +109,19 @@ def too_long():
 def test_a_sequence_that_tp_does_not_divide_is_refused(ranks):
     with pytest.raises(ParallelError, match=r"data\.sequence_length"):
         ranks(2, too_long)
+
+
+def continued(name, tp):
+    graph = parity.build(name).eval()
+    if tp > 1:
+        mesh = make_mesh(MeshSizes(tp=tp), "cpu")
+        parallelize(graph.model, plan(graph.model, sizes=mesh.sizes, kv_heads="replicate"), mesh)
+    characters = CharTokenizer(string.ascii_lowercase + " .,!?:;")
+    prompts = ["abc", "hello world"]
+    return [c.text for c in graph.model.generate(characters, prompts, max_new_tokens=4, temperature=0.0)]
+
+
+@pytest.mark.parametrize("name, world", [("gpt", 2), ("multi_query", 2)])
+def test_generation_is_that_of_one_rank(ranks, name, world):
+    expected = continued(name, 1)
+    assert ranks(world, continued, name, world) == [expected] * world
