@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import nemolet as nl
 from nemolet.nn.router import Mixture, seed_auxiliary_losses
 from nemolet.parallel import MeshSizes, Rules, make_mesh
 from nemolet.parallel.gradients import Gradients
@@ -19,6 +18,9 @@ MODELS = {
     "llama": {**parity.MODELS["llama"], "layers": 4},
     "moe": {"layers": 4, "tied": False, "experts": Mixture(4, 2, balance_loss=0.1, z_loss=0.01)},
 }
+
+
+TIED = {"model.graph.head.weight": "model.graph.embed.weight"}
 
 
 def build(name: str):
@@ -63,19 +65,13 @@ def check(results, alone):
         for step, norm in enumerate(norms):
             expected = torch.stack([g.norm() for g in alone.gradients[step].values()]).norm()
             assert abs(norm / expected.item() - 1) < 1e-5
-        named = (
-            {"model.graph.head.weight": "model.graph.embed.weight"}
-            if "model.graph.head.weight" not in alone.weights
-            else {}
-        )
-        own = [named.get(name, name) for name in found.weights]
-
-        def renamed(values):
-            return {named.get(name, name): value for name, value in values.items()}
-
-        ours = parity.Trained(found.losses, [renamed(g) for g in found.gradients], renamed(found.weights))
+        own = {name: name if name in alone.weights else TIED[name] for name in found.weights}
+        gradients = [{own[n]: g for n, g in step.items()} for step in found.gradients]
+        ours = parity.Trained(found.losses, gradients, {own[n]: w for n, w in found.weights.items()})
         theirs = parity.Trained(
-            alone.losses, [{n: g[n] for n in own} for g in alone.gradients], {n: alone.weights[n] for n in own}
+            alone.losses,
+            [{n: g[n] for n in own.values()} for g in alone.gradients],
+            {n: alone.weights[n] for n in own.values()},
         )
         parity.assert_same(ours, theirs)
     assert held >= set(alone.weights)
