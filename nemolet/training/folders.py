@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from nemolet.errors import TrainingError
 from nemolet.parallel.checkpoint import Entry, ShardReader, ShardWriter, compare
@@ -296,3 +297,24 @@ def _insert(rest: dict[str, Any], path: list[str], tensor: Tensor) -> None:
     for key in path[:-1]:
         place = place.setdefault(key, {})
     place[path[-1]] = tensor
+
+
+def same_place(scheduler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a schedule for groups of parameters that may be cut otherwise than when it was saved."""
+    own, state = scheduler.state_dict(), dict(saved)
+    groups = scheduler.optimizer.param_groups
+    if len(groups) != len(saved["_last_lr"]):
+        if not isinstance(scheduler, LambdaLR):
+            raise TrainingError(
+                "the schedule knows other groups of parameters",
+                where=type(scheduler).__name__,
+                expected=f"{len(groups)} groups",
+                found=len(saved["_last_lr"]),
+                fix="resume in the layout that wrote the checkpoint, or use a schedule of nemolet.training",
+            )
+        step = saved["last_epoch"]
+        rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+        state = {**own, "last_epoch": step, "_step_count": saved["_step_count"], "_last_lr": rates}
+    for group, rate in zip(groups, state["_last_lr"]):
+        group["lr"] = rate
+    return state
