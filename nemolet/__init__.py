@@ -13,9 +13,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "nemolet.types": (
-        "Axis AudioBN Count CountScalar HiddenBTD HiddenRestD HiddenRestI HiddenRestO Hidden LabelsB LabelsBT Labels"
-        " LengthsB Lengths LogProbsBTV LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD"
-        " NeuralType Outcome PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds Void"
+        "Axis AudioBN AudioLengthsB Count CountScalar EmbeddingBD HiddenBTD HiddenRestD HiddenRestI"
+        " HiddenRestO Hidden LabelsB LabelsBT LabelsBU Labels LengthsB Lengths LogProbsBTV LogitsBTSV"
+        " LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD NeuralType Outcome"
+        " PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds Void"
     ),
     "nemolet.symbols": "Input Symbol",
     "nemolet.module": "NeuralModule checked parameter_axes",
@@ -31,6 +32,7 @@ _PACKAGES = (
     "tokenizers",
     "data",
     "language",
+    "speech",
     "parallel",
     "training",
     "errors",
@@ -62,7 +64,21 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from nemolet import archive, config, data, draw, errors, graph, language, metrics, nn, tokenizers, training, types
+    from nemolet import (
+        archive,
+        config,
+        data,
+        draw,
+        errors,
+        graph,
+        language,
+        metrics,
+        nn,
+        speech,
+        tokenizers,
+        training,
+        types,
+    )
     from nemolet.archive import load, save
     from nemolet.config import build, register
     from nemolet.errors import NemoletError

@@ -86,6 +86,10 @@ class ArchiveError(NemoletError):
     """A .nemolet file is refused; nothing of it was executed."""
 
 
+class ConversionError(NemoletError):
+    """A folder of Hugging Face cannot be read or written; nothing of it was executed."""
+
+
 class GenerationError(NemoletError):
     """A generation or decoding request is impossible."""
 

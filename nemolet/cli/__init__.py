@@ -20,7 +20,9 @@ VERBS = {
     "evaluate": "loss, perplexity and bits per byte of an archive on a text",
     "generate": "continue a prompt",
     "chat": "continue what you type, line by line",
+    "transcribe": "write down what is said in recordings",
     "tokenize": "turn text into token files for training",
+    "manifest": "look into recordings, list what is wrong, and write a manifest of the rest",
     "check": "validate a training config and wire its graph, without training",
     "plan": "where the parameters of a training config lie, and the bytes on each rank",
     "graph": "draw the graph of a training config as text, Mermaid or SVG",
@@ -42,6 +44,8 @@ examples:
   nemolet <verb> --help       the config of a verb, with its groups
   nemolet <verb> --cfg job    the config as it would be used
 """
+# What a config may leave null, since only the data knows it.
+SUPPLIED = ("model.vocab_size", "model.classes")
 # Flags of Hydra, and the values each takes: none (0), one (1), or perhaps one of these words.
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS: dict[str, int | tuple[str, ...]] = {
@@ -149,7 +153,7 @@ def composed(verb: str, overrides: list[str]) -> dict[str, Any]:
 
     schema = schema_of(home(verb), "Settings")
     assert schema is not None
-    return validated(verb, overrides, schema, supplied=("model.vocab_size",))
+    return validated(verb, overrides, schema, supplied=SUPPLIED)
 
 
 def call(verb: str, config: dict[str, Any]) -> int:

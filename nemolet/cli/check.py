@@ -35,14 +35,16 @@ def run(settings: Settings) -> None:
 
 
 def wired(settings: Settings) -> Any:
-    """The training graph, on no device; a vocabulary that only a tokenizer knows is as large as one of bytes."""
+    """The training graph, on no device; sizes that only the data knows are usual ones."""
     import torch
 
     from nemolet.training.graphs import training_graph
 
-    sizes = {"vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size}
-    if settings.model.get("vocab_size") is not None:
-        sizes = {}
+    sizes = {
+        "vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size,
+        "classes": len(settings.model.get("names") or "ab"),
+    }
+    unknown = {name: size for name, size in sizes.items() if settings.model.get(name) is None}
     with torch.device("meta"):
-        model = build(with_sizes(settings.model, sizes), where="model")
+        model = build(with_sizes(settings.model, unknown), where="model")
         return training_graph(model, build(settings.loss, where="loss"))

@@ -109,16 +109,15 @@ def run(settings: Settings) -> int:
     print(f"{spoken(result.valid)}  archive {result.archive}")
     sample = settings.sample
     if sample.max_new_tokens and hasattr(model, "generate") and data.tokenizer is not None:
-        if settings.parallel != Parallel():  # this rank holds a part of the model; the archive is whole
-            model = load(result.archive).model
-        text = model.generate(
+        trained: Any = load(result.archive).model  # this rank may hold a part of the model; the archive is whole
+        completions = trained.generate(
             data.tokenizer,
             sample.prompt,
             max_new_tokens=sample.max_new_tokens,
             temperature=sample.temperature,
             seed=settings.seed,
-        )[0].text
-        print(f"--- sample ---\n{settings.sample.prompt}{text}")
+        )
+        print(f"--- sample ---\n{sample.prompt}{completions[0].text}")
     return 0
 
 

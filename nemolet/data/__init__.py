@@ -6,18 +6,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
+    "AudioArray": "nemolet.data.audio",
+    "AudioCorpus": "nemolet.data.audio_corpus",
+    "AudioFile": "nemolet.data.audio",
+    "AudioLoader": "nemolet.data.audio_loader",
+    "AudioValidationLoader": "nemolet.data.audio_loader",
+    "BatchPlan": "nemolet.data.buckets",
     "Blend": "nemolet.data.packing",
     "Corpus": "nemolet.data.corpus",
     "EmbeddedText": "nemolet.data.embedded",
     "IndexedTokens": "nemolet.data.indexed",
     "IndexedWriter": "nemolet.data.indexed",
     "PackedTokens": "nemolet.data.packing",
+    "PreparedAudio": "nemolet.data.audio_corpus",
     "PreparedCorpus": "nemolet.data.corpus",
     "TextFiles": "nemolet.data.sources",
     "TokenLoader": "nemolet.data.loader",
     "TokenizerSpec": "nemolet.data.corpus",
+    "Utterance": "nemolet.data.manifest",
     "ValidationLoader": "nemolet.data.loader",
+    "examine": "nemolet.data.inspection",
+    "load_audio": "nemolet.data.audio",
+    "read_audio": "nemolet.data.manifest",
     "tokenize": "nemolet.data.tokenization",
+    "utterances_of_arrays": "nemolet.data.manifest",
 }
 
 
@@ -28,10 +40,16 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.data.audio import AudioArray, AudioFile, load_audio
+    from nemolet.data.audio_corpus import AudioCorpus, PreparedAudio
+    from nemolet.data.audio_loader import AudioLoader, AudioValidationLoader
+    from nemolet.data.buckets import BatchPlan
     from nemolet.data.corpus import Corpus, PreparedCorpus, TokenizerSpec
     from nemolet.data.embedded import EmbeddedText
     from nemolet.data.indexed import IndexedTokens, IndexedWriter
+    from nemolet.data.inspection import examine
     from nemolet.data.loader import TokenLoader, ValidationLoader
+    from nemolet.data.manifest import Utterance, read_audio, utterances_of_arrays
     from nemolet.data.packing import Blend, PackedTokens
     from nemolet.data.sources import TextFiles
     from nemolet.data.tokenization import tokenize

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,13 +64,16 @@ class TokenizerSpec:
 
     def make(self, source: EmbeddedText | TextFiles) -> Tokenizer:
         """Load or train it."""
+        return self.make_of_texts(piece.text for piece in source.pieces())
+
+    def make_of_texts(self, texts: Iterable[str]) -> Tokenizer:
+        """Load it, or train it from texts."""
         if self.kind == "byte":
             return ByteTokenizer()
         if self.kind == "file":
             if self.path is None:
                 raise DataError("the tokenizer's path is missing", where="tokenizer.path", fix="set tokenizer.path=...")
             return load_tokenizer(self.path)
-        texts = (piece.text for piece in source.pieces())
         if self.kind == "char":
             return CharTokenizer.train(texts, byte_fallback=self.byte_fallback)
         return SentencePieceTokenizer.train(

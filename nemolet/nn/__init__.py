@@ -6,6 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
+    "LSTM": "nemolet.nn.recurrent",
+    "RelativeAttention": "nemolet.nn.relative_attention",
+    "Conv1d": "nemolet.nn.conv",
     "Attention": "nemolet.nn.attention",
     "AttentionMask": "nemolet.nn.mask",
     "AttentionOptions": "nemolet.nn.attention",
@@ -28,6 +31,8 @@ _EXPORTS = {
     "RelativePositions": "nemolet.nn.embedding",
     "ResidualOptions": "nemolet.nn.block",
     "RotaryEmbedding": "nemolet.nn.rope",
+    "SinusoidalPositions": "nemolet.nn.embedding",
+    "TextEmbedding": "nemolet.nn.embedding",
 }
 
 
@@ -41,12 +46,22 @@ if TYPE_CHECKING:
     from nemolet.nn.attention import Attention, AttentionOptions, CrossAttention
     from nemolet.nn.block import Block, ResidualOptions
     from nemolet.nn.cache import KVCache
-    from nemolet.nn.embedding import Embedding, Head, PositionEmbedding, RelativePositions
+    from nemolet.nn.conv import Conv1d
+    from nemolet.nn.embedding import (
+        Embedding,
+        Head,
+        PositionEmbedding,
+        RelativePositions,
+        SinusoidalPositions,
+        TextEmbedding,
+    )
     from nemolet.nn.feed_forward import FeedForward
     from nemolet.nn.linear import Linear
     from nemolet.nn.mask import AttentionMask
     from nemolet.nn.moe import MixtureOfExperts
     from nemolet.nn.norm import LayerNorm, RMSNorm
+    from nemolet.nn.recurrent import LSTM
+    from nemolet.nn.relative_attention import RelativeAttention
     from nemolet.nn.rope import RotaryEmbedding
     from nemolet.nn.router import Mixture
     from nemolet.nn.transformer import Decoder, Encoder, LocalLayers, PositionOptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.types import Axis, BiasBHTS, HiddenBTD, LogitsBTV, PositionsBS, PositionsBT, TokenIdsBT
+from nemolet.types import Axis, BiasBHTS, HiddenBTD, LogitsBTV, PositionsBS, PositionsBT, TokenIdsBT, TokenTypesBT
 
 
 def padded(vocab: int, multiple: int) -> int:
@@ -56,7 +57,40 @@ class Embedding(NeuralModule):
 
     def forward(self, tokens: TokenIdsBT) -> HiddenBTD:
         hidden_BTD = F.embedding(tokens, self.weight)
-        return hidden_BTD if self.scale == 1.0 else hidden_BTD * self.scale
+        if self.scale == 1.0:
+            return hidden_BTD
+        return hidden_BTD * torch.tensor(self.scale, dtype=hidden_BTD.dtype)  # rounded as the vectors are
+
+
+class TextEmbedding(NeuralModule):
+    """A vector for each token, and one for its type added to it (BERT, 2018; final).
+
+    Args:
+        vocab: number of tokens.
+        width: size of a vector.
+        types: number of token types, such as first and second text; 0 for none.
+        pad_to_multiple_of: rows of the table of tokens are rounded up to it.
+        init_std: standard deviation of the initial vectors.
+
+    Shape: tokens_BT, types_BT -> hidden_BTD; weights ``V D`` and ``P D``.
+
+    Example:
+        >>> TextEmbedding(10, 4, types=2)(torch.tensor([[1, 2]])).shape
+        torch.Size([1, 2, 4])
+    """
+
+    def __init__(
+        self, vocab: int, width: int, *, types: int = 0, pad_to_multiple_of: int = 1, init_std: float = 0.02
+    ) -> None:
+        super().__init__(V=vocab, D=width)
+        self.tokens = Embedding("V", "D", vocab, width, pad_to_multiple_of=pad_to_multiple_of, init_std=init_std)
+        self.types = Embedding("P", "D", types, width, init_std=init_std) if types else None
+
+    def forward(self, tokens: TokenIdsBT, types: TokenTypesBT | None = None) -> HiddenBTD:
+        hidden_BTD: Tensor = self.tokens(tokens)
+        if self.types is None:
+            return hidden_BTD
+        return hidden_BTD + (self.types.weight[0] if types is None else self.types(types))
 
 
 class Head(NeuralModule):
@@ -184,9 +218,15 @@ class SinusoidalPositions(nn.Module):
         steps = torch.arange(width // 2, dtype=torch.float64, device="cpu")
         frequencies = 10000.0 ** (-2 * steps / width)
         angles = torch.arange(max_length, dtype=torch.float64, device="cpu")[:, None] * frequencies
-        table = torch.cat((angles.sin(), angles.cos()), dim=1).float()
-        self.register_buffer("table", table.to(torch.get_default_device()), persistent=False)
+        self._exact = torch.cat((angles.sin(), angles.cos()), dim=1).float()
+        self.register_buffer("table", self._exact.to(torch.get_default_device()), persistent=False)
         self.max_length = max_length
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalPositions:
+        """Follow the model to another device, but not to half precision."""
+        super()._apply(fn, recurse)
+        self.table = self._exact.to(self.table.device)
+        return self
 
     def forward(self, hidden_BTD: Tensor, positions_BT: Tensor | None = None, start: int = 0) -> Tensor:
         chosen = slice(start, start + hidden_BTD.shape[1]) if positions_BT is None else positions_BT

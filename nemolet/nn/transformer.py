@@ -148,6 +148,7 @@ class Stack(NeuralModule):
             dropout=dropout,
             init_std=init_std,
         )
+        self.width, self.entry_width, self.cross = width, entry, cross
         self.make_mask: MakeMask = attention_mask
         self.window, self.max_length, self.dropout = window, max_length, dropout
         self.checkpoint_every = _checkpoint_every(checkpointing)

@@ -146,7 +146,7 @@ class Recorder(pl.Callback):
             "wall_seconds": round(wall, 4),
             "cpu_seconds": round(cpu, 4),
             "train_loss": loss,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": pl_module.learning_rate,
             "gradient_norm": float(norm) if norm is not None else None,
             f"{self.unit.name}_per_second": round(rate, 1),
             "mfu": None if self.mfu_per_rate is None else round(rate * self.mfu_per_rate / trainer.world_size, 4),

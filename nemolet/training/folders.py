@@ -175,6 +175,8 @@ class Reader(Protocol):
 
     def read(self, tensors: Mapping[str, Tensor]) -> None: ...
 
+    def one(self, name: str) -> Tensor: ...
+
 
 def reader(path: Path) -> Reader:
     """A folder of shards, or the single file of a run on one rank."""
@@ -209,6 +211,10 @@ class FileReader:
         for name, tensor in tensors.items():
             whole = self.tensors[name].to(tensor.device)
             local(tensor).copy_(own_part(whole, tensor))
+
+    def one(self, name: str) -> Tensor:
+        """One whole tensor."""
+        return self.tensors[name]
 
 
 def _by_name(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:

@@ -86,6 +86,7 @@ class LightningModel(pl.LightningModule):
         self.position: dict[str, Any] = {}  # of the data, after the last step
         self.entries_seen = 0
         self.gradient_norm: Tensor | None = None
+        self.learning_rate = 0.0
         self._rescale: Tensor | float = 1.0
         self._window: Sequence[Batch] = ()
         self._routers = False  # whether the graph has any
@@ -130,6 +131,7 @@ class LightningModel(pl.LightningModule):
         self._rescale = NOMINAL * self._averaging_ranks / count.clamp(min=1)
         self._window = own
         optimizer = self.optimizers()
+        self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # of this step, not of the next
         with torch.autocast(self.device.type, enabled=False):
             optimizer.step()  # type: ignore[union-attr]
         if self._routers:
@@ -199,8 +201,7 @@ class LightningModel(pl.LightningModule):
             where=f"step {self.trainer.global_step}",
             expected="finite gradients",
             found=f"gradient norm {float(norm):g}; first in {origin}",
-            fix="lower optim.lr, lengthen schedule.warmup_steps, or set trainer.clip=1; the same command goes on "
-            "from the last checkpoint",
+            fix="begin under another name=... with a lower optim.lr, a longer schedule.warmup_steps, or trainer.clip=1",
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nemolet.parallel.checkpoint import ShardReader
 from nemolet.parallel.settings import Parallel
 from nemolet.training.checkpoint import LAST, AtomicCheckpoints
-from nemolet.training.folders import CALLBACKS, WEIGHTS, FolderCheckpoints
+from nemolet.training.folders import CALLBACKS, WEIGHTS, FolderCheckpoints, reader
 from nemolet.training.launching import ranks_started
 from nemolet.training.mesh_strategy import MeshStrategy
 from nemolet.training.settings import Training
@@ -42,20 +41,20 @@ def placement(training: Training, parallel: Parallel | None, folder: Path, *, on
     return {**places, "strategy": strategy}
 
 
-def stored_weights(folder: Path, *, averaged: str | None = None) -> Callable[[str], Tensor]:
-    """Read the weights of a model from a folder of shards, one whole tensor at a time.
+def stored_weights(path: Path, *, averaged: str | None = None) -> Callable[[str], Tensor]:
+    """Read the weights of a model from a checkpoint, one whole tensor at a time.
 
     Args:
-        folder: the checkpoint.
+        path: of the checkpoint.
         averaged: the callback that keeps averages of them; None for the weights themselves.
     """
-    reader = ShardReader(folder)
+    source = reader(path)
     average = f"{CALLBACKS}::{averaged}::average::graph.model."
     plain = f"{WEIGHTS}graph.model."
 
     def read(name: str) -> Tensor:
-        key = f"{average}{name}" if averaged is not None and f"{average}{name}" in reader.entries else f"{plain}{name}"
-        return reader.one(key)
+        key = f"{average}{name}" if averaged is not None and f"{average}{name}" in source.entries else f"{plain}{name}"
+        return source.one(key)
 
     return read
 

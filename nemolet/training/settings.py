@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Training:
         num_nodes: machines.
         strategy: ``"auto"`` or ``"ddp"``, where ``parallel`` asks for nothing.
         timeout_minutes: how long a rank waits for the others in one exchange.
+        archive: whose weights the archive holds: those of the ``"last"`` step, or of the ``"best"`` validation.
         progress: whether progress is shown.
     """
 
@@ -57,8 +58,31 @@ class Training:
     num_nodes: int = 1
     strategy: Literal["auto", "ddp"] = "auto"
     timeout_minutes: float = 30.0
+    archive: Literal["last", "best"] = "last"
     progress: bool = True
 
+    # What may change between two parts of one run: how long, where, and what is kept and shown.
+    FREE: ClassVar[frozenset[str]] = frozenset(
+        [
+            "max_steps",
+            "max_minutes",
+            "valid_batches",
+            "log_every",
+            "keep_checkpoints",
+            "checkpoint_every",
+            "background_checkpoints",
+            "patience",
+            "watch",
+            "loggers",
+            "accelerator",
+            "devices",
+            "num_nodes",
+            "strategy",
+            "timeout_minutes",
+            "archive",
+            "progress",
+        ]
+    )
     CONFIG_RULES = (
         ("max_steps >= 1 and accumulate >= 1", "max_steps and accumulate are at least 1"),
         ("valid_every >= 1 and log_every >= 1", "valid_every and log_every are at least 1"),
@@ -71,3 +95,7 @@ class Training:
         ("valid_batches >= 1", "valid_batches is at least 1; null for all"),
         ("precision != '16-mixed' or accelerator != 'cpu'", "16-mixed needs a GPU; use bf16-mixed on a CPU"),
     )
+
+    def fixed(self) -> dict[str, Any]:
+        """What a run has to go on with as it began."""
+        return {name: value for name, value in asdict(self).items() if name not in self.FREE}

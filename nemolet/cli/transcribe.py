@@ -1,0 +1,245 @@
+"""``nemolet transcribe``: recordings to text, with times."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nemolet.errors import ConfigError, DataError, GenerationError
+
+if TYPE_CHECKING:
+    from nemolet.speech.transcription import Transcript
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to write down, and how.
+
+    Args:
+        archive: a ``.nemolet`` file with a recognizer.
+        audio: a file, a folder, a pattern such as ``calls/*.wav``, or a list of them.
+        format: what is written: ``text``, ``json`` with times, ``srt`` or ``vtt``.
+        out: a folder for one file for each recording; null prints them.
+        window: seconds that are read together where a recording is longer.
+        margin: seconds of its neighbours that a window sees.
+        batch_size: recordings that are read together.
+        beam: hypotheses that are searched; 1 takes the likeliest label at each step.
+        language_model: of what follows what: a text with one sentence in a line, or the archive of a causal model
+            with the recognizer's tokenizer; null for none.
+        language_weight: of its log-probabilities.
+        order: labels that a text's n-grams look at.
+        boost: phrases that are expected.
+        boost_weight: what each of their labels is worth.
+        stream: seconds of the pieces in which audio arrives, to see what a live model writes when; null for whole
+            recordings.
+        device: where to compute.
+        imports: modules of yours that register classes which the archive names.
+    """
+
+    archive: str
+    audio: str | list[str]
+    format: Literal["text", "json", "srt", "vtt"] = "text"
+    out: str | None = None
+    window: float = 30.0
+    margin: float = 2.0
+    batch_size: int = 8
+    beam: int = 1
+    language_model: str | None = None
+    language_weight: float = 0.5
+    order: int = 4
+    boost: list[str] | None = None
+    boost_weight: float = 1.0
+    stream: float | None = None
+    device: str = "cpu"
+    imports: list[str] | None = None
+
+    CONFIG_RULES = (
+        ("window > 0 and margin >= 0", "window is above 0 and margin at least 0"),
+        ("batch_size >= 1", "batch_size is at least 1"),
+        ("beam >= 1 and order >= 1", "beam and order are at least 1"),
+        ("beam == 1 or stream is None", "audio that arrives is decoded with beam=1"),
+        ("stream > 0", "stream is above 0; null for whole recordings"),
+    )
+
+
+def run(settings: Settings) -> int:
+    """Transcribe every file; one that cannot be read is named and the others go on."""
+    from nemolet.speech.transcription import Windows, transcribe
+
+    model, tokenizer = _opened(settings)
+    status = 0
+    windows = Windows(settings.window, settings.margin)
+    search = _search(settings, model, tokenizer)
+    waiting: list[tuple[Path, Any]] = []
+    for path in [*files(settings.audio), None]:
+        if path is not None:
+            try:
+                waiting.append((path, _samples(path, model.sample_rate)))
+            except DataError as error:
+                print(error, file=sys.stderr)
+                status = 1
+        if waiting and (path is None or len(waiting) == settings.batch_size or settings.stream):
+            audio = [samples for _, samples in waiting]
+            if settings.stream:
+                found = [_live(model, tokenizer, audio[0], settings.stream)]
+            else:
+                found = transcribe(
+                    model, tokenizer, audio, search=search, batch_size=settings.batch_size, windows=windows
+                )
+            for (name, _), transcript in zip(waiting, found):
+                _write(name, transcript, settings)
+            waiting = []
+    return status
+
+
+def files(audio: str | list[str]) -> list[Path]:
+    """The recordings that paths, folders and patterns name.
+
+    Raises:
+        DataError: for a path that names none.
+    """
+    from nemolet.data.audio import SUFFIXES
+
+    found: list[Path] = []
+    for name in [audio] if isinstance(audio, str) else audio:
+        place = Path(name).expanduser()
+        if place.is_dir():
+            here = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif place.exists():
+            here = [place]
+        else:
+            anchor = Path(place.anchor)
+            here = sorted(p for p in anchor.glob(str(place.relative_to(anchor))) if p.is_file())
+        if not here:
+            raise DataError(
+                "no recording is named so",
+                where=name,
+                expected="a file, a folder or a pattern of " + " ".join(SUFFIXES),
+                fix="check the path; quote a pattern",
+            )
+        found += here
+    return list(dict.fromkeys(found))
+
+
+def _opened(settings: Settings) -> tuple[Any, Any]:
+    from nemolet.archive import load
+    from nemolet.speech.models import Recognizer
+
+    archive = load(settings.archive, device=settings.device)
+    if not isinstance(archive.model, Recognizer) or archive.tokenizer is None:
+        raise ConfigError(
+            "the archive does not hold a recognizer",
+            where=settings.archive,
+            expected="a model such as nemolet.speech.CTCRecognizer, with its tokenizer",
+            found=type(archive.model).__name__,
+        )
+    return archive.model.eval(), archive.tokenizer
+
+
+def _search(settings: Settings, model: Any, tokenizer: Any) -> Any:
+    """The beam that settings describe, or None for the model's greedy way."""
+    if settings.beam == 1:
+        if settings.language_model is not None or settings.boost:
+            raise ConfigError(
+                "a language model and phrases need a beam above 1", where="beam", found=1, fix="set beam=8"
+            )
+        return None
+    from nemolet.speech.beam import Beam
+    from nemolet.speech.scorers import Boost
+
+    boost = None
+    if settings.boost:
+        boost = Boost([tokenizer.encode(phrase) for phrase in settings.boost], weight=settings.boost_weight)
+    scorer = None if settings.language_model is None else _scorer(settings, settings.language_model, tokenizer)
+    return functools.partial(Beam(settings.beam, scorer, settings.language_weight, boost=boost), model)
+
+
+def _scorer(settings: Settings, path: str, tokenizer: Any) -> Any:
+    from nemolet.archive import load
+    from nemolet.speech.scorers import NeuralScorer, NgramModel
+
+    if not path.endswith(".nemolet"):
+        place = Path(path)
+        if not place.is_file():
+            raise DataError("there is no such text", where=path, fix="name a file with one sentence in a line")
+        lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+        labels = [tokenizer.encode(line) for line in lines]
+        return NgramModel(labels, vocab_size=tokenizer.vocab_size, order=settings.order)
+    archive = load(path, device=settings.device)
+    if archive.tokenizer is None or archive.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            "the language model has another tokenizer",
+            where="language_model",
+            expected=tokenizer,
+            found=archive.tokenizer,
+            fix="train it with tokenizer=file tokenizer.path=... of the recognizer",
+        )
+    eos = tokenizer.eos_id
+    return NeuralScorer(archive.model, vocab_size=tokenizer.vocab_size, start=eos, end_token=eos)
+
+
+def _samples(path: Path, sample_rate: int) -> Any:
+    import torch
+
+    from nemolet.data.audio import load_audio
+
+    samples, _ = load_audio(path, sample_rate=sample_rate)
+    audio = torch.from_numpy(samples)
+    if not audio.isfinite().all():
+        raise DataError("samples are no numbers", where=str(path), expected="finite samples", found="NaN or infinity")
+    return audio
+
+
+def _live(model: Any, tokenizer: Any, audio: Any, seconds: float) -> Transcript:
+    """Hand audio over in pieces; what is new after each is shown with the time it took."""
+    from nemolet.speech.live import LiveRecognizer
+    from nemolet.speech.transcription import transcript
+
+    try:
+        live = LiveRecognizer(model)
+    except GenerationError as error:
+        raise ConfigError(
+            error.what, where="stream", expected=error.expected, found=error.found, fix=error.fix
+        ) from error
+    stream = tokenizer.stream()
+    worked, slowest = 0.0, 0.0
+    pieces = audio.split(max(1, round(seconds * model.sample_rate)))
+    steps: list[Callable[[], list[int]]] = [functools.partial(live.push, piece) for piece in pieces]
+    for number, step in enumerate([*steps, live.flush], 1):
+        start = time.perf_counter()
+        labels = step()
+        took = time.perf_counter() - start
+        worked, slowest = worked + took, max(slowest, took)
+        if labels:
+            new = "".join(stream.push(label) for label in labels)
+            print(f"{min(number * seconds, len(audio) / model.sample_rate):8.2f}s  {new!r}", file=sys.stderr)
+    duration = len(audio) / model.sample_rate
+    print(
+        f"real-time factor {worked / max(duration, 1e-9):.3f}; slowest piece {slowest * 1000:.0f} ms", file=sys.stderr
+    )
+    frame = model.samples_per_frame / model.sample_rate
+    return transcript(live.hypothesis, tokenizer, seconds_per_frame=frame, duration=duration)
+
+
+def _write(path: Path, transcript: Transcript, settings: Settings) -> None:
+    from nemolet.speech.subtitles import srt, vtt
+
+    if settings.format == "json":
+        text = json.dumps({"audio_filepath": str(path), **transcript.as_json()}, ensure_ascii=False) + "\n"
+    else:
+        text = {"text": lambda t: t.text + "\n", "srt": srt, "vtt": vtt}[settings.format](transcript)
+    if settings.out is None:
+        print(text if settings.format != "text" else f"{path}\t{text}", end="")
+        return
+    suffix = "txt" if settings.format == "text" else settings.format
+    target = Path(settings.out) / f"{path.stem}.{suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(target)

@@ -1,0 +1,99 @@
+"""What is special to audio: features, augmentation, encoders, losses, decoding, task models, metrics."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS = {
+    "AddNoise": "nemolet.speech.augmentation",
+    "AngularMargin": "nemolet.speech.losses",
+    "AttentivePooling": "nemolet.speech.pooling",
+    "AudioClassifier": "nemolet.speech.classifiers",
+    "CTC": "nemolet.speech.losses",
+    "CTCRecognizer": "nemolet.speech.models",
+    "ClassCrossEntropy": "nemolet.speech.losses",
+    "ConformerEncoder": "nemolet.speech.conformer",
+    "ConformerStream": "nemolet.speech.streaming",
+    "Confusion": "nemolet.speech.metrics",
+    "ConvEncoder": "nemolet.speech.convolutional",
+    "DetectionScore": "nemolet.speech.metrics",
+    "ECAPAEncoder": "nemolet.speech.ecapa",
+    "Encoder": "nemolet.speech.encoder",
+    "ErrorRate": "nemolet.speech.word_error",
+    "FeatureStream": "nemolet.speech.feature_stream",
+    "Features": "nemolet.speech.features",
+    "FrontEnd": "nemolet.speech.front_end",
+    "Gain": "nemolet.speech.augmentation",
+    "Hybrid": "nemolet.speech.transducer",
+    "HybridRecognizer": "nemolet.speech.models",
+    "Hypothesis": "nemolet.speech.decoding",
+    "KaldiFbank": "nemolet.speech.features",
+    "LSTMEncoder": "nemolet.speech.recurrent",
+    "LiveRecognizer": "nemolet.speech.live",
+    "LogMel": "nemolet.speech.features",
+    "MFCC": "nemolet.speech.features",
+    "MeanPooling": "nemolet.speech.pooling",
+    "Normalize": "nemolet.speech.front_end",
+    "Recognizer": "nemolet.speech.models",
+    "RoomImpulse": "nemolet.speech.augmentation",
+    "Shift": "nemolet.speech.augmentation",
+    "SpeakerVerifier": "nemolet.speech.classifiers",
+    "SpecAugment": "nemolet.speech.augmentation",
+    "SpeechDetector": "nemolet.speech.classifiers",
+    "SpeedPerturbation": "nemolet.speech.augmentation",
+    "SpokenDigits": "nemolet.speech.synthesis",
+    "TempoPerturbation": "nemolet.speech.augmentation",
+    "TokenAndDuration": "nemolet.speech.transducer",
+    "Transcript": "nemolet.speech.transcription",
+    "Transducer": "nemolet.speech.transducer",
+    "TransducerDecoder": "nemolet.speech.prediction",
+    "TransducerRecognizer": "nemolet.speech.models",
+    "WhiteNoise": "nemolet.speech.augmentation",
+    "Windows": "nemolet.speech.transcription",
+    "character_error_rate": "nemolet.speech.word_error",
+    "transcribe": "nemolet.speech.transcription",
+    "verification": "nemolet.speech.metrics",
+    "word_error_rate": "nemolet.speech.word_error",
+    "worst_utterances": "nemolet.speech.word_error",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"nemolet.speech has no {name!r}; it has {', '.join(_EXPORTS)}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+if TYPE_CHECKING:
+    from nemolet.speech.augmentation import (
+        AddNoise,
+        Gain,
+        RoomImpulse,
+        Shift,
+        SpecAugment,
+        SpeedPerturbation,
+        TempoPerturbation,
+        WhiteNoise,
+    )
+    from nemolet.speech.classifiers import AudioClassifier, SpeakerVerifier, SpeechDetector
+    from nemolet.speech.conformer import ConformerEncoder
+    from nemolet.speech.convolutional import ConvEncoder
+    from nemolet.speech.decoding import Hypothesis
+    from nemolet.speech.ecapa import ECAPAEncoder
+    from nemolet.speech.encoder import Encoder
+    from nemolet.speech.feature_stream import FeatureStream
+    from nemolet.speech.features import MFCC, Features, KaldiFbank, LogMel
+    from nemolet.speech.front_end import FrontEnd, Normalize
+    from nemolet.speech.live import LiveRecognizer
+    from nemolet.speech.losses import CTC, AngularMargin, ClassCrossEntropy
+    from nemolet.speech.metrics import Confusion, DetectionScore, verification
+    from nemolet.speech.models import CTCRecognizer, HybridRecognizer, Recognizer, TransducerRecognizer
+    from nemolet.speech.pooling import AttentivePooling, MeanPooling
+    from nemolet.speech.prediction import TransducerDecoder
+    from nemolet.speech.recurrent import LSTMEncoder
+    from nemolet.speech.streaming import ConformerStream
+    from nemolet.speech.synthesis import SpokenDigits
+    from nemolet.speech.transcription import Transcript, Windows, transcribe
+    from nemolet.speech.transducer import Hybrid, TokenAndDuration, Transducer
+    from nemolet.speech.word_error import ErrorRate, character_error_rate, word_error_rate, worst_utterances

@@ -1,0 +1,153 @@
+"""Transducer losses against a sum over all alignments, one by one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import nemolet as nl
+from nemolet.errors import ShapeError
+from nemolet.speech.transducer import TokenAndDuration, Transducer
+
+
+def rnnt_by_hand(log_probs, labels):
+    """Minus the log of the sum over all paths, by plain recursion over states."""
+    frames, blank = log_probs.shape[0], log_probs.shape[-1] - 1
+
+    def paths(t, s):
+        row = log_probs[t, s]
+        total = 0.0
+        if t == frames - 1 and s == len(labels):
+            total += math.exp(row[blank])
+        if t + 1 < frames:
+            total += math.exp(row[blank]) * paths(t + 1, s)
+        if s < len(labels):
+            total += math.exp(row[labels[s]]) * paths(t, s + 1)
+        return total
+
+    return -math.log(paths(0, 0))
+
+
+def tdt_by_hand(tokens, skips, durations, labels):
+    frames, blank = tokens.shape[0], tokens.shape[-1] - 1
+
+    def paths(t, s):
+        total = 0.0
+        for weight, skip in zip(skips[t, s].tolist(), durations):
+            arc = math.exp(tokens[t, s, blank] + weight)
+            if skip and t + skip == frames and s == len(labels):
+                total += arc
+            if skip and t + skip < frames:
+                total += arc * paths(t + skip, s)
+            if s < len(labels) and t + skip < frames:
+                total += math.exp(tokens[t, s, labels[s]] + weight) * paths(t + skip, s + 1)
+        return total
+
+    return -math.log(paths(0, 0))
+
+
+def example(batch=3, frames=5, labels=3, columns=5, dtype=torch.double):
+    torch.manual_seed(0)
+    logits = torch.randn(batch, frames, labels + 1, columns, dtype=dtype) * 2
+    lengths = torch.tensor([frames, frames - 2, frames - 1])[:batch]
+    targets = torch.randint(0, 4, (batch, labels))
+    for row, size in enumerate([labels, labels - 1, 0][:batch]):
+        targets[row, size:] = -100
+    return logits, lengths, targets
+
+
+def rows(logits, lengths, targets):
+    for one, frames, labels in zip(logits, lengths.tolist(), targets):
+        labels = [label for label in labels.tolist() if label >= 0]
+        yield one[:frames, : len(labels) + 1], labels
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.double, 1e-9), (torch.float, 1e-5)])
+def test_the_loss_is_the_sum_over_all_paths(dtype, near):
+    logits, lengths, targets = example(dtype=dtype)
+    loss, count = Transducer()(logits, lengths, targets)
+    expected = sum(rnnt_by_hand(one.double().log_softmax(-1), labels) for one, labels in rows(logits, lengths, targets))
+    assert abs(loss.item() - expected) < near * max(1, abs(expected))
+    assert count.item() == 5
+
+
+def test_gradients_are_those_of_finite_differences():
+    logits, lengths, targets = example()
+    assert torch.autograd.gradcheck(lambda x: Transducer()(x, lengths, targets).loss, logits.requires_grad_())
+
+
+@pytest.mark.parametrize("durations", [[0, 1, 2], [1, 2], [0, 1, 4], [0, 3, 1]])
+def test_tdt_is_the_sum_over_all_paths_with_the_gradient_of_finite_differences(durations):
+    logits, lengths, targets = example(columns=5 + len(durations))
+    loss = TokenAndDuration(durations=durations)
+    expected = []
+    for one, labels in rows(logits, lengths, targets):
+        skips = one[..., 5:].log_softmax(-1)
+        expected.append(tdt_by_hand(one[..., :5].log_softmax(-1), skips, durations, labels))
+    assert abs(loss(logits, lengths, targets).loss.item() - sum(expected)) < 1e-9 * sum(expected)
+    assert torch.autograd.gradcheck(lambda x: loss(x, lengths, targets).loss, logits.requires_grad_())
+
+
+def test_padding_changes_nothing():
+    logits, lengths, targets = example()
+    alone = sum(
+        Transducer()(one[None], torch.tensor([len(one)]), torch.tensor([labels], dtype=torch.long).view(1, -1)).loss
+        for one, labels in rows(logits, lengths, targets)
+    )
+    assert torch.allclose(alone, Transducer()(logits, lengths, targets).loss, rtol=0, atol=1e-9)
+
+
+def test_a_very_unlikely_label_leaves_finite_numbers():
+    logits, lengths, targets = example(dtype=torch.float)
+    logits[..., 0] = -1e4
+    logits.requires_grad_()
+    loss = Transducer()(logits, lengths, targets).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+def test_half_precision_is_summed_in_single():
+    logits, lengths, targets = example(dtype=torch.bfloat16)
+    loss = Transducer()(logits, lengths, targets).loss
+    assert loss.dtype == torch.float
+    assert torch.allclose(loss, Transducer()(logits.float(), lengths, targets).loss)
+
+
+def test_earlier_labels_are_pushed_by_their_gradient_only():
+    logits, lengths, targets = example()
+    plain, pushed = Transducer(), Transducer(emit_weight=0.5)
+    assert plain(logits, lengths, targets).loss == pushed(logits, lengths, targets).loss
+    grads = [
+        torch.autograd.grad(loss(logits.requires_grad_(), lengths, targets).loss, logits)[0] for loss in (plain, pushed)
+    ]
+    assert not torch.allclose(*grads)
+
+
+def test_what_is_kept_for_the_backward_pass_is_small():
+    logits, lengths, targets = example(batch=2, frames=40, labels=20, columns=60, dtype=torch.float)
+    states = logits[..., 0].numel()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        Transducer()(logits.requires_grad_(), lengths, targets)
+    beside = [t.numel() for t in kept if t.is_floating_point() and t.numel() != logits.numel()]
+    assert sum(beside) <= 4 * states
+
+
+def test_a_lattice_of_other_labels_is_refused():
+    logits, lengths, targets = example()
+    with pytest.raises(ShapeError, match="S = 4 states"):
+        Transducer()(logits[:, :, :3], lengths, targets)
+
+
+def test_impossible_durations_are_refused():
+    with pytest.raises(ShapeError, match="durations"):
+        TokenAndDuration(durations=[0])
+
+
+def test_the_ports_are_typed():
+    logits = nl.Input(nl.types.LogitsBTSV, "logits")
+    graph = nl.Graph(Transducer()(logits, nl.Input(nl.LengthsB, "lengths"), nl.Input(nl.types.LabelsBU, "labels")))
+    assert list(graph.output_ports) == ["loss", "count"]
