@@ -9,10 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import nemolet as nl
 from nemolet.errors import ParallelError
+from nemolet.metrics import TokenAccuracy
 from nemolet.parallel import MeshSizes, make_mesh, parallelize
 from nemolet.parallel.plan import plan
 from nemolet.tokenizers import CharTokenizer
+from nemolet.training.graphs import training_graph
 
 TOKENS = torch.arange(16).view(2, 8)
 
@@ -125,3 +128,27 @@ def continued(name, tp):
 def test_generation_is_that_of_one_rank(ranks, name, world):
     expected = continued(name, 1)
     assert ranks(world, continued, name, world) == [expected] * world
+
+
+def measured(tp):
+    """Loss and accuracy, with and without gradients."""
+    torch.manual_seed(1)
+    model = nl.language.CausalLM(**{**parity.TINY, "pad_vocab_to": 16})
+    graph = training_graph(model, nl.language.CrossEntropy(), {"accuracy": TokenAccuracy()})
+    if tp > 1:
+        mesh = make_mesh(MeshSizes(tp=tp), "cpu")
+        derived = plan(graph, sizes=mesh.sizes)
+        parallelize(graph, derived, mesh)
+    trained = graph(tokens=TOKENS, labels=TOKENS % 5)
+    trained["loss"].backward()
+    gradient = parity.whole(model.graph.head.weight.grad)
+    with torch.no_grad():
+        seen = graph(tokens=TOKENS[:, :7], labels=TOKENS[:, :7] % 5)
+    return {n: v.item() for n, v in trained.items()}, {n: v.item() for n, v in seen.items()}, gradient
+
+
+def test_metrics_see_whole_scores_while_the_loss_is_in_parts(ranks):
+    expected = measured(1)
+    for found in ranks(2, measured, 2):
+        for ours, theirs in zip(found, expected):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
