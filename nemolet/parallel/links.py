@@ -62,9 +62,7 @@ class Links:
 
     def receive_gradient(self, stage: int, hidden: Tensor) -> Tensor:
         """Receive the gradient of what was sent from the stage after."""
-        return self._receive(
-            torch.empty_like(hidden, memory_format=torch.contiguous_format), stage + 1, stage, "back"
-        )
+        return self._receive(torch.empty_like(hidden, memory_format=torch.contiguous_format), stage + 1, stage, "back")
 
     def finish(self) -> None:
         """Wait for all that was sent."""
