@@ -209,7 +209,7 @@ def _shard(graph: nn.Module, plan: Plan, mesh: Mesh, options: dict[str, Any], un
     expert = any("ep" in dims[id(p)] for p in module.parameters(recurse=False) if id(p) in dims)
     if options["reshard_after_forward"] is None:  # what is left over is needed again at once
         options = {**options, "reshard_after_forward": bool(unit) and mesh.sizes.pp == 1}
-    axis, view = ("efsdp", mesh.axis("efsdp")) if expert else ("fsdp", mesh.data_parallel)
+    axis, view = ("efsdp", mesh.expert_parallel) if expert else ("fsdp", mesh.data_parallel)
     fully_shard(
         module,
         mesh=view,
