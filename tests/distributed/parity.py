@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
@@ -191,13 +192,22 @@ def on_mesh(name: str, sizes: dict[str, int], changes: dict[str, Any] | None = N
     return train(graph, mesh.data_rank, mesh.data_ranks, context)
 
 
+MEASURED: dict[str, tuple[float, float]] = {}  # by test: the largest relative error of a loss, and of a gradient
+
+
 def assert_same(found: Trained, expected: Trained, tolerance: float = 1e-5) -> None:
-    """Losses, every gradient and every weight agree; norms of gradients one by one, which shows double counting."""
-    torch.testing.assert_close(torch.tensor(found.losses), torch.tensor(expected.losses), rtol=tolerance, atol=0)
+    """Losses and every gradient agree; norms of gradients one by one, which shows double counting."""
     assert found.weights.keys() == expected.weights.keys()
+    off = max(abs(ours / theirs - 1) for ours, theirs in zip(found.losses, expected.losses))
+    worst = 0.0
     for step, (ours, theirs) in enumerate(zip(found.gradients, expected.gradients)):
         for name, gradient in theirs.items():
             ratio = ours[name].norm() / gradient.norm()
             assert abs(ratio.item() - 1) < 1e-4, f"step {step}: the gradient of {name} is {ratio:.5f} times too large"
-            error = (ours[name] - gradient).abs().max() / gradient.abs().max()
+            error = ((ours[name] - gradient).abs().max() / gradient.abs().max()).item()
             assert error < tolerance, f"step {step}: {name} differs by {error:.1e}"
+            worst = max(worst, error)
+    assert off < tolerance, f"the loss differs by {off:.1e}"
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0].rpartition("/")[2]
+    before = MEASURED.get(test, (0.0, 0.0))
+    MEASURED[test] = (max(off, before[0]), max(worst, before[1]))
