@@ -193,6 +193,7 @@ class FileReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         content = load_file(path, mmap=True)
+        content["state_dict"] = _each_once(content["state_dict"])
         content["optimizer_states"] = [
             _by_name(inner)
             for state in content.get("optimizer_states", ())
@@ -215,6 +216,18 @@ class FileReader:
     def one(self, name: str) -> Tensor:
         """One whole tensor."""
         return self.tensors[name]
+
+
+def _each_once(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without second names of tied ones, which lie in the same memory."""
+    known: set[tuple[Any, ...]] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.shape) if tensor.numel() else (name,)
+        if place not in known:
+            known.add(place)
+            kept[name] = tensor
+    return kept
 
 
 def _by_name(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:

@@ -65,10 +65,9 @@ def unbroken(poem, tmp_path_factory):
 )
 def test_a_killed_rank_ends_the_run(launcher, rank, when, poem, unbroken, tmp_path):
     folder = tmp_path / "run"
-    begin = time.monotonic()
     status, text = end(start(launcher, folder, poem, rank, when))
     assert status != 0
-    assert time.monotonic() - begin < LIMIT + 30  # with the time that it takes to start and to train
+    assert time.time() - (tmp_path / "died").stat().st_mtime < LIMIT
     assert "SIGKILL" in text and (f"rank {rank}" in text or f"rank      : {rank}" in text), text
     last = folder / "checkpoints" / "last"
     if when == "start":
