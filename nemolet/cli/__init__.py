@@ -24,6 +24,7 @@ VERBS = {
     "tokenize": "turn text into token files for training",
     "manifest": "look into recordings, list what is wrong, and write a manifest of the rest",
     "check": "validate a training config and wire its graph, without training",
+    "overfit": "see whether one batch of a training config can be learned by heart",
     "graph": "draw the graph of a training config as text, Mermaid or SVG",
     "list": "list the config groups and their options",
 }

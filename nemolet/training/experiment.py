@@ -22,6 +22,7 @@ from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
 from nemolet.training.callbacks import ExponentialAverage, Recorder, spoken
 from nemolet.training.checkpoint import LAST, AtomicCheckpoints, Checkpoints, remove_remains
+from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
 from nemolet.training.graphs import training_graph
 from nemolet.training.lightning_model import LightningModel, Window
@@ -82,6 +83,9 @@ def fit(
     """
     folder, training = Path(folder), training or Training()
     described(model, data.tokenizer)  # a model that cannot be saved is refused before it is trained
+    check_data = getattr(model, "check_data", None)  # a task model may know what it cannot learn from
+    if check_data is not None:
+        check_data(data)
     _quiet()
     if getattr(rank_zero_only, "rank", 0) == 0:
         _claim(folder, dict(config or {}))
@@ -92,7 +96,7 @@ def fit(
     recorder = _recorder(graph, data, folder, tuple(metrics or ()), training, on_gpu)
     average = ExponentialAverage(training.ema) if training.ema else None
     checkpoints = _checkpoints(folder, training)
-    watching: list[Callback] = [*([average] if average else []), recorder, *callbacks]
+    watching: list[Callback] = [*([average] if average else []), recorder, *blank_watches(metrics), *callbacks]
     if training.patience is not None:
         watching.append(EarlyStopping("valid_loss", patience=training.patience))
     trainer = _trainer(training, folder, [*watching, checkpoints], on_gpu)  # last: they save what the others know
