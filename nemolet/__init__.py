@@ -23,6 +23,7 @@ _HOME = {
     "nemolet.graph": "Graph compose",
     "nemolet.config": "build register",
     "nemolet.archive": "load save",
+    "nemolet.parallel": "Mesh MeshSizes Parallel Rules make_mesh parallelize",
     "nemolet.errors": "NemoletError",
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names.split()}
@@ -32,6 +33,7 @@ _PACKAGES = (
     "data",
     "language",
     "speech",
+    "parallel",
     "training",
     "errors",
     "types",
@@ -82,5 +84,9 @@ if TYPE_CHECKING:
     from nemolet.errors import NemoletError
     from nemolet.graph import Graph, compose
     from nemolet.module import NeuralModule, checked, parameter_axes
+    from nemolet.parallel.apply import parallelize
+    from nemolet.parallel.mesh import Mesh, MeshSizes, make_mesh
+    from nemolet.parallel.rules import Rules
+    from nemolet.parallel.settings import Parallel
     from nemolet.symbols import Input, Symbol
     from nemolet.types import *  # noqa: F403

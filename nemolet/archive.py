@@ -7,10 +7,12 @@ them; it executes nothing that came with the file. What the writer would not hav
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -32,6 +34,19 @@ from nemolet.tokenizers import Tokenizer, describe, rebuild
 
 VERSION = 1
 # One function per old version, from its config to that of the next version. Never remove one.
+_KIND = {  # names of element types in safetensors
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
+_RANK = [*_KIND.values()]
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
@@ -52,10 +67,25 @@ class Archive:
     config: dict[str, Any]
 
 
-def save(path: str | Path, *, model: NeuralModule, tokenizer: Tokenizer | None = None, card: str = "") -> Path:
+def save(
+    path: str | Path,
+    *,
+    model: NeuralModule,
+    tokenizer: Tokenizer | None = None,
+    card: str = "",
+    weights: Callable[[str], Tensor] | None = None,
+) -> Path:
     """Write a model to a ``.nemolet`` file; equal input gives equal bytes.
 
     The file appears under its name only when it is complete.
+
+    Args:
+        path: of the file.
+        model: what is saved.
+        tokenizer: of the model.
+        card: a text for people.
+        weights: from where each tensor is read, by its name, one after the other; None for those of the model. So
+            a model may be saved of which this process holds only a part, or shapes alone.
 
     Raises:
         ArchiveError: for a folder that cannot be written.
@@ -71,14 +101,46 @@ def save(path: str | Path, *, model: NeuralModule, tokenizer: Tokenizer | None =
     """
     path = Path(path)
     config = described(model, tokenizer)
-    members = {}
+    members: dict[str, bytes | Path] = {}
     if tokenizer is not None:
         members = {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
     members[CONFIG] = write_config(config)
     members[CARD] = (card or "No card was written.\n").encode()
-    members[WEIGHTS] = safetensors.torch.save(_tensors(model), metadata={"format": "pt"})
-    write_container(path, members, VERSION)
+    if weights is None:
+        members[WEIGHTS] = safetensors.torch.save(_tensors(model), metadata={"format": "pt"})
+        write_container(path, members, VERSION)
+        return path
+    apart = path.with_name(f".{path.name}.weights{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with apart.open("wb") as file:
+            _stream(file, _named(model), weights)
+        write_container(path, {**members, WEIGHTS: apart}, VERSION)
+    except OSError as error:
+        raise ArchiveError("the archive cannot be written", where=str(path), found=error.strerror) from error
+    finally:
+        apart.unlink(missing_ok=True)
     return path
+
+
+def _stream(file: BinaryIO, shapes: dict[str, Tensor], read: Callable[[str], Tensor]) -> None:
+    """Write safetensors one after the other, in the order and the bytes of their library."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    ordered = sorted(shapes, key=lambda name: (-_RANK.index(_KIND[shapes[name].dtype]), name))
+    for name in ordered:
+        begin, end = end, end + shapes[name].numel() * shapes[name].element_size()
+        kind, shape = _KIND[shapes[name].dtype], list(shapes[name].shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in ordered:
+        tensor = read(name).to("cpu", shapes[name].dtype).contiguous()
+        if tensor.shape != shapes[name].shape:
+            found = f"{tuple(tensor.shape)} for {tuple(shapes[name].shape)}"
+            raise ArchiveError("the weights do not fit the model", where=name, found=found)
+        file.write(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
 
 
 def described(model: NeuralModule, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
@@ -95,7 +157,7 @@ def described(model: NeuralModule, tokenizer: Tokenizer | None = None) -> dict[s
     return config
 
 
-def _tensors(model: NeuralModule) -> dict[str, Tensor]:
+def _named(model: NeuralModule) -> dict[str, Tensor]:
     """Every tensor once: a tied weight is stored under its first name."""
     known: dict[int, str] = {}
     tensors = {}
@@ -103,9 +165,13 @@ def _tensors(model: NeuralModule) -> dict[str, Tensor]:
         if id(tensor) not in known:
             known[id(tensor)] = name
             tensors[name] = tensor.detach()
+    return tensors
+
+
+def _tensors(model: NeuralModule) -> dict[str, Tensor]:
     return {
         name: tensor.to("cpu").contiguous() if tensor.device.type != "meta" else tensor
-        for name, tensor in tensors.items()
+        for name, tensor in _named(model).items()
     }
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,12 +29,12 @@ _LONGEST_CONFIG, _DEEPEST_CONFIG, _MEMBERS = 1 << 20, 32, 64
 _BLOCK = tarfile.BLOCKSIZE
 
 
-def write_container(path: Path, members: dict[str, bytes], version: int) -> None:
+def write_container(path: Path, members: Mapping[str, bytes | Path], version: int) -> None:
     """Write members and a manifest of them; the file appears under its name only when it is complete.
 
     Args:
         path: of the file.
-        members: content by name; equal members give equal bytes.
+        members: content, or a file with it, by name; equal members give equal bytes.
         version: of the format.
 
     Raises:
@@ -89,8 +90,17 @@ def write_config(config: dict[str, Any]) -> bytes:
     return text.encode()
 
 
-def _entry(content: bytes) -> dict[str, Any]:
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def _entry(content: bytes | Path) -> dict[str, Any]:
+    with _opened(content) as file:
+        return {"size": _size(content), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _opened(content: bytes | Path) -> io.BytesIO | io.BufferedReader:
+    return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
 
 
 class _Plain(yaml.SafeDumper):
@@ -100,13 +110,14 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _write(file: BinaryIO, members: dict[str, bytes]) -> None:
+def _write(file: BinaryIO, members: Mapping[str, bytes | Path]) -> None:
     # The GNU form of a header differs from the older one only where a member is larger than 8 GiB.
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)  # no owner, no time: the same model gives the same bytes
-            member.size, member.mode = len(content), 0o644
-            tar.addfile(member, io.BytesIO(content))
+            member.size, member.mode = _size(content), 0o644
+            with _opened(content) as source:
+                tar.addfile(member, source)
 
 
 def _members(path: Path) -> dict[str, bytes]:

@@ -86,8 +86,16 @@ class ArchiveError(NemoletError):
     """A .nemolet file is refused; nothing of it was executed."""
 
 
+class ConversionError(NemoletError):
+    """A folder of Hugging Face cannot be read or written; nothing of it was executed."""
+
+
 class GenerationError(NemoletError):
     """A generation or decoding request is impossible."""
+
+
+class ParallelError(NemoletError):
+    """A layout does not fit the model, or a mesh does not fit the world."""
 
 
 class TrainingError(NemoletError):

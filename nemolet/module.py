@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from math import prod
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +185,7 @@ class NeuralModule(nn.Module):
     """
 
     signature: Signature | None = None
+    branch: ClassVar[bool] = False  # whether what enters goes into projections of its own and nowhere else
     __buildable__ = True  # a config or an archive may name a typed module
 
     def __init_subclass__(cls, *, ports_of_instance: bool = False, **kwargs: Any) -> None:

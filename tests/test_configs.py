@@ -23,7 +23,15 @@ CHOICES = [(group, option) for group, options in GROUPS.items() for option in op
 NEEDS = {("tokenizer", "file"): ["tokenizer.path=tok"]}
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
 SPEECH = {  # what reads recordings, not text
-    "model": {"conformer_ctc", "conformer_hybrid", "conformer_transducer", "fast_conformer_ctc", "matchboxnet", "quartznet_ctc", "quartznet_hybrid"},
+    "model": {
+        "conformer_ctc",
+        "conformer_hybrid",
+        "conformer_transducer",
+        "fast_conformer_ctc",
+        "matchboxnet",
+        "quartznet_ctc",
+        "quartznet_hybrid",
+    },
     "data": {"audio", "spoken_digits"},
 }
 RECORDINGS = {"commands", "digit_strings", "digit_strings_transducer", "digits", "spoken_digits"}  # experiments on them
@@ -130,7 +138,7 @@ def test_every_setting_of_a_verb_is_described(verb):
     """Settings are documented where they are declared, and those of a family once."""
     source = __import__("importlib").import_module(home(verb)).Settings
     text = "".join(cls.__doc__ or "" for cls in source.__mro__)
-    if verb in ("train", "check", "graph", "overfit"):
+    if verb in ("train", "check", "graph"):
         return  # made of groups, each of which describes itself
     for name in schema_of(home(verb), "Settings").parameters:
         assert re.search(rf"^\s+{name}: ", text, re.MULTILINE), name

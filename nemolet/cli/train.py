@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nemolet.archive import load
 from nemolet.config import ModuleConfig, build
 from nemolet.data.corpus import TokenizerSpec
 from nemolet.errors import ConfigError
+from nemolet.parallel.settings import Parallel
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
 from nemolet.training.settings import Training
@@ -47,6 +49,7 @@ class Settings:
     optim: Optim
     schedule: Schedule
     trainer: Training
+    parallel: Parallel
     sample: Sample
     name: str = "run"
     folder: str | None = None
@@ -92,6 +95,7 @@ def run(settings: Settings) -> int:
             optim=settings.optim,
             schedule=settings.schedule,
             training=settings.trainer,
+            parallel=settings.parallel,
             seed=settings.seed,
             config={**as_plain(settings), "model": model_config},
         )
@@ -105,14 +109,15 @@ def run(settings: Settings) -> int:
     print(f"{spoken(result.valid)}  archive {result.archive}")
     sample = settings.sample
     if sample.max_new_tokens and hasattr(model, "generate") and data.tokenizer is not None:
-        text = model.generate(
+        trained: Any = load(result.archive).model  # this rank may hold a part of the model; the archive is whole
+        completions = trained.generate(
             data.tokenizer,
             sample.prompt,
             max_new_tokens=sample.max_new_tokens,
             temperature=sample.temperature,
             seed=settings.seed,
-        )[0].text
-        print(f"--- sample ---\n{settings.sample.prompt}{text}")
+        )
+        print(f"--- sample ---\n{sample.prompt}{completions[0].text}")
     return 0
 
 

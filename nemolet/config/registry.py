@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -185,7 +186,7 @@ def construct(schema: Schema, values: dict[str, Any]) -> Any:
         inner = _block(schema.parameters[name][0])
         if inner is not None and isinstance(value, dict) and "_target_" not in value:
             value = construct(inner, value)
-        made[name] = tuple(value) if isinstance(value, list) else value
+        made[f"{name}_" if keyword.iskeyword(name) else name] = tuple(value) if isinstance(value, list) else value
     return getattr(importlib.import_module(schema.home), schema.name)(**made)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import keyword
 import operator
 import textwrap
 from collections.abc import Callable, Mapping
@@ -284,7 +285,9 @@ def _schema(node: Definition, module: str) -> Schema:
             if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
                 assert isinstance(item.target, ast.Name)
                 default = REQUIRED if item.value is None else _literal(item.value)
-                fields[item.target.id] = (_type(item.annotation, module), default)
+                # A setting named by a word of Python is written with an underscore after it: ``from_``.
+                name = item.target.id.removesuffix("_") if keyword.iskeyword(item.target.id[:-1]) else item.target.id
+                fields[name] = (_type(item.annotation, module), default)
     init = next((i for i in node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__"), None)
     if init is not None:
         fields, is_open = _parameters(init.args, module, skip=1), bool(init.args.kwarg)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "CausalLM": "nemolet.language.models",
+    "MaskedLM": "nemolet.language.encoders",
+    "TextEncoder": "nemolet.language.encoders",
+    "EncoderDecoder": "nemolet.language.seq2seq",
     "CrossEntropy": "nemolet.language.losses",
     "TokenLoss": "nemolet.language.losses",
     "LanguageScore": "nemolet.language.metrics",
@@ -27,8 +30,10 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from nemolet.language.decoding import Completion, Decoding, generate, stream
+    from nemolet.language.encoders import MaskedLM, TextEncoder
     from nemolet.language.losses import CrossEntropy, TokenLoss
     from nemolet.language.metrics import LanguageScore
     from nemolet.language.models import CausalLM
     from nemolet.language.sampling import Sampling
+    from nemolet.language.seq2seq import EncoderDecoder
     from nemolet.nn.transformer import Decoder

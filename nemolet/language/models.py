@@ -17,6 +17,7 @@ from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding, Head
 from nemolet.nn.feed_forward import ActivationName
 from nemolet.nn.norm import NormName
+from nemolet.nn.router import Mixture
 from nemolet.nn.transformer import Decoder, LocalLayers
 from nemolet.symbols import Input
 from nemolet.tokenizers.base import Tokenizer
@@ -26,8 +27,8 @@ from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
 class CausalLM(NeuralModule):
     """A language model that predicts the next token: embedding, decoder, head (final).
 
-    One architecture serves the GPT-2, Llama, Mistral, Qwen, Gemma and Phi families; the presets in ``conf/model`` are
-    overlays of it.
+    One architecture serves the GPT-2, Llama, Mistral, Mixtral, Qwen, Gemma and Phi families; the presets in
+    ``conf/model`` are overlays of it.
 
     Args:
         vocab_size: number of tokens; in a config it comes from the tokenizer.
@@ -57,6 +58,7 @@ class CausalLM(NeuralModule):
         softcap: bound of the logits (Gemma 2); None for none.
         pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
         checkpointing: activation checkpointing: ``"none"``, ``"full"``, or every n-th block as ``"every_n"``.
+        experts: the feed-forwards are mixtures of experts, each of width F; None for plain ones.
 
     Shape: tokens_BT -> logits_BTV.
 
@@ -82,6 +84,7 @@ class CausalLM(NeuralModule):
         ("vocab_size >= 1", "vocab_size is at least 1; null takes it from the tokenizer"),
         ("ffn_width >= 1", "ffn_width is at least 1; null for the usual one"),
         ("kv_heads >= 1", "kv_heads is at least 1; null for as many as heads"),
+        ("experts.per_token <= experts.number", "a token cannot use more experts than there are"),
     )
 
     def __init__(
@@ -113,6 +116,7 @@ class CausalLM(NeuralModule):
         softcap: float | None = None,
         pad_vocab_to: int = 1,
         checkpointing: str = "none",
+        experts: Mixture | None = None,
     ) -> None:
         super().__init__(V=vocab_size)
         self.vocab_size, self.context = vocab_size, context
@@ -139,6 +143,7 @@ class CausalLM(NeuralModule):
             residual=residual,
             dropout=dropout,
             checkpointing=checkpointing,
+            experts=experts,
         )
         head = (
             Head("D", "V", tied=embed, softcap=softcap)

@@ -23,12 +23,16 @@ _EXPORTS = {
     "LayerNorm": "nemolet.nn.norm",
     "Linear": "nemolet.nn.linear",
     "LocalLayers": "nemolet.nn.transformer",
+    "Mixture": "nemolet.nn.router",
+    "MixtureOfExperts": "nemolet.nn.moe",
     "PositionEmbedding": "nemolet.nn.embedding",
     "PositionOptions": "nemolet.nn.transformer",
     "RMSNorm": "nemolet.nn.norm",
     "RelativePositions": "nemolet.nn.embedding",
     "ResidualOptions": "nemolet.nn.block",
     "RotaryEmbedding": "nemolet.nn.rope",
+    "SinusoidalPositions": "nemolet.nn.embedding",
+    "TextEmbedding": "nemolet.nn.embedding",
 }
 
 
@@ -43,12 +47,21 @@ if TYPE_CHECKING:
     from nemolet.nn.block import Block, ResidualOptions
     from nemolet.nn.cache import KVCache
     from nemolet.nn.conv import Conv1d
-    from nemolet.nn.embedding import Embedding, Head, PositionEmbedding, RelativePositions
+    from nemolet.nn.embedding import (
+        Embedding,
+        Head,
+        PositionEmbedding,
+        RelativePositions,
+        SinusoidalPositions,
+        TextEmbedding,
+    )
     from nemolet.nn.feed_forward import FeedForward
     from nemolet.nn.linear import Linear
     from nemolet.nn.mask import AttentionMask
+    from nemolet.nn.moe import MixtureOfExperts
     from nemolet.nn.norm import LayerNorm, RMSNorm
     from nemolet.nn.recurrent import LSTM
     from nemolet.nn.relative_attention import RelativeAttention
     from nemolet.nn.rope import RotaryEmbedding
+    from nemolet.nn.router import Mixture
     from nemolet.nn.transformer import Decoder, Encoder, LocalLayers, PositionOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,8 @@ class Attention(NeuralModule):
         >>> Attention(8, 4, 2)(torch.zeros(1, 3, 8), AttentionMask(None, causal=True)).shape
         torch.Size([1, 3, 8])
     """
+
+    branch: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -13,8 +13,10 @@ from nemolet.nn.attention import Attention, AttentionOptions, CrossAttention
 from nemolet.nn.cache import KVCache
 from nemolet.nn.feed_forward import ActivationName, FeedForward
 from nemolet.nn.mask import AttentionMask
+from nemolet.nn.moe import MixtureOfExperts
 from nemolet.nn.norm import LayerNorm, NormName, RMSNorm, make_norm
 from nemolet.nn.rope import Rotation
+from nemolet.nn.router import Mixture
 from nemolet.types import HiddenBTD, MemoryBSD
 
 Norm = LayerNorm | RMSNorm
@@ -134,6 +136,7 @@ class BlockPlan:
         attention: what attention does beside the usual.
         residual: where the stream is normalised.
         cross: whether blocks look at a memory.
+        experts: how the feed-forward is divided; None where it is not.
         dropout: probability, in training.
         init_std: standard deviation of the initial weights.
     """
@@ -152,6 +155,7 @@ class BlockPlan:
     attention: AttentionOptions
     residual: ResidualOptions
     cross: bool
+    experts: Mixture | None
     dropout: float
     init_std: float
 
@@ -210,6 +214,16 @@ class BlockPlan:
     def _feed_forward(self, layer: int) -> NeuralModule:
         """The feed-forward of one layer: the place to choose another kind of it."""
         usual = -(-self.width * 8 // 3 // 32) * 32 if self.gated else 4 * self.width
+        if self.experts is not None:
+            return MixtureOfExperts(
+                self.width,
+                self.ffn or usual,
+                self.experts,
+                activation=self.activation,
+                dropout=self.dropout,
+                init_std=self.init_std,
+                out_std=self.out_std,
+            )
         return FeedForward(
             self.width,
             self.ffn or usual,

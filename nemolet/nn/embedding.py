@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.types import Axis, BiasBHTS, HiddenBTD, LogitsBTV, PositionsBS, PositionsBT, TokenIdsBT
+from nemolet.types import Axis, BiasBHTS, HiddenBTD, LogitsBTV, PositionsBS, PositionsBT, TokenIdsBT, TokenTypesBT
 
 
 def padded(vocab: int, multiple: int) -> int:
@@ -56,7 +57,40 @@ class Embedding(NeuralModule):
 
     def forward(self, tokens: TokenIdsBT) -> HiddenBTD:
         hidden_BTD = F.embedding(tokens, self.weight)
-        return hidden_BTD if self.scale == 1.0 else hidden_BTD * self.scale
+        if self.scale == 1.0:
+            return hidden_BTD
+        return hidden_BTD * torch.tensor(self.scale, dtype=hidden_BTD.dtype)  # rounded as the vectors are
+
+
+class TextEmbedding(NeuralModule):
+    """A vector for each token, and one for its type added to it (BERT, 2018; final).
+
+    Args:
+        vocab: number of tokens.
+        width: size of a vector.
+        types: number of token types, such as first and second text; 0 for none.
+        pad_to_multiple_of: rows of the table of tokens are rounded up to it.
+        init_std: standard deviation of the initial vectors.
+
+    Shape: tokens_BT, types_BT -> hidden_BTD; weights ``V D`` and ``P D``.
+
+    Example:
+        >>> TextEmbedding(10, 4, types=2)(torch.tensor([[1, 2]])).shape
+        torch.Size([1, 2, 4])
+    """
+
+    def __init__(
+        self, vocab: int, width: int, *, types: int = 0, pad_to_multiple_of: int = 1, init_std: float = 0.02
+    ) -> None:
+        super().__init__(V=vocab, D=width)
+        self.tokens = Embedding("V", "D", vocab, width, pad_to_multiple_of=pad_to_multiple_of, init_std=init_std)
+        self.types = Embedding("P", "D", types, width, init_std=init_std) if types else None
+
+    def forward(self, tokens: TokenIdsBT, types: TokenTypesBT | None = None) -> HiddenBTD:
+        hidden_BTD: Tensor = self.tokens(tokens)
+        if self.types is None:
+            return hidden_BTD
+        return hidden_BTD + (self.types.weight[0] if types is None else self.types(types))
 
 
 class Head(NeuralModule):
@@ -154,13 +188,11 @@ class PositionEmbedding(NeuralModule):
         self.weight = nn.Parameter(torch.empty(max_length + offset, width).normal_(std=init_std))
         self.declare_axes(weight=f"T={max_length + offset} D")
 
-    def forward(self, hidden: HiddenBTD, positions: PositionsBT) -> HiddenBTD:
+    def forward(self, hidden: HiddenBTD, positions: PositionsBT | None = None, start: int = 0) -> HiddenBTD:
+        if positions is None:  # from ``start`` on: a slice, where looking up each would be slower
+            start += self.offset
+            return hidden + self.weight[start : start + hidden.shape[1]]
         return hidden + F.embedding(positions + self.offset if self.offset else positions, self.weight)
-
-    def first(self, hidden_BTD: Tensor, start: int) -> Tensor:
-        """Add the positions from ``start`` on: a slice, where looking up each would be slower."""
-        start += self.offset
-        return hidden_BTD + self.weight[start : start + hidden_BTD.shape[1]]
 
 
 class SinusoidalPositions(nn.Module):
@@ -186,16 +218,19 @@ class SinusoidalPositions(nn.Module):
         steps = torch.arange(width // 2, dtype=torch.float64, device="cpu")
         frequencies = 10000.0 ** (-2 * steps / width)
         angles = torch.arange(max_length, dtype=torch.float64, device="cpu")[:, None] * frequencies
-        table = torch.cat((angles.sin(), angles.cos()), dim=1).float()
-        self.register_buffer("table", table.to(torch.get_default_device()), persistent=False)
+        self._exact = torch.cat((angles.sin(), angles.cos()), dim=1).float()
+        self.register_buffer("table", self._exact.to(torch.get_default_device()), persistent=False)
         self.max_length = max_length
 
-    def forward(self, hidden_BTD: Tensor, positions_BT: Tensor) -> Tensor:
-        return hidden_BTD + self.table[positions_BT].to(hidden_BTD.dtype)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalPositions:
+        """Follow the model to another device, but not to half precision."""
+        super()._apply(fn, recurse)
+        self.table = self._exact.to(self.table.device)
+        return self
 
-    def first(self, hidden_BTD: Tensor, start: int) -> Tensor:
-        """Add the positions from ``start`` on."""
-        return hidden_BTD + self.table[start : start + hidden_BTD.shape[1]].to(hidden_BTD.dtype)
+    def forward(self, hidden_BTD: Tensor, positions_BT: Tensor | None = None, start: int = 0) -> Tensor:
+        chosen = slice(start, start + hidden_BTD.shape[1]) if positions_BT is None else positions_BT
+        return hidden_BTD + self.table[chosen].to(hidden_BTD.dtype)
 
 
 class RelativePositions(NeuralModule):

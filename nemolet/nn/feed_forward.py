@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,6 +53,8 @@ class FeedForward(NeuralModule):
         >>> FeedForward(4, 8, activation="silu", gated=True)(torch.zeros(1, 2, 4)).shape
         torch.Size([1, 2, 4])
     """
+
+    branch: ClassVar[bool] = True
 
     def __init__(
         self,

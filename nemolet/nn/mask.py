@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,22 @@ class AttentionMask(NamedTuple):
 
     allowed: Tensor | None
     causal: bool
+
+
+class MakeMask(Protocol):
+    """What makes the mask of a forward pass; replaced where a sequence lies on several devices."""
+
+    def __call__(
+        self,
+        length: int,
+        *,
+        offset: int = 0,
+        segments_BT: Tensor | None = None,
+        valid_BS: Tensor | None = None,
+        window: int | None = None,
+        causal: bool = True,
+        device: torch.device | None = None,
+    ) -> AttentionMask: ...
 
 
 def attention_mask(

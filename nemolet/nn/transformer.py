@@ -18,9 +18,10 @@ from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import PositionEmbedding, RelativePositions, SinusoidalPositions
 from nemolet.nn.feed_forward import ActivationName
 from nemolet.nn.linear import Linear
-from nemolet.nn.mask import AttentionMask, attention_mask, memory_mask
+from nemolet.nn.mask import AttentionMask, MakeMask, attention_mask, memory_mask
 from nemolet.nn.norm import NormName
 from nemolet.nn.rope import RotaryEmbedding, Rotation
+from nemolet.nn.router import Mixture
 from nemolet.types import Axis, HiddenBTD, HiddenBTI, MaskBS, MaskBT, MemoryBSD, PositionsBT, SegmentsBT
 
 PositionName = Literal["rope", "learned", "sinusoidal", "relative", "none"]
@@ -82,6 +83,7 @@ class Stack(NeuralModule):
         positions: how positions are counted beside the usual.
         input_width: size of the vectors that come in, where a projection makes D of them (ELECTRA).
         cross: whether blocks also attend to a memory (decoders only).
+        experts: the feed-forwards are mixtures of experts, each of width F; None for plain ones.
         dropout: probability, in training.
         checkpointing: recompute activations in the backward pass: ``"none"``, ``"full"``, or ``"every_2"``
             for every second block.
@@ -119,6 +121,7 @@ class Stack(NeuralModule):
         positions: PositionOptions | None = None,
         input_width: int | None = None,
         cross: bool = False,
+        experts: Mixture | None = None,
         dropout: float = 0.0,
         checkpointing: str = "none",
         init_std: float = 0.02,
@@ -141,9 +144,12 @@ class Stack(NeuralModule):
             attention=attention,
             residual=residual,
             cross=cross,
+            experts=experts,
             dropout=dropout,
             init_std=init_std,
         )
+        self.width, self.entry_width, self.cross = width, entry, cross
+        self.make_mask: MakeMask = attention_mask
         self.window, self.max_length, self.dropout = window, max_length, dropout
         self.checkpoint_every = _checkpoint_every(checkpointing)
         self.blocks = nn.ModuleList(plan.make_block(layer) for layer in range(layers))
@@ -216,7 +222,7 @@ class Stack(NeuralModule):
         """The mask of layers that look everywhere, and of those that a window binds; None where there are none."""
 
         def make(window: int | None) -> AttentionMask:
-            mask = attention_mask(
+            mask = self.make_mask(
                 length,
                 offset=offset,
                 segments_BT=segments_BT,
@@ -252,10 +258,7 @@ class Stack(NeuralModule):
                     found=offset + hidden_BTD.shape[1],
                     fix="shorten the sequence, or build the model with a longer context",
                 )
-            if positions_BT is None:
-                hidden_BTD = self.position.first(hidden_BTD, offset)
-            else:
-                hidden_BTD = self.position(hidden_BTD, positions_BT)
+            hidden_BTD = self.position(hidden_BTD, positions_BT, offset)
         if self.input_norm is not None:
             hidden_BTD = self.input_norm(hidden_BTD)
         if self.dropout:

@@ -87,15 +87,15 @@ def probable_cause(batch: Mapping[str, Tensor], *, frames_B: Tensor, step: int, 
     """Why a model may write nothing but blanks, the likeliest reason first.
 
     Args:
-        batch: audio and labels of a training step.
+        batch: audio (or a spectrogram) and labels of a training step.
         frames_B: frames of scores of each row.
         step: optimizer steps so far.
         gradient_norm: of the last step, before clipping; None where unknown.
     """
-    audio = batch["audio"]
+    heard = batch["audio"] if "audio" in batch else batch["spectrogram"]
     targets_B = label_lengths(batch["labels"])
     ratio = float((targets_B / frames_B.clamp(min=1)).mean())
-    if not float(audio.abs().max()) > 1e-4:
+    if not float(heard.abs().max()) > 1e-4:
         return "the audio is silent; look at the files, and at their channels"
     if int(targets_B.sum()) == 0:
         return "the labels are empty; look at text_key and the tokenizer"

@@ -9,6 +9,7 @@ _EXPORTS = {
     "Checkpoints": "nemolet.training.checkpoint",
     "ExponentialAverage": "nemolet.training.callbacks",
     "LightningModel": "nemolet.training.lightning_model",
+    "MeshStrategy": "nemolet.training.mesh_strategy",
     "Optim": "nemolet.training.optim",
     "Recorder": "nemolet.training.callbacks",
     "Result": "nemolet.training.experiment",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from nemolet.training.experiment import Result, fit
     from nemolet.training.graphs import training_graph
     from nemolet.training.lightning_model import LightningModel
+    from nemolet.training.mesh_strategy import MeshStrategy
     from nemolet.training.optim import Optim
     from nemolet.training.schedule import Schedule
     from nemolet.training.settings import Training

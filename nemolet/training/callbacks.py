@@ -6,7 +6,7 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nemolet.data.prepared import Unit
+from nemolet.parallel.gradients import local
+from nemolet.training.folders import names_of
 from nemolet.training.lightning_model import LightningModel
 
 
@@ -28,28 +30,30 @@ class ExponentialAverage(pl.Callback):
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
-        self.average: list[Tensor] = []
-        self._loaded: list[Tensor] | None = None
+        self.average: dict[str, Tensor] = {}  # by the names of parameters, in parts where these are
+        self._loaded: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        weights = list(_weights(pl_module))
-        source = self._loaded or weights
-        self.average = [s.detach().to(w.device, copy=True) for s, w in zip(source, weights)]
+        self.average = {
+            name: self._loaded.get(name, weight).detach().to(weight.device, copy=True)
+            for name, weight in _weights(pl_module).items()
+        }
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any) -> None:
         step = trainer.global_step
         decay = min(self.decay, step / (step + 9))  # early averages forget the initial weights quickly
-        torch._foreach_lerp_(self.average, [w.detach() for w in _weights(pl_module)], 1 - decay)
+        averages = [local(average) for average in self.average.values()]
+        torch._foreach_lerp_(averages, [local(w.detach()) for w in _weights(pl_module).values()], 1 - decay)
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
         """Exchange the weights of a module with their average; again to undo."""
-        self.average = self.average or self._loaded or []  # a finished run that is opened again does not train
-        for weight, average in zip(_weights(module), self.average):
+        self.average = self.average or self._loaded  # a finished run that is opened again does not train
+        for name, weight in _weights(module).items() if self.average else ():
             kept = weight.detach().clone()
-            weight.copy_(average)
-            average.copy_(kept)
+            weight.copy_(self.average[name])
+            self.average[name].copy_(kept)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.swap(pl_module)
@@ -64,8 +68,8 @@ class ExponentialAverage(pl.Callback):
         self._loaded = state_dict["average"]
 
 
-def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
-    return (p for p in module.parameters() if p.requires_grad)
+def _weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in names_of(module).items() if parameter.requires_grad}
 
 
 class Recorder(pl.Callback):
@@ -142,7 +146,7 @@ class Recorder(pl.Callback):
             "wall_seconds": round(wall, 4),
             "cpu_seconds": round(cpu, 4),
             "train_loss": loss,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": pl_module.learning_rate,
             "gradient_norm": float(norm) if norm is not None else None,
             f"{self.unit.name}_per_second": round(rate, 1),
             "mfu": None if self.mfu_per_rate is None else round(rate * self.mfu_per_rate / trainer.world_size, 4),

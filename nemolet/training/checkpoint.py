@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +19,15 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from nemolet.errors import TrainingError
 
 LAST, BEST = "last", "best"
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """What writes checkpoints while training goes on."""
+
+    def wait(self) -> None:
+        """Until the last one is on the disk; raises what went wrong there."""
+        ...
 
 
 class AtomicCheckpoints(CheckpointIO):
@@ -56,15 +66,7 @@ class AtomicCheckpoints(CheckpointIO):
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
     ) -> dict[str, Any]:
         """Read a checkpoint; nothing in it is executed."""
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
-        except Exception as error:
-            raise TrainingError(
-                "the checkpoint cannot be read",
-                where=str(path),
-                found=str(error).splitlines()[0],
-                fix=f"point {Path(path).parent / LAST} to an older one, or train under another name",
-            ) from error
+        return load_file(Path(path), map_location=map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint."""
@@ -76,6 +78,23 @@ class AtomicCheckpoints(CheckpointIO):
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+
+
+def load_file(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint; nothing in it is executed.
+
+    Raises:
+        TrainingError: for a file that is none, or is cut off.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise TrainingError(
+            "the checkpoint cannot be read",
+            where=str(path),
+            found=str(error).splitlines()[0],
+            fix=f"point {path.parent / LAST} to an older one, or train under another name",
+        ) from error
 
 
 def _copied(value: Any) -> Any:
@@ -141,7 +160,8 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Late enough to replace Lightning's own handler, which would end the process without a checkpoint.
-        self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        if threading.current_thread() is threading.main_thread():  # the only one that may listen
+            self._before = signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stopped = signal.Signals(number).name
@@ -202,7 +222,7 @@ class Checkpoints(pl.Callback):
         return path
 
     def _finish(self, trainer: pl.Trainer) -> None:
-        if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpoints):
+        if isinstance(trainer.strategy.checkpoint_io, Waits):
             trainer.strategy.checkpoint_io.wait()
 
     def _clean(self, newest: Path) -> None:
@@ -211,10 +231,4 @@ class Checkpoints(pl.Callback):
         old = sorted(p for p in self.folder.glob("step_*.ckpt") if p != newest)
         for path in old[: max(0, len(old) - self.keep)]:
             if path.resolve() not in links:
-                path.unlink(missing_ok=True)
-
-
-def remove_remains(folder: Path) -> None:
-    """Delete what a killed process left half-written."""
-    for path in [*folder.glob(".*.partial"), *folder.glob(".*.link")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from nemolet.module import NeuralModule
 from nemolet.speech.guards import COLLAPSED, BlankShare, probable_cause
@@ -36,7 +37,11 @@ class BlankWatch(pl.Callback):
         assert isinstance(pl_module, LightningModel)
         norm = pl_module.gradient_norm
         model: Any = pl_module.graph.get_submodule("model")
-        frames = model.encode(self.batch["audio"], self.batch["audio_lengths"]).lengths
+        was_training = model.training
+        with torch.no_grad():  # in evaluation, so that no random number is drawn that training would have had
+            result = model.eval()(**{name: self.batch[name] for name in model.input_ports if name in self.batch})
+        model.train(was_training)
+        frames = result["lengths"] if isinstance(result, dict) else result.lengths
         cause = probable_cause(
             self.batch, frames_B=frames, step=trainer.global_step, gradient_norm=None if norm is None else float(norm)
         )

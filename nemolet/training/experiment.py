@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -20,13 +20,16 @@ from nemolet.archive import described, save
 from nemolet.data.prepared import Loader, Prepared
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
+from nemolet.parallel.settings import Parallel
 from nemolet.training.callbacks import ExponentialAverage, Recorder, spoken
-from nemolet.training.checkpoint import LAST, AtomicCheckpoints, Checkpoints, remove_remains
+from nemolet.training.checkpoint import BEST, Checkpoints
 from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
 from nemolet.training.graphs import training_graph
 from nemolet.training.lightning_model import LightningModel, Window
 from nemolet.training.optim import Optim
+from nemolet.training.placement import placement, share_of, stored_weights
+from nemolet.training.run_folder import RunFolder
 from nemolet.training.schedule import Schedule
 from nemolet.training.settings import Training
 from nemolet.training.throughput import flops_per_entry, peak_flops
@@ -58,6 +61,7 @@ def fit(
     optim: Optim | None = None,
     schedule: Schedule | None = None,
     training: Training | None = None,
+    parallel: Parallel | None = None,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -73,49 +77,106 @@ def fit(
         optim: the optimizer.
         schedule: the learning rate.
         training: everything else.
+        parallel: how the model is spread over devices; None for not at all.
         seed: of what training itself draws at random.
-        config: what the parts were built from; a folder is only continued with an equal one.
+        config: what the parts were built from, to be kept in the folder for people to read.
         callbacks: further callbacks of Lightning.
 
     Raises:
-        TrainingError: for a folder of another run, or numbers that are none.
+        TrainingError: for a folder of another run or one that another process trains in, or numbers that are none.
         ConfigError: for a model whose class is not registered, so that no archive could be loaded.
     """
-    folder, training = Path(folder), training or Training()
-    described(model, data.tokenizer)  # a model that cannot be saved is refused before it is trained
+    training, optim, schedule = training or Training(), optim or Optim(), schedule or Schedule()
+    home = RunFolder(folder)
+    # A model that cannot be saved is refused before it is trained.
+    identity = {"model": described(model, data.tokenizer)["model"], "loss": loss.config(), "seed": seed}
+    identity |= {"optim": asdict(optim), "schedule": asdict(schedule), "trainer": training.fixed()}
     check_data = getattr(model, "check_data", None)  # a task model may know what it cannot learn from
     if check_data is not None:
         check_data(data)
     _quiet()
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        _claim(folder, dict(config or {}))
-    on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
-    graph = _fitting(training_graph(model, loss), model, data)
-    measured = training_graph(model, loss, metrics) if metrics else None
-    lightning = _lightning(graph, measured, optim or Optim(), schedule or Schedule(), training, on_gpu)
-    recorder = _recorder(graph, data, folder, tuple(metrics or ()), training, on_gpu)
-    average = ExponentialAverage(training.ema) if training.ema else None
-    checkpoints = _checkpoints(folder, training)
-    watching: list[Callback] = [*([average] if average else []), recorder, *blank_watches(metrics), *callbacks]
-    if training.patience is not None:
-        watching.append(EarlyStopping("valid_loss", patience=training.patience))
-    trainer = _trainer(training, folder, [*watching, checkpoints], on_gpu)  # last: they save what the others know
-    ranks = {"rank": trainer.global_rank, "ranks": trainer.world_size}
-    lightning.loader = data.train_loader(**ranks)
-    valid = data.valid_loader(**ranks, max_batches=training.valid_batches)
-    pl.seed_everything(seed + trainer.global_rank, verbose=False)
-    last = folder / "checkpoints" / LAST
-    windows = _Windows(lightning.loader, training.accumulate)
-    trainer.fit(lightning, windows, valid, ckpt_path=last.resolve() if last.exists() else None)
-    archive = folder / "model.nemolet"
-    if checkpoints.stopped is None:
-        if average is not None:
-            average.swap(lightning)
+    with ExitStack() as stack:
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            stack.enter_context(home.locked())
+            home.claim({**identity, "data": _fingerprint(data)}, dict(config or {}))
+        done = home.finished(training.max_steps)
+        if done is not None:
+            return Result(home.path, home.path / _ARCHIVE, done["steps"], done["valid"], None)
+        graph = _fitting(training_graph(model, loss), model, data)
+        measured = training_graph(model, loss, metrics) if metrics else None
+        run = _Run(home, model, data, training, tuple(metrics or ()))
+        return run.train(
+            _lightning(graph, measured, optim, schedule, training),
+            parallel,
+            seed,
+            [*blank_watches(metrics), *callbacks],
+        )
+
+
+_ARCHIVE = "model.nemolet"
+
+
+class _Run:
+    """What accompanies the training of one model in one folder (final)."""
+
+    def __init__(
+        self, home: RunFolder, model: NeuralModule, data: Prepared, training: Training, metrics: Sequence[str]
+    ) -> None:
+        self.home, self.model, self.data, self.training, self.metrics = home, model, data, training, metrics
+        self.average = ExponentialAverage(training.ema) if training.ema else None
+        self.checkpoints = _checkpoints(home.checkpoints, training)
+        self.patience = None if training.patience is None else EarlyStopping("valid_loss", patience=training.patience)
+
+    def train(
+        self, lightning: LightningModel, parallel: Parallel | None, seed: int, callbacks: Sequence[Callback]
+    ) -> Result:
+        """Train to the end, or until something stops it; then write what is left behind."""
+        training, data, home = self.training, self.data, self.home
+        recorder = _recorder(lightning.graph, data, home.path, self.metrics, training)
+        watching = [self.average, recorder, *callbacks, self.patience, self.checkpoints]  # last: they save the others
+        places = placement(training, parallel, home.path, on_gpu=_on_gpu(training))
+        trainer = _trainer(training, home.path, [each for each in watching if each is not None], places)
+        share = share_of(trainer)
+        lightning.loader = data.train_loader(**share)
+        valid = data.valid_loader(**share, max_batches=training.valid_batches)
+        pl.seed_everything(seed + share["rank"], verbose=False)
+        trainer.fit(lightning, _Windows(lightning.loader, training.accumulate), valid, ckpt_path=home.last)
+        if self.checkpoints.stopped is None:
+            self._leave(trainer, lightning, recorder.valid)
+        return Result(home.path, home.path / _ARCHIVE, trainer.global_step, recorder.valid, self.checkpoints.stopped)
+
+    def _leave(self, trainer: pl.Trainer, lightning: LightningModel, valid: Mapping[str, float]) -> None:
+        """Archive, curve, and a note that the run is done."""
+        chosen = self.home.checkpoints / BEST if self.training.archive == "best" else self.home.last
+        assert chosen is not None
+        weights = None
+        # Where a mesh was used nobody has all weights, but the checkpoint does.
+        if self.training.archive == "best" or chosen.is_dir():
+            weights = stored_weights(chosen.resolve(), averaged=self.average.state_key if self.average else None)
+        elif self.average is not None:
+            self.average.swap(lightning)
         if trainer.is_global_zero:
-            card = _card(model, data, lightning, recorder.valid, training)
-            save(archive, model=model, tokenizer=data.tokenizer, card=card)
-            draw_curve(folder / "metrics.csv", folder / "loss.svg", title=folder.name)
-    return Result(folder, archive, trainer.global_step, recorder.valid, checkpoints.stopped)
+            card = _card(self.model, self.data, lightning, valid, self.training)
+            archive, tokenizer = self.home.path / _ARCHIVE, self.data.tokenizer
+            save(archive, model=self.model, tokenizer=tokenizer, card=card, weights=weights)
+            draw_curve(self.home.path / "metrics.csv", self.home.path / "loss.svg", title=self.home.path.name)
+            early = trainer.global_step < self.training.max_steps
+            self.home.finish(trainer.global_step, valid, "early stopping" if early else "max_steps")
+
+
+def _fingerprint(data: Prepared) -> dict[str, str]:
+    """What tells this data from other data: its tokenizer, what it says of itself, and its first batch."""
+    batch = next(iter(data.valid_loader(max_batches=1)))
+    first = {
+        name: f"{tuple(tensor.shape)} {hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]}"
+        for name, tensor in batch.items()
+    }
+    tokenizer = {} if data.tokenizer is None else {"tokenizer": data.tokenizer.fingerprint}
+    return {"summary": data.summary, **tokenizer, **first}
+
+
+def _on_gpu(training: Training) -> bool:
+    return training.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _fitting(graph: NeuralModule, model: NeuralModule, data: Prepared) -> NeuralModule:
@@ -140,9 +201,9 @@ def _lightning(
     optim: Optim,
     schedule: Schedule,
     training: Training,
-    on_gpu: bool,
 ) -> LightningModel:
     """The graph that is trained, with its optimizer and schedule."""
+    on_gpu = _on_gpu(training)
     if training.precision == "16-mixed":
         if not on_gpu:
             raise TrainingError(
@@ -166,7 +227,7 @@ def _lightning(
 
 def _checkpoints(folder: Path, training: Training) -> Checkpoints:
     return Checkpoints(
-        folder / "checkpoints",
+        folder,
         every=training.checkpoint_every,
         valid_every=training.valid_every,
         max_minutes=training.max_minutes,
@@ -187,21 +248,16 @@ class _Windows:
             yield Window(batches, self.loader.state_dict())
 
 
-def _trainer(training: Training, folder: Path, callbacks: list[Callback], on_gpu: bool) -> pl.Trainer:
-    background = on_gpu if training.background_checkpoints is None else training.background_checkpoints
+def _trainer(training: Training, folder: Path, callbacks: list[Callback], places: dict[str, Any]) -> pl.Trainer:
     precision: Any = "32-true" if training.precision == 32 else training.precision
     return pl.Trainer(
         max_steps=training.max_steps,
-        accelerator=training.accelerator,
-        devices=training.devices,
-        num_nodes=training.num_nodes,
-        strategy=training.strategy,
+        **places,
         precision=precision,
         val_check_interval=training.valid_every,
         check_val_every_n_epoch=None,
         callbacks=callbacks,
         logger=_loggers(training, folder),
-        plugins=[AtomicCheckpoints(background=background)],
         default_root_dir=folder,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -230,10 +286,10 @@ def _loggers(training: Training, folder: Path) -> list[Any]:
 
 
 def _recorder(
-    graph: NeuralModule, data: Prepared, folder: Path, metrics: Sequence[str], training: Training, on_gpu: bool
+    graph: NeuralModule, data: Prepared, folder: Path, metrics: Sequence[str], training: Training
 ) -> Recorder:
     batch = next(iter(data.valid_loader(max_batches=1)))
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cuda" if _on_gpu(training) else "cpu")
     dtype = torch.float32 if training.precision == 32 else torch.bfloat16
     needed = {name: tensor[:1] for name, tensor in batch.items() if not graph.input_ports[name].optional}
     flops = flops_per_entry(graph, needed)
@@ -261,85 +317,6 @@ def _quiet() -> None:
         ".*no .val_dataloader.*",
     ):
         warnings.filterwarnings("ignore", text)
-
-
-# What may change between two parts of one run: how long, and what is shown.
-_FREE = {
-    "trainer": {
-        "max_minutes",
-        "progress",
-        "loggers",
-        "log_every",
-        "keep_checkpoints",
-        "checkpoint_every",
-        "background_checkpoints",
-        "devices",
-        "num_nodes",
-        "strategy",
-        "accelerator",
-        "watch",
-        "valid_batches",
-        "patience",
-    },
-    "data": {"workers", "cache"},
-    "sample": None,
-    "name": None,
-    "folder": None,
-    "imports": None,
-}
-
-
-def _claim(folder: Path, config: dict[str, Any]) -> None:
-    """Write the config into a new folder, or see that the folder belongs to the same run."""
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    remove_remains(folder / "checkpoints")
-    path = folder / "config.yaml"
-    if path.exists() and (folder / "checkpoints" / LAST).exists():
-        before = yaml.safe_load(path.read_text()) or {}
-        changes = [f"{name}: {old} -> {new}" for name, old, new in _differences(_relevant(before), _relevant(config))]
-        if changes:
-            raise TrainingError(
-                "the folder belongs to another run",
-                where=str(folder),
-                expected="the config it was started with",
-                found="\n".join(changes[:10]),
-                fix="choose another name=..., or remove the folder",
-            )
-    text = yaml.safe_dump(config, sort_keys=False)
-    partial = folder / ".config.partial"
-    partial.write_text(text)
-    partial.replace(path)
-    (folder / "git.txt").write_text(_git_state())
-
-
-def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, value in config.items():
-        free = _FREE.get(name, set())
-        if free is not None:
-            kept[name] = {k: v for k, v in value.items() if k not in free} if isinstance(value, dict) else value
-    return kept
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
-        yield path, old, new
-
-
-def _git_state() -> str:
-    """Commit and changes of the source, where it is a checkout."""
-    here = Path(__file__).parent
-    try:
-        runs = [
-            subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
-            for a in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return "not a checkout\n"
-    return "".join(runs)
 
 
 def _card(

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from nemolet.data.prepared import Batch, Loader
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
+from nemolet.nn.router import balance_experts, routers, seed_auxiliary_losses
+from nemolet.parallel.gradients import Gradients
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
 from nemolet.training.watch import first_bad_module
@@ -23,7 +25,7 @@ from nemolet.types import Count, Loss, NeuralType
 
 # A sum over a whole batch may be too large for half precision, and its count is known only when all ranks are done.
 # Until then it is divided by a number of the usual size; a power of two, so that nothing is rounded.
-_NOMINAL = 4096.0
+NOMINAL = 4096.0
 
 
 class Window(NamedTuple):
@@ -80,14 +82,22 @@ class LightningModel(pl.LightningModule):
         self.loss_port, self.count_port = _port(graph, Loss), _port(graph, Count)
         self._evaluation = [evaluation or graph]  # in a list, since its modules are those of the graph
         self.loader: Loader | None = None  # is told where to go on
+        self.aliases: dict[str, str] = {}  # second names of parameters, under which a rank may hold them alone
         self.position: dict[str, Any] = {}  # of the data, after the last step
         self.entries_seen = 0
         self.gradient_norm: Tensor | None = None
+        self.learning_rate = 0.0
         self._rescale: Tensor | float = 1.0
         self._window: Sequence[Batch] = ()
-        self._weights: list[torch.nn.Parameter] = []
+        self._routers = False  # whether the graph has any
+        self.gradients = Gradients({})
         self._valid: list[dict[str, Tensor]] = []
         self._resumed: dict[str, Any] | None = None
+
+    @property
+    def evaluation(self) -> NeuralModule:
+        """The graph that also measures, else the one that is trained."""
+        return self._evaluation[0]
 
     def forward(self, **batch: Tensor) -> Any:
         """Run the graph."""
@@ -96,7 +106,9 @@ class LightningModel(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule as a factor of each learning rate."""
         optimizer = self.optim.make(self.graph)
-        self._weights = [p for p in self.graph.parameters() if p.requires_grad]  # found once, not at every step
+        trained = {name: p for name, p in self.graph.named_parameters() if p.requires_grad}
+        self._routers = any(True for _ in routers(self.graph))
+        self.gradients = Gradients(trained)  # found once, not at every step; a strategy may know of more ranks
         return [optimizer], [LambdaLR(optimizer, lambda step: self.schedule.factor(step, self.max_steps))]
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -109,59 +121,93 @@ class LightningModel(pl.LightningModule):
     def training_step(self, batch: Window | list[Batch] | Batch, batch_idx: int) -> dict[str, Tensor]:
         """One optimizer step on one or several micro-batches."""
         window = batch.batches if isinstance(batch, Window) else [batch] if isinstance(batch, dict) else batch
+        own_part = getattr(self.trainer.strategy, "own_part", None)
+        own = window if own_part is None else [own_part(micro) for micro in window]
+        if self._routers:
+            self._seed_auxiliary_losses()
+        loss_sum, count = self._backward(own)
+        if self.trainer.world_size > 1:
+            loss_sum, count = self.trainer.strategy.reduce(torch.stack((loss_sum, count)), reduce_op="sum")
+        self._rescale = NOMINAL * self._averaging_ranks / count.clamp(min=1)
+        self._window = own
+        optimizer = self.optimizers()
+        self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # of this step, not of the next
+        with torch.autocast(self.device.type, enabled=False):
+            optimizer.step()  # type: ignore[union-attr]
+        if self._routers:
+            balance_experts(self.graph, self._summed_over_ranks)
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        shares = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        self.entries_seen += sum(next(iter(micro.values())).numel() for micro in window) * shares
+        if isinstance(batch, Window):
+            self.position = batch.position
+        return {"loss": loss_sum / count.clamp(min=1)}
+
+    def _backward(self, window: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Forward and backward of all micro-batches; a strategy may bring another way to do it, such as a pipeline."""
         strategy = self.trainer.strategy
+        runner = getattr(strategy, "runner", None)
+        if runner is not None:
+            return runner.step(window, NOMINAL)  # type: ignore[no-any-return]
         loss_sum, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for index, micro in enumerate(window):
             last = index == len(window) - 1
             with nullcontext() if last else getattr(strategy, "block_backward_sync", nullcontext)():
                 loss, terms = self.losses(micro)
                 with torch.autocast(self.device.type, enabled=False):  # gradients have the types of what they belong to
-                    self.manual_backward(loss / _NOMINAL)
+                    self.manual_backward(loss / NOMINAL)
             loss_sum += loss.detach()
             count += terms
-        if self.trainer.world_size > 1:
-            loss_sum, count = strategy.reduce(torch.stack((loss_sum, count)), reduce_op="sum")
-        self._rescale = _NOMINAL * self.trainer.world_size / count.clamp(min=1)
-        self._window = window
-        optimizer = self.optimizers()
-        with torch.autocast(self.device.type, enabled=False):
-            optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr]
-        self.entries_seen += sum(next(iter(micro.values())).numel() for micro in window) * self.trainer.world_size
-        if isinstance(batch, Window):
-            self.position = batch.position
-        return {"loss": loss_sum / count.clamp(min=1)}
+        return loss_sum, count
+
+    def _seed_auxiliary_losses(self) -> None:
+        """The losses of routers count like the loss that goes backward."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
+        seed_auxiliary_losses(self.graph, scale / NOMINAL)
+
+    def _summed_over_ranks(self, load: Tensor) -> Tensor:
+        """Over those with other tokens; only those of the same stage have the same routers."""
+        if self.trainer.world_size == 1:
+            return load
+        total: Tensor = self.trainer.strategy.reduce(load, reduce_op="sum")
+        return total
+
+    @property
+    def _averaging_ranks(self) -> int:
+        """Over how many ranks gradients are averaged."""
+        return getattr(self.trainer.strategy, "averaging_ranks", self.trainer.world_size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Finish the mean over tokens, and clip; one pass over the gradients does both."""
-        gradients = [p.grad for p in self._weights if p.grad is not None]
         factor = self._rescale
         look = self.watch and self.trainer.global_step % self.watch == 0
         if self.clip or look:
-            norm = self.gradient_norm = torch.nn.utils.get_total_norm(gradients) * factor
+            norm = self.gradient_norm = self.gradients.norm() * factor
             if look and not norm.isfinite():
                 self._refuse(norm)
         if self.clip:
             factor = factor * (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, factor)
+        self.gradients.scale(factor)
 
     def _refuse(self, norm: Tensor) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             return  # a loss scaler meets infinite gradients on purpose, and skips them
-        origin = first_bad_module(self.graph, lambda: [self.losses(micro) for micro in self._window])
+        piped = getattr(self.trainer.strategy, "runner", None) is not None  # then the graph cannot be called
+        origin = first_bad_module(self.graph, lambda: [self.losses(micro) for micro in self._window if not piped])
         raise TrainingError(
             "training met a number that is none",
             where=f"step {self.trainer.global_step}",
             expected="finite gradients",
             found=f"gradient norm {float(norm):g}; first in {origin}",
-            fix="lower optim.lr, lengthen schedule.warmup_steps, or set trainer.clip=1; the same command goes on "
-            "from the last checkpoint",
+            fix="begin under another name=... with a lower optim.lr, a longer schedule.warmup_steps, or trainer.clip=1",
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect sums; their quotient is the mean over all tokens, not over batches."""
-        result = self._evaluation[0](**batch)
+        evaluate = getattr(self.trainer.strategy, "evaluate", None)
+        result = self.evaluation(**batch) if evaluate is None else evaluate(self.evaluation, batch)
         values = result if isinstance(result, dict) else result._asdict()
         self._valid.append({name: value.detach().double() for name, value in values.items()})
 

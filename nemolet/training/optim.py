@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.distributed.tensor import DTensor
+from torch.optim import Muon, Optimizer
 
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
+from nemolet.parallel.gradients import gathered, local, own_part, split_by_mesh
 from nemolet.types import Axis
 
 
@@ -49,14 +51,13 @@ class Optim:
     )
 
     def make(self, module: nn.Module) -> Optimizer:
-        """The optimizer of a module's parameters."""
-        groups = group_parameters(module)
-        vectors = {"params": groups["vector"], "weight_decay": 0.0}
-        if self.name != "muon":  # one kernel for each group, so as few groups as possible
-            decayed = {"params": groups["matrix"] + groups["table"], "weight_decay": self.weight_decay}
-            if self.name == "adamw":
-                return self._adamw([decayed, vectors])
-            return torch.optim.Adafactor(_filled([decayed, vectors]), lr=self.lr)
+        """The optimizer of a module's parameters; its groups know their names."""
+        groups = {kind: _by_mesh(module, parameters) for kind, parameters in group_parameters(module).items()}
+        if self.name == "adamw":  # one kernel for each group, so as few groups as possible
+            decayed = _by_mesh(module, [p for kind in ("matrix", "table") for part in groups[kind] for _, p in part])
+            return self._adamw(_groups(decayed, self.weight_decay) + _groups(groups["vector"], 0.0))
+        if self.name == "adafactor":
+            return self._adafactor(groups)
         if not groups["matrix"]:
             raise TrainingError(
                 "there is no matrix for Muon",
@@ -65,25 +66,86 @@ class Optim:
                 found="none",
                 fix="set optim=adamw",
             )
-        matrices = {"params": groups["matrix"], "weight_decay": self.weight_decay}
-        tables = {"params": groups["table"], "weight_decay": self.weight_decay}
-        muon = torch.optim.Muon(
-            [matrices], lr=self.muon_lr or self.lr, momentum=self.momentum, adjust_lr_fn="match_rms_adamw"
+        kind = ShardedMuon if any(isinstance(p, DTensor) for part in groups["matrix"] for _, p in part) else Muon
+        muon = kind(
+            _groups(groups["matrix"], self.weight_decay),
+            lr=self.muon_lr or self.lr,
+            momentum=self.momentum,
+            adjust_lr_fn="match_rms_adamw",
         )
-        return Pair(muon, self._adamw([tables, vectors]))
+        rest = _groups(groups["table"], self.weight_decay) + _groups(groups["vector"], 0.0)
+        return Pair(muon, self._adamw(rest))
 
     def _adamw(self, groups: list[dict[str, Any]]) -> Optimizer:
         return torch.optim.AdamW(
-            _filled(groups),
+            groups,
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,
             fused=True if self.fused is None else self.fused,
         )
 
+    def _adafactor(self, groups: dict[str, list[list[Named]]]) -> Optimizer:
+        cut = [name for kind in groups.values() for part in kind for name, p in part if isinstance(p, DTensor)]
+        if cut:
+            raise TrainingError(
+                "Adafactor needs whole rows and columns",
+                where="optim.name",
+                expected="whole parameters",
+                found=f"{len(cut)} parameters in parts, such as {cut[0]}",
+                fix="set optim=adamw or optim=muon, or parallel=ddp",
+            )
+        decayed = _groups(groups["matrix"] + groups["table"], self.weight_decay)
+        return torch.optim.Adafactor(decayed + _groups(groups["vector"], 0.0), lr=self.lr)
 
-def _filled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [group for group in groups if group["params"]]
+
+Named = tuple[str, nn.Parameter]
+
+
+def _by_mesh(module: nn.Module, parameters: list[nn.Parameter]) -> list[list[Named]]:
+    """Parameters with their names, apart for each mesh: one kernel updates tensors of one mesh only."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return split_by_mesh([(names[id(parameter)], parameter) for parameter in parameters])
+
+
+def _groups(parts: list[list[Named]], weight_decay: float) -> list[dict[str, Any]]:
+    return [{"params": part, "weight_decay": weight_decay} for part in parts]
+
+
+class ShardedMuon(Muon):
+    """Muon for parameters of which every rank holds a part (final).
+
+    The direction of a matrix depends on all of it: its momentum is gathered, every rank computes the direction of
+    the whole as :class:`torch.optim.Muon` does, and keeps its part.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        momentum, gradient = local(state["momentum_buffer"]), local(parameter.grad)
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        whole = gathered(update, parameter)
+        step = nn.Parameter(torch.zeros_like(whole))
+        step.grad = whole
+        same = ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
+        Muon([step], momentum=0.0, nesterov=False, weight_decay=0.0, **{name: group[name] for name in same}).step()
+        weight = local(parameter.data)
+        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(own_part(step.data, parameter))
 
 
 def group_parameters(module: nn.Module) -> dict[str, list[nn.Parameter]]:

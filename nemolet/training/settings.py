@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Training:
         accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
         devices: processes on this machine, or ``"auto"``.
         num_nodes: machines.
-        strategy: ``"auto"`` or ``"ddp"``.
+        strategy: ``"auto"`` or ``"ddp"``, where ``parallel`` asks for nothing.
+        timeout_minutes: how long a rank waits for the others in one exchange.
+        archive: whose weights the archive holds: those of the ``"last"`` step, or of the ``"best"`` validation.
         progress: whether progress is shown.
     """
 
@@ -55,8 +57,32 @@ class Training:
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1
     strategy: Literal["auto", "ddp"] = "auto"
+    timeout_minutes: float = 30.0
+    archive: Literal["last", "best"] = "last"
     progress: bool = True
 
+    # What may change between two parts of one run: how long, where, and what is kept and shown.
+    FREE: ClassVar[frozenset[str]] = frozenset(
+        [
+            "max_steps",
+            "max_minutes",
+            "valid_batches",
+            "log_every",
+            "keep_checkpoints",
+            "checkpoint_every",
+            "background_checkpoints",
+            "patience",
+            "watch",
+            "loggers",
+            "accelerator",
+            "devices",
+            "num_nodes",
+            "strategy",
+            "timeout_minutes",
+            "archive",
+            "progress",
+        ]
+    )
     CONFIG_RULES = (
         ("max_steps >= 1 and accumulate >= 1", "max_steps and accumulate are at least 1"),
         ("valid_every >= 1 and log_every >= 1", "valid_every and log_every are at least 1"),
@@ -64,7 +90,12 @@ class Training:
         ("clip >= 0", "clip is at least 0; 0 for none"),
         ("ema > 0 and ema < 1", "ema is between 0 and 1, for example 0.999"),
         ("patience >= 1", "patience is at least 1"),
+        ("timeout_minutes > 0", "timeout_minutes is above 0"),
         ("devices >= 1", "devices is at least 1, or auto"),
         ("valid_batches >= 1", "valid_batches is at least 1; null for all"),
         ("precision != '16-mixed' or accelerator != 'cpu'", "16-mixed needs a GPU; use bf16-mixed on a CPU"),
     )
+
+    def fixed(self) -> dict[str, Any]:
+        """What a run has to go on with as it began."""
+        return {name: value for name, value in asdict(self).items() if name not in self.FREE}

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nemolet.parallel.gradients import local
+
 
 def first_bad_module(graph: nn.Module, run: Callable[[], Any]) -> str:
     """The first module, in running order, whose weights or output are not finite; else the last with such gradients.
@@ -28,10 +30,10 @@ def first_bad_module(graph: nn.Module, run: Callable[[], Any]) -> str:
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             order.append(name)
-            bad = [n for n, p in module.named_parameters(recurse=False) if not p.isfinite().all()]
+            bad = [n for n, p in module.named_parameters(recurse=False) if not local(p).isfinite().all()]
             if bad:
                 found.append(f"{name}: {bad[0]}")
-            elif any(t.is_floating_point() and not t.isfinite().all() for t in _tensors(output)):
+            elif any(t.is_floating_point() and not local(t).isfinite().all() for t in _tensors(output)):
                 found.append(f"{name}: output")
 
         return hook
@@ -48,7 +50,7 @@ def first_bad_module(graph: nn.Module, run: Callable[[], Any]) -> str:
         return found[0]
     for name in reversed(order):  # gradients flow backwards, so the last module spoils those before it
         for parameter_name, parameter in modules[name].named_parameters(recurse=False):
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
+            if parameter.grad is not None and not local(parameter.grad).isfinite().all():
                 return f"{name}: gradient of {parameter_name}"
     return "the gradients"
 

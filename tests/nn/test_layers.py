@@ -110,7 +110,7 @@ def test_position_embedding_adds_rows_by_position_or_by_offset():
     positions = torch.tensor([[2, 3, 4]])
     expected = hidden + layer.weight[2:5]
     torch.testing.assert_close(layer(hidden, positions), expected)
-    torch.testing.assert_close(layer.first(hidden, 2), expected)
+    torch.testing.assert_close(layer(hidden, start=2), expected)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -128,7 +128,7 @@ def test_sinusoids_are_marians():
     expected = theirs.create_weight()
     ours = SinusoidalPositions(20, 6)
     zero = torch.zeros(1, 4, 6)
-    torch.testing.assert_close(ours.first(zero, 3)[0], expected[3:7], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours(zero, start=3)[0], expected[3:7], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
         ours(zero, torch.tensor([[3, 3, 0, 9]]))[0], expected[[3, 3, 0, 9]], rtol=1e-5, atol=1e-6
     )
@@ -141,7 +141,7 @@ def test_scaled_embeddings_offset_positions_and_head_bias():
     table = PositionEmbedding(6, 4, offset=2).double()
     assert table.weight.shape == (8, 4)
     hidden = randn(1, 3, 4)
-    torch.testing.assert_close(table.first(hidden, 1)[0], hidden[0] + table.weight[3:6])
+    torch.testing.assert_close(table(hidden, start=1)[0], hidden[0] + table.weight[3:6])
     torch.testing.assert_close(table(hidden, torch.tensor([[1, 2, 3]]))[0], hidden[0] + table.weight[3:6])
     head = Head("D", "V", tied=embed, bias=True, scale=0.5).double()
     head.bias.data.normal_()

@@ -106,14 +106,6 @@ def test_every_row_counts_tokens_and_seconds(finished):
     assert all(float(r["gradient_norm"]) > 0 for r in table)
 
 
-def test_another_config_in_the_same_folder_is_refused(corpus, tmp_path):
-    run(corpus, tmp_path, config={"model": {"width": 16}, "trainer": {"max_steps": 30, "progress": True}}, max_steps=5)
-    run(corpus, tmp_path, config={"model": {"width": 16}, "trainer": {"max_steps": 30, "progress": False}}, max_steps=5)
-    with pytest.raises(TrainingError, match=r"model.width: 16 -> 32") as caught:
-        run(corpus, tmp_path, config={"model": {"width": 32}, "trainer": {"max_steps": 30, "progress": True}})
-    assert "another name" in str(caught.value)
-
-
 def test_early_stopping_stops(corpus, tmp_path):
     model = make_model(corpus)
     options = Training(

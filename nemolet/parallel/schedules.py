@@ -1,0 +1,149 @@
+"""Who computes what when in a pipeline: pure functions of a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from nemolet.errors import ParallelError, nearest
+
+
+class Action(NamedTuple):
+    """Forward or backward of one micro-batch through one stage."""
+
+    forward: bool
+    stage: int
+    micro: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}{'F' if self.forward else 'B'}{self.micro}"
+
+
+def gpipe(rank: int, ranks: int, each: int, micros: int) -> list[Action]:
+    """All forwards, then all backwards (Huang et al., 2019)."""
+    stages = [local * ranks + rank for local in range(each)]
+    forwards = [Action(True, stage, micro) for stage in stages for micro in range(micros)]
+    return forwards + [Action(False, stage, micro) for stage in reversed(stages) for micro in range(micros)]
+
+
+def one_forward_one_backward(rank: int, ranks: int, each: int, micros: int) -> list[Action]:
+    """A backward after each forward as soon as there is one, so that few micro-batches are alive (PipeDream, 2019)."""
+    ahead = min(micros, ranks - 1 - rank)
+    actions = [Action(True, rank, micro) for micro in range(ahead)]
+    for micro in range(micros - ahead):
+        actions += [Action(True, rank, ahead + micro), Action(False, rank, micro)]
+    return actions + [Action(False, rank, micro) for micro in range(micros - ahead, micros)]
+
+
+def interleaved(rank: int, ranks: int, each: int, micros: int) -> list[Action]:
+    """The same with several stages on each rank, which makes the bubble shorter (Narayanan et al., 2021).
+
+    Raises:
+        ParallelError: where the micro-batches cannot be gone through in equal rounds.
+    """
+    rounds = max(1, micros // ranks)
+    if micros % rounds:
+        raise ParallelError(
+            "the micro-batches do not fill equal rounds",
+            where="parallel.schedule",
+            expected=f"fewer than {2 * ranks} micro-batches, or a multiple of {rounds}",
+            found=micros,
+            fix=f"set parallel.microbatches={micros // ranks * ranks}, or parallel.schedule=1f1b",
+        )
+    group, total = micros // rounds, each * micros
+    ahead = min(total, (each - 1) * group + 2 * (ranks - 1 - rank))
+
+    def action(forward: bool, step: int) -> Action:
+        turn, place = divmod(step, group * each)
+        local, micro = divmod(place, group)
+        local = local if forward else each - 1 - local
+        return Action(forward, local * ranks + rank, turn * group + micro)
+
+    actions = [action(True, step) for step in range(ahead)]
+    for step in range(total - ahead):
+        actions += [action(True, ahead + step), action(False, step)]
+    return actions + [action(False, step) for step in range(total - ahead, total)]
+
+
+Schedule = Callable[[int, int, int, int], list[Action]]
+SCHEDULES: dict[str, Schedule] = {"gpipe": gpipe, "1f1b": one_forward_one_backward, "interleaved": interleaved}
+
+
+def schedule_of(name: str, each: int) -> Schedule:
+    """A schedule by name.
+
+    Args:
+        name: ``"gpipe"``, ``"1f1b"`` or ``"interleaved"``.
+        each: stages on each rank.
+
+    Raises:
+        ParallelError: for an unknown name, or several stages on a rank where the schedule knows one.
+    """
+    if name not in SCHEDULES:
+        close = nearest(name, SCHEDULES)
+        raise ParallelError(
+            "there is no such schedule",
+            where="parallel.schedule",
+            expected=", ".join(SCHEDULES),
+            found=name,
+            fix=f"did you mean {close!r}?" if close else "1f1b is usual",
+        )
+    if name == "1f1b" and each > 1:
+        raise ParallelError(
+            "this schedule has one stage on each rank",
+            where="parallel.layers",
+            expected="as many numbers as parallel.pp",
+            found=f"{each} stages on each rank",
+            fix="set parallel.schedule=interleaved",
+        )
+    return SCHEDULES[name]
+
+
+def balanced(costs: Sequence[float], stages: int, *, first: float = 0.0, last: float = 0.0) -> list[int]:
+    """How many layers each stage has, so that the dearest stage is as cheap as can be.
+
+    Args:
+        costs: of the layers, in order.
+        stages: how many there are; each gets at least one layer.
+        first: what the first stage has to do beside its layers.
+        last: what the last stage has to do beside its layers.
+
+    Raises:
+        ParallelError: for fewer layers than stages.
+
+    Example:
+        >>> balanced([1.0] * 8, 4, last=1.0)
+        [2, 2, 2, 2]
+        >>> balanced([1.0] * 7, 4, last=1.0)
+        [2, 2, 2, 1]
+    """
+    if len(costs) < stages:
+        raise ParallelError(
+            "there are fewer layers than stages",
+            where="parallel.pp",
+            expected=f"at most {len(costs)} stages",
+            found=stages,
+            fix=f"set parallel.pp to at most {len(costs)}, or model.layers to at least {stages}",
+        )
+    sums = [0.0]
+    for cost in costs:
+        sums.append(sums[-1] + cost)
+    # best[s][n]: of s stages with the first n layers, the dearest and the sum of squares, and where the last begins.
+    best: list[dict[int, tuple[float, float, int]]] = [{0: (0.0, 0.0, 0)}]
+    for stage in range(stages):
+        extra = (first if stage == 0 else 0.0) + (last if stage == stages - 1 else 0.0)
+        row: dict[int, tuple[float, float, int]] = {}
+        for end in range(stage + 1, len(costs) - (stages - 1 - stage) + 1):
+            ways = []
+            for begin in best[stage]:
+                if begin < end:
+                    cost = sums[end] - sums[begin] + extra
+                    ways.append((max(best[stage][begin][0], cost), best[stage][begin][1] + cost**2, begin))
+            row[end] = min(ways)
+        best.append(row)
+    counts, end = [], len(costs)
+    for stage in range(stages, 0, -1):
+        begin = best[stage][end][2]
+        counts.append(end - begin)
+        end = begin
+    return counts[::-1]
