@@ -37,9 +37,9 @@ SPEECH = {  # what reads recordings, not text
         "quartznet_ctc",
         "quartznet_hybrid",
     },
-    "data": {"audio"},
+    "data": {"audio", "spoken_digits"},
 }
-RECORDINGS = {"commands", "digit_strings", "digit_strings_transducer", "digits"}  # experiments on them
+RECORDINGS = {"commands", "digit_strings", "digit_strings_transducer", "digits", "spoken_digits"}  # experiments on them
 PUBLISHED = {  # numbers of parameters
     "gpt2": 124_439_808,
     "gpt2_medium": 354_823_168,

@@ -27,6 +27,7 @@ VERBS = {
     "tokenize": "turn text into token files for training",
     "manifest": "look into recordings, list what is wrong, and write a manifest of the rest",
     "check": "validate a training config and wire its graph, without training",
+    "overfit": "see whether one batch of a training config can be learned by heart",
     "plan": "where the parameters of a training config lie, and the bytes on each rank",
     "graph": "draw the graph of a training config as text, Mermaid or SVG",
     "list": "list the config groups and their options",
