@@ -114,7 +114,7 @@ def save(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with apart.open("wb") as file:
-            _stream(file, _named(model), weights)
+            _stream(file, _shapes(config["model"], model), weights)
         write_container(path, {**members, WEIGHTS: apart}, VERSION)
     except OSError as error:
         raise ArchiveError("the archive cannot be written", where=str(path), found=error.strerror) from error
@@ -155,6 +155,17 @@ def described(model: NeuralModule, tokenizer: Tokenizer | None = None) -> dict[s
         config["tokenizer"] = describe(tokenizer)
     _check_config(config)
     return config
+
+
+def _shapes(config: dict[str, Any], model: NeuralModule) -> dict[str, Tensor]:
+    """The tensors of a model as it is built, whatever was done to this one since: shapes alone, where it can."""
+    try:
+        with torch.device("meta"):
+            return _named(build(config, where="model"))
+    except ConfigError as error:  # a class of the user's may look at values
+        if not isinstance(error.__cause__, (NotImplementedError, RuntimeError)):
+            raise
+        return _named(model)
 
 
 def _named(model: NeuralModule) -> dict[str, Tensor]:
