@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
+from nemolet.cli import main
 from nemolet.errors import ParallelError
 from nemolet.training.launching import ranks_started, requeue
 
@@ -70,3 +72,11 @@ def test_every_rank_has_a_log_and_the_first_the_screen(tmp_path):
     for rank in (0, 1):
         text = (tmp_path / f"rank_{rank}.log").read_text()
         assert "out" in text and "err" in text
+
+
+def test_jobs_of_slurm_are_composed_where_their_launcher_is_installed(capsys):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    assert main(["train", "hydra/launcher=slurm", "hydra.launcher.nodes=2", "--cfg", "hydra"]) == 0
+    launcher = yaml.safe_load(capsys.readouterr().out)["hydra"]["launcher"]
+    assert launcher["_target_"].endswith("SlurmLauncher")
+    assert (launcher["nodes"], launcher["timeout_min"], launcher["max_num_timeout"]) == (2, 720, 100)
