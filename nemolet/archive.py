@@ -89,11 +89,12 @@ def save(
         >>> nl.load(path).config["model"]["_target_"]
         'nemolet.nn.linear.Linear'
     """
-    named = _named(model)
+    config = model.config()
+    named = _named(model) if weights is None else _shapes(config, model)
     specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
     return save_tensors(
         path,
-        config=model.config(),
+        config=config,
         specs=specs,
         tensors=_read_each(specs, weights or named.__getitem__),
         tokenizer=tokenizer,
@@ -149,6 +150,17 @@ def _whole(model: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]
         config["tokenizer"] = describe(tokenizer)
     _check_config(config)
     return config
+
+
+def _shapes(config: dict[str, Any], model: NeuralModule) -> dict[str, Tensor]:
+    """The tensors of a model as it is built, whatever was done to this one since: shapes alone, where it can."""
+    try:
+        with torch.device("meta"):
+            return _named(build(config, where="model"))
+    except ConfigError as error:  # a class of the user's may look at values
+        if not isinstance(error.__cause__, (NotImplementedError, RuntimeError)):
+            raise
+        return _named(model)
 
 
 def _named(model: NeuralModule) -> dict[str, Tensor]:

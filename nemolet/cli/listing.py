@@ -32,5 +32,7 @@ def run(settings: Settings) -> None:
             fix=did_you_mean(settings.group, groups),
         )
     for name, options in groups.items():
+        if not options:  # a folder of Hydra's own groups
+            continue
         if settings.group in (None, name):
             print(f"{name + '=':<12} {' '.join(options)}")

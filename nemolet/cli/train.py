@@ -72,6 +72,7 @@ def run(settings: Settings) -> int:
 
     from nemolet.training.callbacks import spoken
     from nemolet.training.experiment import fit
+    from nemolet.training.launching import requeue
 
     folder = Path(settings.folder or f"runs/{settings.name}")
     source = build(settings.data, where="data")
@@ -106,6 +107,8 @@ def run(settings: Settings) -> int:
         return 0
     if result.stopped:
         print(f"stopped by {result.stopped} at step {result.steps}; the same command goes on from there")
+        if result.stopped == "SIGUSR1" and requeue():  # of the time limit of a job; a preempted one is started by SLURM
+            print("SLURM starts the job again")
         return 143 if result.stopped == "SIGTERM" else 0
     print(f"{spoken(result.valid)}  archive {result.archive}")
     sample = settings.sample

@@ -155,15 +155,9 @@ def _place(
         spread(unit)
 
 
-def _by_unit(plan: Plan, places: dict[str, Any]) -> dict[str, set[str]]:
-    """Which values each unit waits for; a name belongs to the innermost unit, which comes first."""
-    found: dict[str, set[str]] = {}
-    taken: set[str] = set()
-    for unit in plan.units:
-        inside = {name for name in places if (not unit or name.startswith(f"{unit}."))}
-        found[unit] = set(inside)
-        taken |= inside
-    return found
+def _by_unit(plan: Plan, places: Iterable[str]) -> dict[str, set[str]]:
+    """Which values each unit waits for: its own, and those of the units inside it, which come first."""
+    return {unit: {name for name in places if not unit or name.startswith(f"{unit}.")} for unit in plan.units}
 
 
 # --------------------------------------------------------------------------------------------------

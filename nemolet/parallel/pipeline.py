@@ -94,6 +94,7 @@ class Pipeline:
         self._ends = group_of_each_column(mesh, ends) if self.tied else None
         self._calls = {i: s.also(evaluation) if evaluation is not None else None for i, s in self.stages.items()}
         self.links = Links(mesh)
+        self._gathered = False
 
     @property
     def tied_here(self) -> list[str]:
@@ -206,6 +207,7 @@ class Pipeline:
 
     def forward(self, batch: Mapping[str, Any], calls: Mapping[int, Callable[..., Any] | None]) -> Any:
         """One batch through all stages; what the last one returns, or None on other ranks."""
+        self._gather_once()
         result = None
         with torch.no_grad():
             for index, stage in self.stages.items():
@@ -217,6 +219,18 @@ class Pipeline:
                     self.links.send(left, index, batch)
         self.links.finish()
         return result
+
+    def _gather_once(self) -> None:
+        """Memory for whole parameters that is first used in inference mode could not be used again outside."""
+        if self._gathered:
+            return
+        self._gathered = True
+        with torch.inference_mode(False), torch.no_grad():
+            for stage in self.stages.values():
+                for module in stage.view.modules():
+                    if isinstance(module, FSDPModule):
+                        module.unshard()
+                        module.reshard()
 
     def share(self, result: Tensor | None, device: torch.device) -> Tensor:
         """What the last stage has, on all stages."""

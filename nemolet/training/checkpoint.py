@@ -19,6 +19,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from nemolet.errors import TrainingError
 
 LAST, BEST = "last", "best"
+STOP = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they take a machine away
 
 
 @runtime_checkable
@@ -156,12 +157,12 @@ class Checkpoints(pl.Callback):
         self.best: float | None = None
         self._saved = -1  # the step of the last checkpoint
         self.stopped: str | None = None  # why training ended early
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Late enough to replace Lightning's own handler, which would end the process without a checkpoint.
         if threading.current_thread() is threading.main_thread():  # the only one that may listen
-            self._before = signal.signal(signal.SIGTERM, self._on_signal)
+            self._before = {number: signal.signal(number, self._on_signal) for number in STOP}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stopped = signal.Signals(number).name
@@ -200,9 +201,9 @@ class Checkpoints(pl.Callback):
         self._finish(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -130,6 +130,19 @@ class _Tee:
         return getattr(self._stream, name)
 
 
+def requeue() -> bool:
+    """Ask SLURM to start this job again, where it runs one; says whether it will."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60, capture_output=True, text=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"SLURM does not start job {job} again: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
 def ranks_started(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
     """Processes for each machine, and machines, where torchrun or SLURM has started this one; None where nobody has.
 

@@ -104,7 +104,7 @@ def test_what_is_offered_can_be_had():
         nemolet.Grahp  # noqa: B018 - the access is what is tested
 
 
-@pytest.mark.parametrize("package", ["nn", "data", "language", "training"])
+@pytest.mark.parametrize("package", ["nn", "data", "language", "parallel", "training"])
 def test_what_a_package_offers_can_be_had(package):
     module = getattr(nemolet, package)
     for name in module._EXPORTS:

@@ -33,6 +33,8 @@ def test_the_import_contract_is_kept():
             "pytorch_lightning hydra omegaconf transformers tokenizers matplotlib",
         ),
         ("from nemolet.training.settings import Training", "torch pytorch_lightning"),
+        ("from nemolet.parallel.settings import Parallel", "torch pytorch_lightning"),
+        ("import nemolet as nl; nl.parallelize, nl.make_mesh", "pytorch_lightning hydra omegaconf transformers"),
     ],
 )
 def test_an_import_brings_nothing_heavy_with_it(code, absent):

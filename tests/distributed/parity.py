@@ -208,6 +208,6 @@ def assert_same(found: Trained, expected: Trained, tolerance: float = 1e-5) -> N
             assert error < tolerance, f"step {step}: {name} differs by {error:.1e}"
             worst = max(worst, error)
     assert off < tolerance, f"the loss differs by {off:.1e}"
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0].rpartition("/")[2]
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0].rpartition("/")[2]
     before = MEASURED.get(test, (0.0, 0.0))
     MEASURED[test] = (max(off, before[0]), max(worst, before[1]))

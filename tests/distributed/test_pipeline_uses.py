@@ -112,6 +112,62 @@ def test_generation_goes_through_the_stages(ranks, sizes):
         assert texts == [each.text for each in made]
 
 
+class Gate(nl.NeuralModule):
+    """A block of a user's own."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__(D=width)
+        self.norm, self.proj = nl.nn.RMSNorm("D", width), nl.nn.Linear("D", "D", width, width)
+
+    def forward(self, hidden: nl.HiddenBTD) -> nl.HiddenBTD:
+        return hidden + self.proj(self.norm(hidden)).sigmoid()
+
+
+class Gates(nl.NeuralModule):
+    """A stack of a user's own, without anything beside its blocks."""
+
+    def __init__(self, *, width: int, layers: int) -> None:
+        super().__init__(D=width)
+        self.gates = torch.nn.ModuleList(Gate(width=width) for _ in range(layers))
+
+    def forward(self, hidden: nl.HiddenBTD) -> nl.HiddenBTD:
+        for gate in self.gates:
+            hidden = gate(hidden)
+        return hidden
+
+
+def build_own():
+    torch.manual_seed(0)
+    embed, head = nl.nn.Embedding("V", "D", 257, 8), nl.nn.Head("D", "V", 8, 257)
+    norm, gates = nl.nn.LayerNorm("D", 8), Gates(width=8, layers=3)
+    model = nl.Graph(head(norm(gates(embed(nl.Input(nl.TokenIdsBT, "tokens"))))))
+    return training_graph(model, nl.language.CrossEntropy())
+
+
+def step_own(sizes):
+    if sizes is None:
+        graph = build_own()
+        loss, count = graph(**batches()[1])
+        loss.backward()
+        return torch.stack((loss.detach(), count)), {n: p.grad for n, p in graph.named_parameters()}
+    mesh = make_mesh(MeshSizes(**sizes), "cpu")
+    graph = build_own()
+    pipeline = Pipeline(graph, plan(graph, sizes=mesh.sizes), mesh, microbatches=3, layers=[2, 1])
+    total = torch.stack(pipeline.step(batches()[1:2]))
+    return total, {n: p.grad for n, p in pipeline.graph.named_parameters()}
+
+
+def test_a_model_of_ones_own_is_cut_between_its_blocks(ranks):
+    total, grads = step_own(None)
+    results = ranks(2, step_own, {"pp": 2})
+    assert {name for _, theirs in results for name in theirs} == set(grads)
+    assert not set(results[0][1]) & set(results[1][1])
+    for found, theirs in results:
+        torch.testing.assert_close(found, total)
+        for name, grad in theirs.items():
+            torch.testing.assert_close(grad, grads[name], rtol=1e-4, atol=1e-6)
+
+
 class Crossing(nl.NeuralModule):
     """A head that also wants what was embedded."""
 
