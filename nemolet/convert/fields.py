@@ -285,14 +285,22 @@ class Window(Part):
 # --------------------------------------------------------------------------------------------------
 
 # What changes training or memory, but not what a model computes.
-WITHOUT_EFFECT = {"dropout", "checkpointing", "pad_vocab_to", "pad_to_multiple_of", "init_std"}
+WITHOUT_EFFECT = {
+    "dropout",
+    "balance_loss",
+    "z_loss",
+    "checkpointing",
+    "pad_vocab_to",
+    "pad_to_multiple_of",
+    "init_std",
+}
 
 
 def settled(config: Any, ignore: Collection[str] = WITHOUT_EFFECT) -> Any:
     """A config of ours with every default written out, so that two that mean the same are equal."""
     if isinstance(config, Mapping):
         if "_target_" not in config:
-            return {key: settled(value, ignore) for key, value in config.items()}
+            return {key: settled(value, ignore) for key, value in config.items() if key not in ignore}
         home, _, name = str(config["_target_"]).rpartition(".")
         schema = schema_of(home, name)
         values = dict(config) if schema is None else _filled(schema, config)

@@ -2,7 +2,7 @@
 
 A table is a list of rules for one architecture. It is written once, for the way in; names, order and shapes of the
 way out are derived from it. In a name ``*`` stands for the number of a layer, and ``@`` for ``weight`` and ``bias``,
-as far as our model has them.
+as far as our model has them; in one of theirs ``#`` stands for each number of our first axis in turn (experts).
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def expand(table: Iterable[Rule], model: NeuralModule, *, vocab: int) -> list[En
         for ours, theirs in _instances(rule, names):
             if covered.isdisjoint(ours) and names.keys() >= set(ours):
                 covered.update(ours)
-                entries.append(Entry(ours, theirs, rule.operation, Layout(axes[ours[0]], vocab)))
+                layout = Layout(axes[ours[0]], vocab)
+                entries.append(Entry(ours, _numbered(theirs, layout), rule.operation, layout))
     odd = sorted(names.keys() - covered)
     if odd:
         raise ConversionError(
@@ -139,6 +140,13 @@ def _instances(rule: Rule, names: Mapping[str, Tensor]) -> Iterator[tuple[tuple[
             tuple(one.replace("*", layer).replace("@", kind) for one in ours),
             tuple(one.replace("*", layer).replace("@", kind) for one in theirs),
         )
+
+
+def _numbered(theirs: tuple[str, ...], layout: Layout) -> tuple[str, ...]:
+    """Names with ``#`` once for each number of our first axis."""
+    if not any("#" in name for name in theirs):
+        return theirs
+    return tuple(name.replace("#", str(index)) for index in range(layout.factors()[0]) for name in theirs)
 
 
 def expected_shapes(entries: Iterable[Entry], model: NeuralModule) -> dict[str, tuple[int, ...]]:

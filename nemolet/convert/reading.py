@@ -118,7 +118,15 @@ def _as_named(entries: list[Entry], architecture: Architecture, specs: Mapping[s
     def found(candidate: list[Entry]) -> int:
         return sum(name in specs for entry in candidate for name in entry.theirs)
 
-    return max((entries, bare, full), key=found)  # of several alike the first
+    best = max((entries, bare, full), key=found)  # of several alike the first
+    old = [replace(e, theirs=tuple(_old_name(name, specs) for name in e.theirs)) for e in best]
+    return old if found(old) > found(best) else best
+
+
+def _old_name(name: str, specs: Mapping[str, Spec]) -> str:
+    """The name in files that were made before norms had weights and biases."""
+    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    return old if old in specs else name
 
 
 def _compare(entries: list[Entry], model: NeuralModule, architecture: Architecture, folder: Folder) -> None:

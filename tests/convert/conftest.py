@@ -89,6 +89,12 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         },
     ),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**GROUPED, "num_local_experts": 4}),
+    "qwen3-moe": (
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {**GROUPED, "head_dim": 12, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24},
+    ),
     "bert": ("BertForMaskedLM", "BertConfig", MANY),
     "bert-encoder": ("BertModel", "BertConfig", MANY),
     "roberta": ("RobertaForMaskedLM", "RobertaConfig", {**MANY, "pad_token_id": 1, "bos_token_id": 0}),

@@ -196,10 +196,23 @@ def test_a_model_that_learned_is_written_with_what_it_learned(pairs, tmp_path):
         torch.testing.assert_close(theirs(TOKENS).logits, model.eval()(TOKENS), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_old_names_of_norms_and_a_missing_prefix_are_read(prefix, pairs, tmp_path):
+    pair = pairs("bert")
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in tensors(pair.folder).items()
+    }
+    (tmp_path / "config.json").write_bytes((pair.folder / "config.json").read_bytes())
+    moved = {prefix + n.removeprefix("bert.") if n.startswith("bert.") else n: t for n, t in renamed.items()}
+    safetensors.torch.save_file(moved, tmp_path / "model.safetensors")
+    assert torch.equal(run(read(tmp_path).model), run(pair.ours.model))
+
+
 def test_a_tied_weight_stays_one(pairs):
     model = pairs("gpt2").ours.model
     assert model.graph.head.weight is model.graph.embed.weight
-    assert len(list(model.parameters())) == len(tensors(pairs("gpt2").folder)) + 0
+    assert len(list(model.parameters())) == len(tensors(pairs("gpt2").folder))
 
 
 def test_loading_a_folder_is_loading(pairs):

@@ -60,7 +60,8 @@ def _family(model_type: str, name: str, *parts: Part) -> Architecture:
     )
 
 
-def _qwen_window() -> Window:
+def qwen_window() -> Window:
+    """The layers after the first few look at near tokens only, where that is switched on."""
     return Window(usual=lambda layer, config: layer >= config.get("max_window_layers", 0), switch="use_sliding_window")
 
 
@@ -74,7 +75,7 @@ ARCHITECTURES = (
         Field("attention_bias", "attention.out_bias", False),
     ),
     _family("mistral", "MistralForCausalLM", HEAD_SIZE, Window()),
-    _family("qwen2", "Qwen2ForCausalLM", Fixed({"attention.bias": True, "attention.out_bias": False}), _qwen_window()),
+    _family("qwen2", "Qwen2ForCausalLM", Fixed({"attention.bias": True, "attention.out_bias": False}), qwen_window()),
     _family(
         "qwen3",
         "Qwen3ForCausalLM",
@@ -82,6 +83,6 @@ ARCHITECTURES = (
         Fixed({"qk_norm": True}),
         Field("attention_bias", "attention.bias", False),
         Field("attention_bias", "attention.out_bias", False),
-        _qwen_window(),
+        qwen_window(),
     ),
 )
