@@ -22,7 +22,10 @@ GROUPS = {
 FINETUNE = {"adapter", "task"}  # groups of nemolet finetune alone
 CHOICES = [(group, option) for group, options in GROUPS.items() for option in options if group not in FINETUNE]
 # What an option needs beside itself.
-NEEDS = {("tokenizer", "file"): ["tokenizer.path=tok"]}
+NEEDS = {
+    ("tokenizer", "file"): ["tokenizer.path=tok"],
+    ("data", "features"): ["data.path=an4.jsonl", "data.arrays=an4.npz"],
+}
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
 PATH = ["data.path=examples"]  # what sources of examples need
 EXAMPLES = {"labelled", "multi_labelled", "requests", "tagged", "questions", "similar", "parallel"}
@@ -32,15 +35,28 @@ SPEECH = {  # what reads recordings, not text
         "conformer_ctc",
         "conformer_hybrid",
         "conformer_transducer",
+        "ecapa",
         "fast_conformer_ctc",
+        "features_ctc",
+        "features_hybrid",
         "matchboxnet",
         "quartznet_ctc",
         "quartznet_hybrid",
+        "speech_detector",
     },
-    "data": {"audio", "spoken_digits"},
+    "data": {"audio", "features", "spoken_digits"},
 }
-RECORDINGS = {"commands", "digit_strings", "digit_strings_transducer", "digits", "spoken_digits", "speakers"}
-RECORDINGS |= {"voice_activity"}  # experiments on them
+RECORDINGS = {  # experiments on them, and what they need beside themselves
+    "an4_ctc": ["data.path=an4.jsonl", "data.arrays=an4.npz"],
+    "an4_transducer": ["data.path=an4.jsonl", "data.arrays=an4.npz"],
+    "commands": [],
+    "digit_strings": [],
+    "digit_strings_transducer": [],
+    "digits": [],
+    "speakers": [],
+    "spoken_digits": [],
+    "voice_activity": [],
+}
 PUBLISHED = {  # numbers of parameters
     "gpt2": 124_439_808,
     "gpt2_medium": 354_823_168,
@@ -72,7 +88,7 @@ def train(*overrides):
 def kind(group, option):
     """What an option is used with: recordings, or short texts."""
     if group == "experiment":  # is whole
-        return []
+        return RECORDINGS.get(option, [])
     if (group, option) == ("data", "masked"):  # has text inside
         return ["data.text.sequence_length=8"]
     speech = option in SPEECH.get(group, ())
@@ -147,7 +163,7 @@ def test_every_tokenizer_is_made(option, poem, tmp_path):
 
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])
 def test_every_experiment_passes_check(experiment, capsys):
-    assert main(["check", f"experiment={experiment}"]) == 0
+    assert main(["check", f"experiment={experiment}", *RECORDINGS.get(experiment, [])]) == 0
     out = capsys.readouterr().out
     assert "of optimizer state" in out
     assert experiment in RECORDINGS or "GFLOP per token" in out  # what reads audio looks at its lengths
