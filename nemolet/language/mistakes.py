@@ -6,12 +6,12 @@ import html
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from nemolet.errors import DataError
 
 
-class ClassScore(NamedTuple):
+@dataclass(frozen=True)
+class ClassScore:
     """How one class fares."""
 
     label: str
@@ -97,7 +97,8 @@ class Confusion:
         return "\n".join([*parts, "</svg>\n"])
 
 
-class CalibrationBin(NamedTuple):
+@dataclass(frozen=True)
+class CalibrationBin:
     """Answers about as sure as each other: how sure, how often right, and how many."""
 
     confidence: float
