@@ -33,6 +33,7 @@ _WHERE = {name: home for home, names in _HOME.items() for name in names.split()}
 _PACKAGES = (
     "nn",
     "tokenizers",
+    "convert",
     "data",
     "language",
     "speech",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from nemolet import (
         archive,
         config,
+        convert,
         data,
         draw,
         errors,

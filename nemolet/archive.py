@@ -7,14 +7,11 @@ them; it executes nothing that came with the file. What the writer would not hav
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -23,30 +20,19 @@ from nemolet.container import (
     CARD,
     CONFIG,
     WEIGHTS,
+    Member,
     read_config,
     read_container,
     write_config,
     write_container,
 )
-from nemolet.errors import ArchiveError, ConfigError, NemoletError
+from nemolet.errors import ArchiveError, ConfigError, ConversionError, NemoletError
 from nemolet.module import NeuralModule
+from nemolet.tensor_files import Spec, TensorFile
 from nemolet.tokenizers import Tokenizer, describe, rebuild
 
 VERSION = 1
 # One function per old version, from its config to that of the next version. Never remove one.
-_KIND = {  # names of element types in safetensors
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int32: "I32",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.int64: "I64",
-}
-_RANK = [*_KIND.values()]
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
@@ -59,12 +45,14 @@ class Archive:
         tokenizer: its tokenizer, or None.
         card: a text for people.
         config: the plain data from which both were built.
+        extra: small files of another format that the model came from, by name.
     """
 
     model: NeuralModule
     tokenizer: Tokenizer | None
     card: str
     config: dict[str, Any]
+    extra: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def save(
@@ -73,6 +61,7 @@ def save(
     model: NeuralModule,
     tokenizer: Tokenizer | None = None,
     card: str = "",
+    extra: Mapping[str, bytes] | None = None,
     weights: Callable[[str], Tensor] | None = None,
 ) -> Path:
     """Write a model to a ``.nemolet`` file; equal input gives equal bytes.
@@ -82,8 +71,9 @@ def save(
     Args:
         path: of the file.
         model: what is saved.
-        tokenizer: of the model.
+        tokenizer: its tokenizer.
         card: a text for people.
+        extra: small files of another format that the model came from, carried along unread.
         weights: from where each tensor is read, by its name, one after the other; None for those of the model. So
             a model may be saved of which this process holds only a part, or shapes alone.
 
@@ -99,48 +89,48 @@ def save(
         >>> nl.load(path).config["model"]["_target_"]
         'nemolet.nn.linear.Linear'
     """
+    named = _named(model)
+    specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
+    return save_tensors(
+        path,
+        config=model.config(),
+        specs=specs,
+        tensors=_read_each(specs, weights or named.__getitem__),
+        tokenizer=tokenizer,
+        card=card,
+        extra=extra,
+    )
+
+
+def save_tensors(
+    path: str | Path,
+    *,
+    config: dict[str, Any],
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, Tensor]],
+    tokenizer: Tokenizer | None = None,
+    card: str = "",
+    extra: Mapping[str, bytes] | None = None,
+) -> Path:
+    """The same from a config, and tensors that come one at a time, in the order in which they were announced."""
     path = Path(path)
-    config = described(model, tokenizer)
-    members: dict[str, bytes | Path] = {}
+    members = {f"extra/{name}": content for name, content in (extra or {}).items()}
     if tokenizer is not None:
-        members = {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
-    members[CONFIG] = write_config(config)
+        members |= {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
+    members[CONFIG] = write_config(_whole(config, tokenizer))
     members[CARD] = (card or "No card was written.\n").encode()
-    if weights is None:
-        members[WEIGHTS] = safetensors.torch.save(_tensors(model), metadata={"format": "pt"})
-        write_container(path, members, VERSION)
-        return path
-    apart = path.with_name(f".{path.name}.weights{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with apart.open("wb") as file:
-            _stream(file, _named(model), weights)
-        write_container(path, {**members, WEIGHTS: apart}, VERSION)
-    except OSError as error:
-        raise ArchiveError("the archive cannot be written", where=str(path), found=error.strerror) from error
-    finally:
-        apart.unlink(missing_ok=True)
+    write_container(path, members, specs, tensors, VERSION)
     return path
 
 
-def _stream(file: BinaryIO, shapes: dict[str, Tensor], read: Callable[[str], Tensor]) -> None:
-    """Write safetensors one after the other, in the order and the bytes of their library."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    ordered = sorted(shapes, key=lambda name: (-_RANK.index(_KIND[shapes[name].dtype]), name))
-    for name in ordered:
-        begin, end = end, end + shapes[name].numel() * shapes[name].element_size()
-        kind, shape = _KIND[shapes[name].dtype], list(shapes[name].shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in ordered:
-        tensor = read(name).to("cpu", shapes[name].dtype).contiguous()
-        if tensor.shape != shapes[name].shape:
-            found = f"{tuple(tensor.shape)} for {tuple(shapes[name].shape)}"
-            raise ArchiveError("the weights do not fit the model", where=name, found=found)
-        file.write(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
+def _read_each(specs: Mapping[str, Spec], weights: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, spec in specs.items():
+        tensor = weights(name).to("cpu", spec.dtype).contiguous()
+        if tuple(tensor.shape) != spec.shape:
+            raise ArchiveError(
+                "the weights do not fit the model", where=name, expected=spec.shape, found=tuple(tensor.shape)
+            )
+        yield name, tensor
 
 
 def described(model: NeuralModule, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
@@ -150,7 +140,11 @@ def described(model: NeuralModule, tokenizer: Tokenizer | None = None) -> dict[s
         ConfigError: for a module that :func:`load` would refuse, since its class is not registered.
         DeclarationError: for a module built with arguments that are no plain data.
     """
-    config: dict[str, Any] = {"model": model.config()}
+    return _whole(model.config(), tokenizer)
+
+
+def _whole(model: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    config = {"model": model}
     if tokenizer is not None:
         config["tokenizer"] = describe(tokenizer)
     _check_config(config)
@@ -168,27 +162,26 @@ def _named(model: NeuralModule) -> dict[str, Tensor]:
     return tensors
 
 
-def _tensors(model: NeuralModule) -> dict[str, Tensor]:
-    return {
-        name: tensor.to("cpu").contiguous() if tensor.device.type != "meta" else tensor
-        for name, tensor in _named(model).items()
-    }
-
-
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Archive:
-    """Read a ``.nemolet`` file.
+    """Read a ``.nemolet`` file, or a folder of a Hugging Face model (also ``hf://owner/name``).
 
     Args:
-        path: of the file.
+        path: of the file or folder.
         device: where the model goes.
 
     Raises:
         ArchiveError: for anything that :func:`save` would not have written; nothing of it was executed.
+        ConversionError: for a folder that is no model, or not one that is known.
         ConfigError: for a device that this machine does not have.
     """
+    if str(path).startswith("hf://") or _is_folder(path):
+        from nemolet.convert.reading import read
+
+        return read(path, device=device)
     members, config = _read(Path(path))
     where = str(path)
-    tensors = _parse_weights(members[WEIGHTS], where)
+    file = _weights(members, where)
+    tensors = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in file.specs.items()}
     try:
         tokenizer = _rebuilt_tokenizer(config, members, where)
         model = _built(config["model"], tensors, where)
@@ -202,8 +195,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Archive:
         raise ArchiveError("the model cannot be rebuilt", where=where, found=found) from error
     state = model.state_dict()
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
+        for name in tensors:
+            state[name].copy_(file.get(name))
     try:
         model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -211,7 +204,49 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Archive:
         raise ConfigError(
             "this device cannot be used", where="device", found=found, expected="cpu, or one of this machine"
         ) from error
-    return Archive(model, tokenizer, members[CARD].decode("utf-8", "replace"), config)
+    return Archive(model, tokenizer, members[CARD].content.decode("utf-8", "replace"), config, _extra(members))
+
+
+def _is_folder(path: str | Path) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # a name that no file can have
+        return False
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An archive that was checked, but not built.
+
+    Attributes:
+        config: of the model.
+        weights: its tensors, not read yet.
+        tokenizer: its tokenizer, or None.
+        card: a text for people.
+        extra: small files of another format.
+    """
+
+    config: dict[str, Any]
+    weights: TensorFile
+    tokenizer: Tokenizer | None
+    card: str
+    extra: Mapping[str, bytes]
+
+
+def contents(path: str | Path) -> Contents:
+    """Check an archive without building its model; tensors are read later, one at a time.
+
+    Raises:
+        ArchiveError: for anything that :func:`save` would not have written.
+    """
+    members, config = _read(Path(path))
+    tokenizer = _rebuilt_tokenizer(config, members, str(path))
+    card = members[CARD].content.decode("utf-8", "replace")
+    return Contents(config["model"], _weights(members, str(path)), tokenizer, card, _extra(members))
+
+
+def _extra(members: Mapping[str, Member]) -> dict[str, bytes]:
+    return {n.removeprefix("extra/"): m.content for n, m in members.items() if n.startswith("extra/")}
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -224,11 +259,13 @@ def inspect(path: str | Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------
 
 
-def _parse_weights(content: bytes, where: str) -> dict[str, Tensor]:
+def _weights(members: Mapping[str, Member], where: str) -> TensorFile:
+    member = members[WEIGHTS]
     try:
-        return safetensors.torch.load(content)
-    except Exception as error:
-        raise ArchiveError("the weights cannot be read", where=f"{where}: {WEIGHTS}", found=str(error)[:300]) from error
+        return TensorFile(member.path, start=member.start, size=member.size)
+    except ConversionError as error:
+        found = str(error)[:300]
+        raise ArchiveError("the weights cannot be read", where=f"{where}: {WEIGHTS}", found=found) from error
 
 
 def _built(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -> NeuralModule:
@@ -276,7 +313,7 @@ def _compare(model: Any, tensors: dict[str, Tensor], where: str) -> None:
         raise ArchiveError(
             "the config builds no model", where=f"{where}: {CONFIG}", found=str(type(model)), expected="a typed module"
         )
-    expected = _tensors(model)
+    expected = _named(model)
     pairs = [(name, tensors[name], tensor) for name, tensor in expected.items() if name in tensors]
     odd = {
         "missing": sorted(expected.keys() - tensors),
@@ -302,9 +339,9 @@ def _compare(model: Any, tensors: dict[str, Tensor], where: str) -> None:
         )
 
 
-def _rebuilt_tokenizer(config: dict[str, Any], members: dict[str, bytes], where: str) -> Tokenizer | None:
+def _rebuilt_tokenizer(config: dict[str, Any], members: Mapping[str, Member], where: str) -> Tokenizer | None:
     prefix = "tokenizer/"
-    files = {n.removeprefix(prefix): content for n, content in members.items() if n.startswith(prefix)}
+    files = {n.removeprefix(prefix): m.content for n, m in members.items() if n.startswith(prefix)}
     if "tokenizer" not in config:
         if files:
             raise ArchiveError(
@@ -322,10 +359,10 @@ def _rebuilt_tokenizer(config: dict[str, Any], members: dict[str, bytes], where:
     return tokenizer
 
 
-def _read(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Member], dict[str, Any]]:
     """All members and the config, checked."""
     members, version = read_container(path, VERSION)
-    config = read_config(members[CONFIG], f"{path}: {CONFIG}")
+    config = read_config(members[CONFIG].content, f"{path}: {CONFIG}")
     for old in range(version, VERSION):
         config = MIGRATIONS[old](config)
     try:

@@ -8,46 +8,83 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
+from torch import Tensor
 
 from nemolet.errors import ArchiveError
+from nemolet.tensor_files import Spec, header_bytes, tensor_bytes
 
 FORMAT = "nemolet"
 MANIFEST, CONFIG, WEIGHTS, CARD = "manifest.json", "model.yaml", "weights.safetensors", "card.md"
-_TOKENIZER = re.compile(r"tokenizer/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_FILES = re.compile(r"(tokenizer|extra)/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SMALL = 1 << 26  # largest member beside the weights
 _LONGEST_CONFIG, _DEEPEST_CONFIG, _MEMBERS = 1 << 20, 32, 64
 _BLOCK = tarfile.BLOCKSIZE
+_CHUNK = 1 << 22
 
 
-def write_container(path: Path, members: Mapping[str, bytes | Path], version: int) -> None:
+@dataclass(frozen=True)
+class Member:
+    """One file within the container.
+
+    Args:
+        path: of the container.
+        start: where in it the content begins.
+        size: of the content.
+        sha256: of the content.
+        content: itself; that of weights stays where it lies.
+    """
+
+    path: Path
+    start: int
+    size: int
+    sha256: str
+    content: bytes = b""
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """As the manifest lists it."""
+        return {"size": self.size, "sha256": self.sha256}
+
+
+def write_container(
+    path: Path,
+    members: Mapping[str, bytes],
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, Tensor]],
+    version: int,
+) -> None:
     """Write members and a manifest of them; the file appears under its name only when it is complete.
 
     Args:
         path: of the file.
-        members: content, or a file with it, by name; equal members give equal bytes.
+        members: content by name, of all but the weights; equal members give equal bytes.
+        specs: which tensors will come, in their order.
+        tensors: the weights, one at a time.
         version: of the format.
 
     Raises:
         ArchiveError: for a folder that cannot be written.
     """
-    members = dict(sorted(members.items()))
-    listed = {name: _entry(content) for name, content in members.items()}
-    manifest = {"format": FORMAT, "version": version, "members": listed}
+    for name in members:
+        if name not in (CONFIG, CARD) and not _FILES.fullmatch(name):
+            raise ArchiveError(
+                "a member has a forbidden name", where=f"{path}: {name!r}", expected="tokenizer/<file> or extra/<file>"
+            )
     partial = path.with_name(f".{path.name}.partial{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            _write(file, {MANIFEST: json.dumps(manifest, indent=1).encode(), **members})
+            _write(file, dict(sorted(members.items())), specs, tensors, version)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -59,7 +96,7 @@ def write_container(path: Path, members: Mapping[str, bytes | Path], version: in
             partial.unlink(missing_ok=True)
 
 
-def read_container(path: Path, version: int) -> tuple[dict[str, bytes], int]:
+def read_container(path: Path, version: int) -> tuple[dict[str, Member], int]:
     """All members, checked against the manifest, and the version of the format.
 
     Args:
@@ -90,19 +127,6 @@ def write_config(config: dict[str, Any]) -> bytes:
     return text.encode()
 
 
-def _entry(content: bytes | Path) -> dict[str, Any]:
-    with _opened(content) as file:
-        return {"size": _size(content), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _size(content: bytes | Path) -> int:
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def _opened(content: bytes | Path) -> io.BytesIO | io.BufferedReader:
-    return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-
-
 class _Plain(yaml.SafeDumper):
     """Writes a value that occurs twice twice: the reader refuses references."""
 
@@ -110,31 +134,81 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _write(file: BinaryIO, members: Mapping[str, bytes | Path]) -> None:
+def _write(
+    file: BinaryIO,
+    small: Mapping[str, bytes],
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, Tensor]],
+    version: int,
+) -> None:
+    """The manifest comes first and holds the hash of the weights, which is known last: it is written once more then."""
+    size = len(header_bytes(specs)) + sum(spec.bytes for spec in specs.values())
+    listed: dict[str, dict[str, Any]] = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in small.items()
+    }
+    listed[WEIGHTS] = {"size": size, "sha256": "0" * 64}
+    whole = {"format": FORMAT, "version": version, "members": listed}
+    manifest = json.dumps(whole, indent=1).encode()
+    at = _write_header(file, MANIFEST, len(manifest))
+    _write_padded(file, [manifest], len(manifest))
+    for name, content in small.items():
+        _write_header(file, name, len(content))
+        _write_padded(file, [content], len(content))
+    _write_header(file, WEIGHTS, size)
+    listed[WEIGHTS]["sha256"] = _write_padded(file, tensor_bytes(specs, tensors), size)
+    file.write(b"\0" * 2 * _BLOCK)
+    file.write(b"\0" * (-file.tell() % tarfile.RECORDSIZE))
+    file.seek(at)
+    file.write(json.dumps(whole, indent=1).encode())
+
+
+def _write_header(file: BinaryIO, name: str, size: int) -> int:
+    """Write the header of a member; returns where its content begins."""
+    member = tarfile.TarInfo(name)  # no owner, no time: the same model gives the same bytes
+    member.size, member.mode = size, 0o644
     # The GNU form of a header differs from the older one only where a member is larger than 8 GiB.
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)  # no owner, no time: the same model gives the same bytes
-            member.size, member.mode = _size(content), 0o644
-            with _opened(content) as source:
-                tar.addfile(member, source)
+    file.write(member.tobuf(tarfile.GNU_FORMAT))
+    return file.tell()
 
 
-def _members(path: Path) -> dict[str, bytes]:
+def _write_padded(file: BinaryIO, chunks: Iterable[bytes | memoryview], size: int) -> str:
+    """Write a content up to a whole block; returns its hash."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        file.write(chunk)
+    file.write(b"\0" * (-size % _BLOCK))
+    return digest.hexdigest()
+
+
+def _look(file: BinaryIO, member: tarfile.TarInfo, path: Path) -> Member:
+    """Read a member, or, of weights, only their hash."""
+    start = file.tell()
+    if member.name != WEIGHTS:
+        content = file.read(member.size)
+        return Member(path, start, len(content), hashlib.sha256(content).hexdigest(), content)
+    digest, left = hashlib.sha256(), member.size
+    while left and (chunk := file.read(min(left, _CHUNK))):
+        digest.update(chunk)
+        left -= len(chunk)
+    return Member(path, start, member.size - left, digest.hexdigest())
+
+
+def _members(path: Path) -> dict[str, Member]:
     """The members of the tar: plain files with known names, each once, no larger than the file.
 
     Headers are read one by one and never acted upon: extensions such as links, sparse files and long names
     are members of another type, and as such refused.
     """
-    members: dict[str, bytes] = {}
+    members: dict[str, Member] = {}
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
             while (block := file.read(_BLOCK)).strip(b"\0"):
                 member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
                 _check_member(member, members, size - file.tell(), str(path))
-                content = members[member.name] = file.read(member.size)
-                if len(content) < member.size or file.read(-member.size % _BLOCK).strip(b"\0"):
+                found = members[member.name] = _look(file, member, path)
+                if found.size < member.size or file.read(-member.size % _BLOCK).strip(b"\0"):
                     raise ValueError(f"{member.name} is truncated, or something hides after it")
             rest = file.read(2 * tarfile.RECORDSIZE)
     except (tarfile.TarError, OSError, ValueError) as error:
@@ -157,14 +231,14 @@ def _members(path: Path) -> dict[str, bytes]:
     return members
 
 
-def _check_member(member: tarfile.TarInfo, members: dict[str, bytes], left: int, where: str) -> None:
+def _check_member(member: tarfile.TarInfo, members: dict[str, Member], left: int, where: str) -> None:
     place = f"{where}: {member.name!r}"
-    if member.name not in (MANIFEST, CONFIG, WEIGHTS, CARD) and not _TOKENIZER.fullmatch(member.name):
+    if member.name not in (MANIFEST, CONFIG, WEIGHTS, CARD) and not _FILES.fullmatch(member.name):
         raise ArchiveError(
             "a member has a forbidden name",
             where=place,
             found=member.name,
-            expected=f"{MANIFEST}, {CONFIG}, {WEIGHTS}, {CARD} or tokenizer/<file>",
+            expected=f"{MANIFEST}, {CONFIG}, {WEIGHTS}, {CARD}, tokenizer/<file> or extra/<file>",
         )
     if member.type != tarfile.REGTYPE or member.linkname:
         raise ArchiveError(
@@ -184,10 +258,10 @@ def _check_member(member: tarfile.TarInfo, members: dict[str, bytes], left: int,
         )
 
 
-def _check_manifest(members: dict[str, bytes], where: str, newest: int) -> int:
+def _check_manifest(members: dict[str, Member], where: str, newest: int) -> int:
     place = f"{where}: {MANIFEST}"
     try:
-        manifest = json.loads(members[MANIFEST])
+        manifest = json.loads(members[MANIFEST].content)
         name, version, listed = manifest["format"], manifest["version"], manifest["members"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveError("the manifest cannot be read", where=place, found=repr(error)[:300]) from error
@@ -210,12 +284,12 @@ def _check_manifest(members: dict[str, bytes], where: str, newest: int) -> int:
     if odd:
         raise ArchiveError("the manifest lists other members", where=place, found=", ".join(odd)[:300])
     for name, entry in listed.items():
-        if entry != _entry(members[name]):
+        if entry != members[name].entry:
             raise ArchiveError(
                 "the content does not match its hash",
                 where=f"{where}: {name}",
                 expected=str(entry)[:300],
-                found=_entry(members[name]),
+                found=members[name].entry,
                 fix="copy it again",
             )
     return version

@@ -24,7 +24,7 @@ import yaml
 import nemolet as nl
 from nemolet.archive import inspect
 from nemolet.container import CARD, CONFIG, MANIFEST, WEIGHTS
-from nemolet.errors import ArchiveError, ConfigError, DeclarationError
+from nemolet.errors import ArchiveError, ConfigError, ConversionError, DeclarationError
 from nemolet.tokenizers import ByteTokenizer, CharTokenizer, SentencePieceTokenizer
 from nemolet.types import HiddenBTD, LogitsBTV, TokenIdsBT
 
@@ -604,9 +604,11 @@ def test_what_is_packed_by_hand_is_accepted_where_it_is_right(good, tmp_path):
 
 
 def test_what_is_no_file(tmp_path):
-    for path in (tmp_path / "nowhere.nemolet", tmp_path, tmp_path / "a\0b", tmp_path / ("x" * 5000)):
+    for path in (tmp_path / "nowhere.nemolet", tmp_path / "a\0b", tmp_path / ("x" * 5000)):
         with pytest.raises(ArchiveError, match="there is no such file"):
             nl.load(path)
+    with pytest.raises(ConversionError, match="no folder of a Hugging Face model"):
+        nl.load(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

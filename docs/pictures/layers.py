@@ -1,6 +1,7 @@
 """Draw the layers of the package from the import contract in ``setup.cfg``: ``python docs/pictures/layers.py``."""
 
 import configparser
+import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -9,6 +10,11 @@ WORDS = {
     "cli": "nemolet <verb>: one module for each verb",
     "training": "Lightning: steps, checkpoints, experiment folders",
     "archive": ".nemolet files: save, load, verify",
+    "convert": "Hugging Face folders, both ways",
+    "container": "the tar of a .nemolet file, read without trust",
+    "tensor_files": "safetensors, a tensor at a time",
+    "metrics": "metrics as typed modules",
+    "naming": "names of a graph's parts",
     "language": "task models, losses, sampling, decoding",
     "data": "token files, packing, blends, loaders",
     "nn": "layers that declare parameter axes",
@@ -40,7 +46,7 @@ def main() -> None:
     contract = configparser.ConfigParser()
     contract.read(HERE.parents[1] / "setup.cfg")
     text = contract["importlinter:contract:layers"]["layers"].replace("nemolet.", "")
-    rows = [[name.strip() for name in line.split("|")] for line in text.split("\n") if line.strip()]
+    rows = [[name.strip() for name in re.split("[|:]", line)] for line in text.split("\n") if line.strip()]
     parts = []
     for index, row in enumerate(rows):
         width = (WIDTH - GAP * (len(row) - 1)) / len(row)

@@ -23,9 +23,11 @@ VERBS = {
     "generate": "continue a prompt",
     "chat": "continue what you type, line by line",
     "transcribe": "write down what is said in recordings",
+    "convert": "turn a Hugging Face folder into a .nemolet file, or back",
     "tokenize": "turn text into token files for training",
     "manifest": "look into recordings, list what is wrong, and write a manifest of the rest",
     "check": "validate a training config and wire its graph, without training",
+    "overfit": "see whether one batch of a training config can be learned by heart",
     "plan": "where the parameters of a training config lie, and the bytes on each rank",
     "graph": "draw the graph of a training config as text, Mermaid or SVG",
     "list": "list the config groups and their options",
@@ -41,6 +43,7 @@ examples:
   nemolet train data.path=my.txt model=llama_tiny     your own text
   nemolet train optim.lr=1e-3,3e-3 --multirun         one run for each value
   nemolet generate archive=runs/demo/model.nemolet prompt="def "
+  nemolet convert from=hf_folder to=model.nemolet     weights of Hugging Face, and back again
   nemolet list                                        what can be chosen
 
   nemolet <verb> --help       the config of a verb, with its groups

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
+    "FeatureCorpus": "nemolet.data.feature_corpus",
     "AudioArray": "nemolet.data.audio",
     "AudioCorpus": "nemolet.data.audio_corpus",
     "AudioFile": "nemolet.data.audio",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from nemolet.data.embedded import EmbeddedText
     from nemolet.data.encoding import TextEncoding
     from nemolet.data.examples import Examples, PreparedExamples
+    from nemolet.data.feature_corpus import FeatureCorpus
     from nemolet.data.indexed import IndexedTokens, IndexedWriter
     from nemolet.data.inspection import examine
     from nemolet.data.instructions import Instructions, Preferences

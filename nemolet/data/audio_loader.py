@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -80,6 +80,13 @@ class AudioStore:
         return resample(np.ascontiguousarray(mono), rate, self.sample_rate)
 
 
+class MakesBatches(Protocol):
+    """Makes tensors of rows."""
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """One batch."""
+
+
 class Batcher:
     """Makes tensors of rows: audio with its lengths, and what is to be predicted (final).
 
@@ -127,7 +134,7 @@ class AudioLoader:
         ranks: their number.
     """
 
-    def __init__(self, batcher: Batcher, plan: BatchPlan, *, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, batcher: MakesBatches, plan: BatchPlan, *, rank: int = 0, ranks: int = 1) -> None:
         self.batcher, self.plan, self.rank, self.ranks = batcher, plan, rank, ranks
         self.consumed = 0
 
@@ -171,7 +178,7 @@ class AudioValidationLoader:
     """
 
     def __init__(
-        self, batcher: Batcher, plan: BatchPlan, *, rank: int = 0, ranks: int = 1, max_batches: int | None = None
+        self, batcher: MakesBatches, plan: BatchPlan, *, rank: int = 0, ranks: int = 1, max_batches: int | None = None
     ) -> None:
         batches = shared_evenly(plan.epoch(0), ranks)[: None if max_batches is None else max_batches * ranks]
         self.batcher, self.rows = batcher, batches[rank::ranks]

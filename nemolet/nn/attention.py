@@ -219,6 +219,8 @@ class CrossAttention(NeuralModule):
         torch.Size([1, 3, 8])
     """
 
+    branch: ClassVar[bool] = True
+
     def __init__(
         self,
         width: int,

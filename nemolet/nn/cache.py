@@ -56,9 +56,10 @@ class KVCache:
                 found=end,
                 fix="make it larger, or drop the oldest tokens and read the rest anew",
             )
-        self.keys[layer, :, self.length : end] = key_BTGK
-        self.values[layer, :, self.length : end] = value_BTGK
-        return self.keys[layer, :, :end], self.values[layer, :, :end]
+        heads = key_BTGK.shape[2]  # fewer than there is room for, where heads lie on several devices
+        self.keys[layer, :, self.length : end, :heads] = key_BTGK
+        self.values[layer, :, self.length : end, :heads] = value_BTGK
+        return self.keys[layer, :, :end, :heads], self.values[layer, :, :end, :heads]
 
     def valid_with(self, length: int, mask_BT: Tensor | None) -> Tensor | None:
         """Which positions count once ``length`` tokens with this mask are added."""

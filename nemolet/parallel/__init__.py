@@ -11,6 +11,8 @@ _EXPORTS = {
     "make_mesh": "nemolet.parallel.mesh",
     "Rules": "nemolet.parallel.rules",
     "Parallel": "nemolet.parallel.settings",
+    "Pipeline": "nemolet.parallel.pipeline",
+    "CollectiveLog": "nemolet.parallel.collectives",
     "Plan": "nemolet.parallel.plan",
     "parallelize": "nemolet.parallel.apply",
 }
@@ -24,7 +26,9 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from nemolet.parallel.apply import parallelize
+    from nemolet.parallel.collectives import CollectiveLog
     from nemolet.parallel.mesh import Mesh, MeshSizes, make_mesh
+    from nemolet.parallel.pipeline import Pipeline
     from nemolet.parallel.plan import Plan
     from nemolet.parallel.rules import Rules
     from nemolet.parallel.settings import Parallel

@@ -195,7 +195,7 @@ def _spreading(
             )
         return partial(_copy, graph, mesh)
     options: dict[str, Any] = {
-        "reshard_after_forward": (mesh.sizes.pp == 1) if reshard is None else reshard,
+        "reshard_after_forward": reshard,
         "mp_policy": MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype),
         "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cpu_offload else OffloadPolicy(),
     }
@@ -207,7 +207,9 @@ def _shard(graph: nn.Module, plan: Plan, mesh: Mesh, options: dict[str, Any], un
     module = graph.get_submodule(unit)
     dims = {id(p): plan.parameters[name].shards for name, p in graph.named_parameters() if name in plan.parameters}
     expert = any("ep" in dims[id(p)] for p in module.parameters(recurse=False) if id(p) in dims)
-    axis, view = ("efsdp", mesh.axis("efsdp")) if expert else ("fsdp", mesh.data_parallel)
+    if options["reshard_after_forward"] is None:  # what is left over is needed again at once
+        options = {**options, "reshard_after_forward": bool(unit) and mesh.sizes.pp == 1}
+    axis, view = ("efsdp", mesh.expert_parallel) if expert else ("fsdp", mesh.data_parallel)
     fully_shard(
         module,
         mesh=view,

@@ -23,6 +23,15 @@ _STEPS = {  # forward, backward
 }
 
 
+# Without gradients the sequence stays whole: the same is sent, and any length will do, such as one token.
+_WHOLE = {
+    Boundary.GATHER: Boundary.COPY,
+    Boundary.SCATTER: Boundary.SUM,
+    Boundary.SPLIT: Boundary.KEEP,
+    Boundary.JOIN: Boundary.KEEP,
+}
+
+
 def cross(tensor: Tensor, boundary: Boundary, dim: int, group: dist.ProcessGroup) -> Tensor:
     """Take an activation over a boundary, with the adjoint step in the backward pass.
 
@@ -32,6 +41,8 @@ def cross(tensor: Tensor, boundary: Boundary, dim: int, group: dist.ProcessGroup
         dim: of T, where that is cut.
         group: the ranks of tp.
     """
+    if not torch.is_grad_enabled():
+        boundary = _WHOLE.get(boundary, boundary)
     if boundary is Boundary.KEEP:
         return tensor
     crossed: Tensor = _Cross.apply(tensor, *_STEPS[boundary], dim, group)

@@ -86,6 +86,7 @@ class CollectiveLog(TorchDispatchMode):
         super().__init__()
         self.collectives: list[Collective] = []
         self._names = {} if mesh is None else _axes_by_ranks(mesh)
+        self._experts = mesh is not None and mesh.sizes.ep > 1
         self._tracker = ModuleTracker()
 
     def __enter__(self) -> CollectiveLog:
@@ -106,11 +107,13 @@ class CollectiveLog(TorchDispatchMode):
             if len(ranks) > 1:
                 module = max(self._tracker.parents - {"Global"}, key=len, default="")
                 self.collectives.append(
-                    Collective(name, self._axis(ranks), len(ranks), _bytes(args, result, side), module)
+                    Collective(name, self._axis(name, ranks), len(ranks), _bytes(args, result, side), module)
                 )
         return result
 
-    def _axis(self, ranks: tuple[int, ...]) -> str:
+    def _axis(self, op: str, ranks: tuple[int, ...]) -> str:
+        if op == "all-to-all" and self._experts:  # the same ranks may be an axis of parameters, too
+            return "ep"
         if ranks in self._names:
             return self._names[ranks]
         return "world" if len(ranks) == dist.get_world_size() else str(list(ranks))

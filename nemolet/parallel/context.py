@@ -13,12 +13,10 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from nemolet.errors import ParallelError
-from nemolet.nn.attention import Attention, AttentionCore, CrossAttention, scaled_dot_product
+from nemolet.nn.attention import Attention, AttentionCore, CrossAttention
 from nemolet.nn.mask import AttentionMask, attention_mask
 from nemolet.nn.router import Router, whole
 from nemolet.nn.transformer import Stack
@@ -213,31 +211,13 @@ class ContextAttention:
         ends = ((self.rank + 1) * chunk, (2 * self.ranks - self.rank) * chunk) if mask.causal else (keys, keys)
         mixed = []
         for half, (query, end) in enumerate(zip(query_BTHK.split(chunk, dim=1), ends)):
-            key, value = key_BSGK[:, :end], value_BSGK[:, :end]
             if mask.allowed is not None:
-                rows = mask.allowed[:, :, half * chunk : (half + 1) * chunk, :end]
-                mixed.append(self.inner(query, key, value, AttentionMask(rows, causal=False), dropout))
-            else:
-                mixed.append(self._mix_all(query, key, value, mask.causal, dropout))
+                rows: Tensor | None = mask.allowed[:, :, half * chunk : (half + 1) * chunk, :end]
+            else:  # the queries are the last of the keys
+                rows = _causal(chunk, end, query.device) if mask.causal else None
+            mixed.append(self.inner(query, key_BSGK[:, :end], value_BSGK[:, :end], AttentionMask(rows, False), dropout))
         return torch.cat(mixed, dim=1)
 
-    def _mix_all(
-        self, query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, causal: bool, dropout: float
-    ) -> Tensor:
-        """Without a mask beside causality: the queries are the last of the keys."""
-        length, keys = query_BTHK.shape[1], key_BSGK.shape[1]
-        if causal and self.inner is scaled_dot_product:  # kernels know this mask without being given it
-            mixed_BHTK = F.scaled_dot_product_attention(
-                query_BTHK.transpose(1, 2),
-                key_BSGK.transpose(1, 2),
-                value_BSGK.transpose(1, 2),
-                attn_mask=causal_lower_right(length, keys),
-                dropout_p=dropout,
-                enable_gqa=query_BTHK.shape[2] != key_BSGK.shape[2],
-            )
-            return mixed_BHTK.transpose(1, 2)
-        allowed = None
-        if causal:
-            allowed = torch.ones(length, keys, dtype=torch.bool, device=query_BTHK.device).tril(keys - length)
-            allowed = allowed[None, None]
-        return self.inner(query_BTHK, key_BSGK, value_BSGK, AttentionMask(allowed, causal=False), dropout)
+
+def _causal(length: int, keys: int, device: torch.device) -> Tensor:
+    return torch.ones(1, 1, length, keys, dtype=torch.bool, device=device).tril(keys - length)

@@ -24,7 +24,7 @@ from nemolet.parallel.patterns import (
     sequence_ports,
 )
 from nemolet.parallel.rules import Rules
-from nemolet.types import Logits, NeuralType
+from nemolet.types import Logits, Loss, NeuralType
 
 
 class Boundary(Enum):
@@ -41,6 +41,7 @@ class Boundary(Enum):
     SPLIT = "own part of T"  # backward: gather
     JOIN = "join T"  # backward: own part
     JOIN_SCORES = "join V"  # backward: own part
+    SHOW_SCORES = "join V to look at"  # without gradients only
 
 
 # What is left of a boundary at the ends of a stack, where the sequence is whole again.
@@ -99,6 +100,7 @@ def lay_out(
         _Boundaries(graph, layout, forced, sequence=rules.sequence, ep=sizes.ep).draw()
     elif sizes.ep > 1:
         layout.modules = {n: ModulePlan(p.pattern) for n, p in layers.items() if p.pattern is Pattern.EXPERTS}
+    layout.modules = {name: layout.modules[name] for name in names if name in layout.modules}
     return layout
 
 
@@ -282,28 +284,40 @@ class _Boundaries:
     # ------------------------------------------------------------------------------ scores of a vocabulary
 
     def _scores(self) -> None:
-        """Scores stay cut where only a loss reads them that can add up over ranks; else they are joined."""
-        ports = getattr(self.graph, "output_ports", {}) if isinstance(self.graph, NeuralModule) else {}
-        seen_outside = any(isinstance(getattr(p.type, "element", None), Logits) for p in ports.values())
-        readers = [(n, m) for n, m in self.graph.named_modules() if isinstance(m, NeuralModule) and _reads_scores(m)]
-        apart = bool(readers) and not seen_outside and all(isinstance(m, CrossEntropy) for _, m in readers)
-        for name, layer in self.layout.layers.items():
-            if layer.pattern is Pattern.HEAD and not apart:
+        """Scores stay cut where all that is trained by them can add up over ranks; else they are joined.
+
+        What only looks at them, such as a metric, gets them whole: without gradients from the head, else by itself.
+        """
+        ports = self.graph.output_ports if isinstance(self.graph, NeuralModule) else {}
+        readers = [(n, m) for n, m in self.graph.named_modules() if isinstance(m, NeuralModule) and _has(m, Logits)]
+        losses = [(n, m) for n, m in readers if _has(m, Loss, outputs=True)]
+        heads = [name for name, layer in self.layout.layers.items() if layer.pattern is Pattern.HEAD]
+        seen = any(
+            isinstance(port.type, NeuralType) and isinstance(port.type.element, Logits) for port in ports.values()
+        )
+        if seen or not losses or not all(isinstance(module, CrossEntropy) for _, module in losses):
+            for name in heads:
                 self._edit(name, leave=Boundary.JOIN_SCORES)
-        if apart and any(layer.pattern is Pattern.HEAD for layer in self.layout.layers.values()):
-            for name, _ in readers:
-                self._edit(name, apart=True)
+            return
+        lookers = [name for name, module in readers if (name, module) not in losses]
+        for name in heads if lookers else ():
+            self._edit(name, leave=Boundary.SHOW_SCORES)
+        for name, _ in losses if heads else ():
+            self._edit(name, apart=True)
+        for name in lookers if heads else ():
+            self._edit(name, enter=Boundary.JOIN_SCORES)
 
 
 def _same(one: Layer, other: Layer) -> bool:
     return one.kind == other.kind
 
 
-def _reads_scores(module: NeuralModule) -> bool:
+def _has(module: NeuralModule, element: type, outputs: bool = False) -> bool:
+    """Whether something of this element enters a module, or leaves it."""
     if module.signature is None:
         return False
-    types = [port.type for port in module.input_ports.values()]
-    return any(isinstance(t, NeuralType) and isinstance(t.element, Logits) for t in types)
+    ports = module.output_ports if outputs else module.input_ports
+    return any(isinstance(p.type, NeuralType) and isinstance(p.type.element, element) for p in ports.values())
 
 
 __all__ = ["Boundary", "Layout", "ModulePlan", "lay_out", "sequence_ports"]

@@ -164,6 +164,16 @@ class Mesh:
         return self._views[key]
 
     @property
+    def expert_parallel(self) -> DeviceMesh:
+        """Where the parameters of the experts of one rank of ep are sharded, and copied."""
+        if self.sizes.dp_replicate == 1:
+            return self.axis("efsdp")
+        key = ("dp_replicate", "efsdp")
+        if key not in self._views:
+            self._views[key] = DeviceMesh._concatenate([self.axis("dp_replicate"), self.axis("efsdp")])
+        return self._views[key]
+
+    @property
     def data_rank(self) -> int:
         """Which share of the samples this rank reads."""
         return self.axis("dp_replicate", "dp_shard").get_local_rank()

@@ -152,12 +152,19 @@ def _roles(module: NeuralModule, dims: tuple[Dim, ...], dim: int | None) -> set[
         roles.add(Pattern.HEAD if LEGEND[letter][0] == "vocabulary" else Pattern.COLUMN)
     if ("I" if flat else letter) in reads:
         roles.add(Pattern.ROW)
+    if not roles and letter in _axes(module.output_ports):
+        roles.add(Pattern.BETWEEN)  # it makes something for each of what is cut, such as a bias of each head
     return roles
 
 
 def _last_axes(ports: Mapping[str, object]) -> set[str]:
     types = [getattr(port, "type", None) for port in ports.values()]
     return {t.axes[-1].letter for t in types if isinstance(t, NeuralType) and t.axes}
+
+
+def _axes(ports: Mapping[str, object]) -> set[str]:
+    types = [getattr(port, "type", None) for port in ports.values()]
+    return {axis.letter for t in types if isinstance(t, NeuralType) for axis in t.axes}
 
 
 def _vocabularies(module: NeuralModule) -> set[str]:

@@ -15,6 +15,7 @@ from nemolet.errors import ParallelError
 from nemolet.graph import Graph
 from nemolet.parallel.apply import gradient_sync, parallelize
 from nemolet.parallel.gradients import local
+from nemolet.parallel.links import Links, empty_as, group_of_each_column, header_of
 from nemolet.parallel.mesh import Mesh
 from nemolet.parallel.plan import Plan
 from nemolet.parallel.planner import layer_costs
@@ -23,7 +24,6 @@ from nemolet.parallel.stages import Stage, cut_graph, plan_of_stage
 from nemolet.types import Count, Loss, NeuralType
 
 Batch = Mapping[str, Tensor]
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _backward(loss: Tensor) -> None:
@@ -90,16 +90,10 @@ class Pipeline:
         self.graph = cut_graph(graph, blocks, own_blocks, first=self.rank == 0, last=self.last in self.stages)
         self.graph.label = graph.label  # type: ignore[assignment]
         self.tied = [(name, *each.tied) for name, each in plan.parameters.items() if each.tied]
-        self._ends = (
-            dist.new_group(
-                [dist.get_global_rank(self.group, 0), dist.get_global_rank(self.group, self.last % self.ranks)],
-                use_local_synchronization=True,
-            )
-            if self.tied
-            else None
-        )
+        ends = slice(0, None, max(1, self.ranks - 1))
+        self._ends = group_of_each_column(mesh, ends) if self.tied else None
         self._calls = {i: s.also(evaluation) if evaluation is not None else None for i, s in self.stages.items()}
-        self.links = _Links(self.group, self.rank, self.ranks)
+        self.links = Links(mesh)
 
     @property
     def tied_here(self) -> list[str]:
@@ -227,9 +221,9 @@ class Pipeline:
     def share(self, result: Tensor | None, device: torch.device) -> Tensor:
         """What the last stage has, on all stages."""
         source = dist.get_global_rank(self.group, self.last % self.ranks)
-        header = torch.zeros(8, dtype=torch.int64, device=device) if result is None else _header(result)
+        header = torch.zeros(8, dtype=torch.int64, device=device) if result is None else header_of(result)
         dist.broadcast(header, source, group=self.group)
-        shared = _like(header) if result is None else result.contiguous()
+        shared = empty_as(header) if result is None else result.contiguous()
         dist.broadcast(shared, source, group=self.group)
         return shared
 
@@ -261,88 +255,6 @@ class Piped(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
-
-
-# --------------------------------------------------------------------------------------------------
-# What stages send to each other
-# --------------------------------------------------------------------------------------------------
-
-
-class _Links:
-    """The ways between neighbouring stages.
-
-    Hidden states and gradients, and the way from the last rank back to the first, have groups of their own: within
-    one, a pair of ranks sends in one direction only and in one order, so nobody waits in a circle.
-    """
-
-    def __init__(self, group: dist.ProcessGroup, rank: int, ranks: int) -> None:
-        self.rank, self.ranks = rank, ranks
-        self.members = dist.get_process_group_ranks(group)
-        self._groups = {
-            way: dist.new_group(self.members, use_local_synchronization=True, group_desc=f"pipeline {way}")
-            for way in ("ahead", "ahead around", "back", "back around")
-        }
-        self._waiting: list[tuple[Any, Tensor]] = []
-        self._known: dict[tuple[Any, ...], Tensor] = {}
-
-    def send(self, hidden: Tensor, stage: int, batch: Mapping[str, Any]) -> None:
-        """Send hidden states to the stage after; their form first, where a batch of this form is new."""
-        key = ("sent", stage, *_form(batch))
-        if key not in self._known:
-            self._known[key] = _header(hidden)
-            self._send(self._known[key], stage, stage + 1, "ahead")
-        self._send(hidden.contiguous(), stage, stage + 1, "ahead")
-
-    def receive(self, stage: int, batch: Mapping[str, Any]) -> Tensor:
-        """Receive hidden states from the stage before."""
-        key = ("received", stage, *_form(batch))
-        device = next(v.device for v in batch.values() if isinstance(v, Tensor))
-        if key not in self._known:
-            header = torch.zeros(8, dtype=torch.int64, device=device)
-            self._known[key] = self._receive(header, stage - 1, stage, "ahead").cpu()
-        return self._receive(_like(self._known[key]).to(device), stage - 1, stage, "ahead")
-
-    def send_gradient(self, gradient: Tensor, stage: int) -> None:
-        """Send the gradient of what was received to the stage before."""
-        self._send(gradient.contiguous(), stage, stage - 1, "back")
-
-    def receive_gradient(self, stage: int, hidden: Tensor) -> Tensor:
-        """Receive the gradient of what was sent from the stage after."""
-        return self._receive(torch.empty_like(hidden, memory_format=torch.contiguous_format), stage + 1, stage, "back")
-
-    def finish(self) -> None:
-        """Wait for all that was sent."""
-        while self._waiting:
-            self._waiting.pop()[0].wait()
-
-    def _send(self, tensor: Tensor, stage: int, to: int, way: str) -> None:
-        work = dist.isend(tensor, self.members[to % self.ranks], group=self._way(stage, to, way))
-        self._waiting.append((work, tensor))  # the memory has to stay until it is sent
-
-    def _receive(self, into: Tensor, source: int, stage: int, way: str) -> Tensor:
-        dist.recv(into, self.members[source % self.ranks], group=self._way(source, stage, way))
-        return into
-
-    def _way(self, source: int, to: int, way: str) -> dist.ProcessGroup:
-        around = abs(source % self.ranks - to % self.ranks) != 1 or (to > source) != (
-            to % self.ranks > source % self.ranks
-        )
-        group: dist.ProcessGroup = self._groups[f"{way} around" if around else way]
-        return group
-
-
-def _form(batch: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple((name, *value.shape) for name, value in batch.items() if isinstance(value, Tensor))
-
-
-def _header(tensor: Tensor) -> Tensor:
-    numbers = [_DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape]
-    return torch.tensor(numbers + [0] * (8 - len(numbers)), device=tensor.device)
-
-
-def _like(header: Tensor) -> Tensor:
-    dtype, ndim, *shape = header.tolist()
-    return torch.empty(shape[:ndim], dtype=_DTYPES[dtype], device=header.device)
 
 
 # --------------------------------------------------------------------------------------------------

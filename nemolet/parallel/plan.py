@@ -150,7 +150,7 @@ def _parameters(
 def _with_data_parallel(
     name: str, shape: tuple[int, ...], shards: dict[str, int], sizes: MeshSizes
 ) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Add the dim that data-parallel ranks cut: the first that nobody else cuts and that divides.
+    """Add the dim that data-parallel ranks cut: the first that nobody else cuts and that they divide, else the first.
 
     Two cuts of one dim would interleave, which makes checkpoints hard to read in another layout.
     """
@@ -160,9 +160,10 @@ def _with_data_parallel(
     axis, parts = ("efsdp", sizes.efsdp) if "ep" in shards else ("fsdp", sizes.dp_shard * sizes.cp)
     if parts == 1 or not shape:
         return shards, tuple(local)
-    free = [d for d in range(len(shape)) if d not in shards.values() and (d == 0 or shape[d] % parts == 0)]
-    dim = free[0] if free else 0
-    if not free and local[0] * sizes.of("tp") != shape[0]:
+    free = [d for d in range(len(shape)) if d not in shards.values()]
+    even = [d for d in free if shape[d] % parts == 0]
+    dim = even[0] if even else 0
+    if not even and 0 not in free and shape[0] % (sizes.of("tp") * parts):
         raise ParallelError(
             "no dim is left that data-parallel ranks could cut",
             where=name,

@@ -21,7 +21,7 @@ from nemolet.parallel.mesh import Mesh
 from nemolet.parallel.patterns import Pattern
 from nemolet.parallel.plan import ParameterPlan, Plan
 from nemolet.parallel.vocabulary import look_up, token_loss
-from nemolet.types import REST, Hidden, NeuralType
+from nemolet.types import REST, Hidden, Logits, NeuralType
 
 View = Callable[[Tensor], Tensor | None]
 
@@ -57,7 +57,9 @@ def compute_on_parts(graph: nn.Module, plan: Plan, mesh: Mesh) -> None:
     for name, planned in plan.modules.items():
         module = modules[name]
         if planned.apart:
-            _part_loss(module, rows[0], mesh.axis("tp").get_group())
+            _part_loss(module, rows[0], _scores(modules[heads[0]]), mesh.axis("tp").get_group())
+        elif planned.enter is Boundary.JOIN_SCORES:
+            _join_first(module, rows[0], _scores(modules[heads[0]]), mesh.axis("tp").get_group())
         elif planned.few_heads:
             attention = attention_of(name, modules)
             shared = shared_rows(attention, mesh.rank_of("tp"), mesh.sizes.tp)
@@ -78,7 +80,7 @@ def _wrap(module: nn.Module, planned: ModulePlan, mesh: Mesh, shared: Tensor | N
     leaves = _dim_of_time(next(iter(module.output_ports.values())).type) if isinstance(module, NeuralModule) else -2
     late = "bias" if planned.pattern is Pattern.ROW and getattr(module, "bias", None) is not None else None
     compute = _lookup_of(module, inner, group) if planned.pattern is Pattern.LOOKUP else inner
-    joins = planned.leave is Boundary.JOIN_SCORES
+    joins = planned.leave in (Boundary.JOIN_SCORES, Boundary.SHOW_SCORES)
     part, size = (part_size(module.get_parameter("weight").shape[0], group), _scores(module)) if joins else (0, 0)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -96,9 +98,9 @@ def _wrap(module: nn.Module, planned: ModulePlan, mesh: Mesh, shared: Tensor | N
                 out = compute(*args, **kwargs)
             finally:
                 parameters.update(whole)
-        if joins:
+        if joins and (planned.leave is Boundary.JOIN_SCORES or not torch.is_grad_enabled()):
             return join_uneven(out, part, size, group)
-        out = cross(out, planned.leave, leaves, group)
+        out = out if joins else cross(out, planned.leave, leaves, group)
         return out if late is None else out + _whole_part(module._parameters[late], late in planned.summed, group)
 
     module.forward = forward
@@ -150,7 +152,7 @@ def _views(module: nn.Module, planned: ModulePlan, mesh: Mesh) -> dict[str, View
         rows, valid = module.get_parameter("weight").shape[0], _scores(module)
         first = part_size(rows, group) * dist.get_rank(group)
         count = max(0, min(part_size(rows, group), rows - first, valid - first))
-        views["weight"] = partial(_first_rows, count=count)
+        views = dict.fromkeys(views, partial(_first_rows, count=count))
     return views
 
 
@@ -192,13 +194,32 @@ def _lookup_of(module: nn.Module, inner: Callable[..., Tensor], group: dist.Proc
     return compute
 
 
-def _part_loss(module: nn.Module, rows: int, group: dist.ProcessGroup) -> None:
+def _part_loss(module: nn.Module, rows: int, size: int, group: dist.ProcessGroup) -> None:
+    """Let a loss add up over the ranks that hold the vocabulary, unless somebody wanted to see all scores."""
     assert isinstance(module, CrossEntropy)
     options = {"smoothing": module.label_smoothing, "z_loss": module.z_loss}
-    start = part_size(rows, group) * dist.get_rank(group)
+    start, whole = part_size(rows, group) * dist.get_rank(group), module.forward
 
     def forward(logits: Tensor, labels: Tensor) -> Any:
+        if logits.shape[-1] == size:
+            return whole(logits, labels)
         return token_loss(logits, labels, start=start, group=group, **options)
+
+    module.__dict__["forward"] = forward
+
+
+def _join_first(module: nn.Module, rows: int, size: int, group: dist.ProcessGroup) -> None:
+    """Join the scores that a module looks at, where they come in parts."""
+    assert isinstance(module, NeuralModule)
+    inner, order, part = module.forward, module.declared().order, part_size(rows, group)
+    scores = {n for n, p in module.input_ports.items() if isinstance(getattr(p.type, "element", None), Logits)}
+
+    def joined(name: str, value: Any) -> Any:
+        cut = name in scores and value is not None and value.shape[-1] != size
+        return join_uneven(value, part, size, group) if cut else value
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return inner(**{name: joined(name, value) for name, value in (*zip(order, args), *kwargs.items())})
 
     module.__dict__["forward"] = forward
 

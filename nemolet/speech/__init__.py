@@ -10,30 +10,39 @@ _EXPORTS = {
     "AngularMargin": "nemolet.speech.losses",
     "AttentivePooling": "nemolet.speech.pooling",
     "AudioClassifier": "nemolet.speech.classifiers",
-    "CTC": "nemolet.speech.losses",
-    "CTCRecognizer": "nemolet.speech.models",
+    "Beam": "nemolet.speech.beam",
+    "BlankShare": "nemolet.speech.guards",
+    "Boost": "nemolet.speech.scorers",
+    "character_error_rate": "nemolet.speech.word_error",
     "ClassCrossEntropy": "nemolet.speech.losses",
     "ConformerEncoder": "nemolet.speech.conformer",
     "ConformerStream": "nemolet.speech.streaming",
     "Confusion": "nemolet.speech.metrics",
     "ConvEncoder": "nemolet.speech.convolutional",
+    "CTC": "nemolet.speech.losses",
+    "CTCRecognizer": "nemolet.speech.models",
     "DetectionScore": "nemolet.speech.metrics",
     "ECAPAEncoder": "nemolet.speech.ecapa",
     "Encoder": "nemolet.speech.encoder",
     "ErrorRate": "nemolet.speech.word_error",
-    "FeatureStream": "nemolet.speech.feature_stream",
+    "evaluate": "nemolet.speech.evaluation",
     "Features": "nemolet.speech.features",
+    "FeatureStream": "nemolet.speech.feature_stream",
     "FrontEnd": "nemolet.speech.front_end",
     "Gain": "nemolet.speech.augmentation",
+    "greedy_ctc": "nemolet.speech.decoding",
+    "greedy_transducer": "nemolet.speech.decoding",
     "Hybrid": "nemolet.speech.transducer",
     "HybridRecognizer": "nemolet.speech.models",
     "Hypothesis": "nemolet.speech.decoding",
     "KaldiFbank": "nemolet.speech.features",
-    "LSTMEncoder": "nemolet.speech.recurrent",
     "LiveRecognizer": "nemolet.speech.live",
     "LogMel": "nemolet.speech.features",
-    "MFCC": "nemolet.speech.features",
+    "LSTMEncoder": "nemolet.speech.recurrent",
     "MeanPooling": "nemolet.speech.pooling",
+    "MFCC": "nemolet.speech.features",
+    "NeuralScorer": "nemolet.speech.scorers",
+    "NgramModel": "nemolet.speech.scorers",
     "Normalize": "nemolet.speech.front_end",
     "Recognizer": "nemolet.speech.models",
     "RoomImpulse": "nemolet.speech.augmentation",
@@ -45,15 +54,14 @@ _EXPORTS = {
     "SpokenDigits": "nemolet.speech.synthesis",
     "TempoPerturbation": "nemolet.speech.augmentation",
     "TokenAndDuration": "nemolet.speech.transducer",
+    "transcribe": "nemolet.speech.transcription",
     "Transcript": "nemolet.speech.transcription",
     "Transducer": "nemolet.speech.transducer",
     "TransducerDecoder": "nemolet.speech.prediction",
     "TransducerRecognizer": "nemolet.speech.models",
+    "verification": "nemolet.speech.metrics",
     "WhiteNoise": "nemolet.speech.augmentation",
     "Windows": "nemolet.speech.transcription",
-    "character_error_rate": "nemolet.speech.word_error",
-    "transcribe": "nemolet.speech.transcription",
-    "verification": "nemolet.speech.metrics",
     "word_error_rate": "nemolet.speech.word_error",
     "worst_utterances": "nemolet.speech.word_error",
 }
@@ -76,15 +84,18 @@ if TYPE_CHECKING:
         TempoPerturbation,
         WhiteNoise,
     )
+    from nemolet.speech.beam import Beam
     from nemolet.speech.classifiers import AudioClassifier, SpeakerVerifier, SpeechDetector
     from nemolet.speech.conformer import ConformerEncoder
     from nemolet.speech.convolutional import ConvEncoder
-    from nemolet.speech.decoding import Hypothesis
+    from nemolet.speech.decoding import Hypothesis, greedy_ctc, greedy_transducer
     from nemolet.speech.ecapa import ECAPAEncoder
     from nemolet.speech.encoder import Encoder
+    from nemolet.speech.evaluation import evaluate
     from nemolet.speech.feature_stream import FeatureStream
     from nemolet.speech.features import MFCC, Features, KaldiFbank, LogMel
     from nemolet.speech.front_end import FrontEnd, Normalize
+    from nemolet.speech.guards import BlankShare
     from nemolet.speech.live import LiveRecognizer
     from nemolet.speech.losses import CTC, AngularMargin, ClassCrossEntropy
     from nemolet.speech.metrics import Confusion, DetectionScore, verification
@@ -92,6 +103,7 @@ if TYPE_CHECKING:
     from nemolet.speech.pooling import AttentivePooling, MeanPooling
     from nemolet.speech.prediction import TransducerDecoder
     from nemolet.speech.recurrent import LSTMEncoder
+    from nemolet.speech.scorers import Boost, NeuralScorer, NgramModel
     from nemolet.speech.streaming import ConformerStream
     from nemolet.speech.synthesis import SpokenDigits
     from nemolet.speech.transcription import Transcript, Windows, transcribe

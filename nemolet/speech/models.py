@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from nemolet.nn.embedding import Head
 from nemolet.speech.decoding import Hypothesis, greedy_ctc, greedy_transducer
 from nemolet.speech.encoder import Encoded, Encoder
 from nemolet.speech.front_end import FrontEnd
+from nemolet.speech.guards import refuse_misfits
 from nemolet.speech.prediction import TransducerDecoder
 from nemolet.types import AudioBN, AudioLengthsB, LengthsB, LogitsBTSV, LogitsBTV
 
@@ -114,6 +115,10 @@ class CTCRecognizer(Recognizer):
     def forward(self, audio: AudioBN, audio_lengths: AudioLengthsB) -> FrameScores:
         hidden_BTD, lengths_B = self.encode(audio, audio_lengths)
         return FrameScores(self.head(hidden_BTD), lengths_B)
+
+    def check_data(self, data: Any) -> None:
+        """Refuse utterances with more labels than frames, before training."""
+        refuse_misfits(self, data)
 
     def frame_logits(self, hidden_BTD: Tensor) -> Tensor:
         """Scores of each frame."""
@@ -216,6 +221,10 @@ class HybridRecognizer(Recognizer):
     def forward(self, audio: AudioBN, audio_lengths: AudioLengthsB, labels: LabelsBU) -> HybridScores:
         hidden_BTD, lengths_B = self.encode(audio, audio_lengths)
         return HybridScores(self.decoder(hidden_BTD, labels), self.head(hidden_BTD), lengths_B)
+
+    def check_data(self, data: Any) -> None:
+        """Refuse utterances with more labels than frames, before training."""
+        refuse_misfits(self, data)
 
     def frame_logits(self, hidden_BTD: Tensor) -> Tensor:
         """CTC's scores of each frame."""

@@ -171,8 +171,8 @@ def worst_utterances(
         lines.append(f"{name}  {share}  {rate.errors} of {rate.total}")
         cells = [_cell(edit) for edit in align(references[index].split(), hypotheses[index].split())]
         indent = " " * (len(name) + 2)
-        lines.append(f"{indent}said  " + "  ".join(said for said, _ in cells))
-        lines.append(f"{indent}heard " + "  ".join(heard for _, heard in cells))
+        for side, title in enumerate(("said ", "heard")):
+            lines.append(f"{indent}{title} " + "  ".join(cell[side] for cell in cells).rstrip())
     return "\n".join(lines) if lines else "no utterance has a word error"
 
 

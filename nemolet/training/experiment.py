@@ -23,6 +23,7 @@ from nemolet.module import NeuralModule
 from nemolet.parallel.settings import Parallel
 from nemolet.training.callbacks import ExponentialAverage, Recorder, spoken
 from nemolet.training.checkpoint import BEST, Checkpoints
+from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
 from nemolet.training.graphs import training_graph
 from nemolet.training.lightning_model import LightningModel, Window
@@ -92,6 +93,9 @@ def fit(
     # A model that cannot be saved is refused before it is trained.
     identity = {"model": described(model, data.tokenizer)["model"], "loss": loss.config(), "seed": seed}
     identity |= {"optim": asdict(optim), "schedule": asdict(schedule), "trainer": training.fixed()}
+    check_data = getattr(model, "check_data", None)  # a task model may know what it cannot learn from
+    if check_data is not None:
+        check_data(data)
     _quiet()
     with ExitStack() as stack:
         if getattr(rank_zero_only, "rank", 0) == 0:
@@ -102,8 +106,9 @@ def fit(
             return Result(home.path, home.path / _ARCHIVE, done["steps"], done["valid"], None)
         graph = _fitting(training_graph(model, loss, fields=data.fields), model, data)
         measured = training_graph(model, loss, metrics, data.fields) if metrics else None
+        lightning = _lightning(graph, measured, optim, schedule, training)
         run = _Run(home, model, data, training, tuple(metrics or ()), finish)
-        return run.train(_lightning(graph, measured, optim, schedule, training), parallel, seed, callbacks)
+        return run.train(lightning, parallel, seed, [*blank_watches(metrics), *callbacks])
 
 
 _ARCHIVE = "model.nemolet"

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from nemolet.errors import TrainingError
 from nemolet.parallel.checkpoint import Entry, ShardReader, ShardWriter, compare
@@ -192,6 +193,7 @@ class FileReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         content = load_file(path, mmap=True)
+        content["state_dict"] = _each_once(content["state_dict"])
         content["optimizer_states"] = [
             _by_name(inner)
             for state in content.get("optimizer_states", ())
@@ -214,6 +216,18 @@ class FileReader:
     def one(self, name: str) -> Tensor:
         """One whole tensor."""
         return self.tensors[name]
+
+
+def _each_once(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without second names of tied ones, which lie in the same memory."""
+    known: set[tuple[Any, ...]] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.shape) if tensor.numel() else (name,)
+        if place not in known:
+            known.add(place)
+            kept[name] = tensor
+    return kept
 
 
 def _by_name(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
@@ -302,3 +316,24 @@ def _insert(rest: dict[str, Any], path: list[str], tensor: Tensor) -> None:
     for key in path[:-1]:
         place = place.setdefault(key, {})
     place[path[-1]] = tensor
+
+
+def same_place(scheduler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a schedule for groups of parameters that may be cut otherwise than when it was saved."""
+    own, state = scheduler.state_dict(), dict(saved)
+    groups = scheduler.optimizer.param_groups
+    if len(groups) != len(saved["_last_lr"]):
+        if not isinstance(scheduler, LambdaLR):
+            raise TrainingError(
+                "the schedule knows other groups of parameters",
+                where=type(scheduler).__name__,
+                expected=f"{len(groups)} groups",
+                found=len(saved["_last_lr"]),
+                fix="resume in the layout that wrote the checkpoint, or use a schedule of nemolet.training",
+            )
+        step = saved["last_epoch"]
+        rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+        state = {**own, "last_epoch": step, "_step_count": saved["_step_count"], "_last_lr": rates}
+    for group, rate in zip(groups, state["_last_lr"]):
+        group["lr"] = rate
+    return state

@@ -16,8 +16,8 @@ from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from nemolet.errors import ParallelError
+from nemolet.training.liveness import SCREEN
 
-SCREEN = "NEMOLET_SCREEN"  # file descriptor of the screen in a process whose output goes to its log
 LAUNCHER = "NEMOLET_LAUNCHER"  # process that started the ranks of this machine
 _GRACE = 5.0  # seconds in which ranks may end by themselves, and say why, once one has failed
 
@@ -43,16 +43,18 @@ class Launcher(_SubprocessScriptLauncher):
 
 def watch(ranks: Mapping[int, subprocess.Popen[Any]]) -> None:
     """Wait until all ranks are done, or end them and this process when one fails."""
-    while any(process.poll() is None for process in ranks.values()):
-        failed = {rank: process.returncode for rank, process in ranks.items() if process.returncode}
-        if failed:
-            rank, status = next(iter(failed.items()))
-            print(f"rank {rank} {_ending(status)}; the other ranks are ended", file=sys.stderr, flush=True)
-            time.sleep(_GRACE)
-            for process in ranks.values():
-                if process.poll() is None:
-                    process.kill()
-            os._exit(1)  # the main thread may wait for the lost rank and never come back
+    running = dict(ranks)
+    while running:
+        for rank, process in list(running.items()):
+            status = process.poll()
+            if status is not None:
+                del running[rank]
+            if status:
+                print(f"rank {rank} {_ending(status)}; the other ranks are ended", file=sys.stderr, flush=True)
+                time.sleep(_GRACE)
+                for other in running.values():
+                    other.kill()
+                os._exit(1)  # the main thread may wait for the lost rank and never come back
         time.sleep(0.2)
 
 

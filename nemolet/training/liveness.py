@@ -10,10 +10,12 @@ import threading
 import time
 import traceback
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+SCREEN = "NEMOLET_SCREEN"  # file descriptor of the screen in a process whose output goes to its log
 _BEAT = 1.0  # seconds between two signs of life
 
 
@@ -44,27 +46,24 @@ class Liveness:
                 self._store.set(f"alive/{self.rank}", "done")
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others why this rank ends, unless another one failed first.
+        """Tell the others why this rank ends; where another one failed first, end at once and say so.
 
         An error of the exchange itself is most often the consequence of a failure elsewhere, so it waits for the
         cause to be known.
         """
         self._closed.set()
-        if isinstance(error, (SystemExit, KeyboardInterrupt)):
-            reason = f"rank {self.rank} was interrupted"
-        else:
-            trace = "".join(traceback.format_exception(error))
-            reason = f"rank {self.rank} failed:\n{trace}"
-        try:
+        interrupted = isinstance(error, (SystemExit, KeyboardInterrupt))
+        what = "was interrupted" if interrupted else f"failed: {type(error).__name__}: {_line(error)}"
+        reason = f"rank {self.rank} {what}"
+        first = reason
+        with contextlib.suppress(RuntimeError, ConnectionError):
             if _of_the_exchange(error):
                 self._wait_for_cause()
             first = self._store.compare_set("ended", "", reason).decode()
-        except (RuntimeError, ConnectionError):
-            first = reason
         if first != reason:
             _say(f"rank {self.rank} ends, since {first}")
-        else:
-            _say(reason)
+            os._exit(1)
+        _say(reason, "".join(traceback.format_exception(error)))
 
     def _wait_for_cause(self) -> None:
         deadline = time.monotonic() + self.patience + 5 * _BEAT
@@ -96,11 +95,19 @@ class Liveness:
         sign = self._store.get(f"alive/{neighbour}").decode()
         if sign != self._seen or sign == "done":
             self._seen, self._since = sign, time.monotonic()
+        if sign == "done":
+            return
+        _, host, process = sign.split()
         silent = time.monotonic() - self._since
-        if silent > self.patience:
-            _, host, process = sign.split()
-            text = f"rank {neighbour} (process {process} on {host}) has given no sign of life for {silent:.0f} s"
+        if silent > self.patience or (host == socket.gethostname() and _is_gone(int(process))):
+            text = f"rank {neighbour} (process {process} on {host}) is gone, without a word"
+            if silent > self.patience:
+                text = f"rank {neighbour} (process {process} on {host}) has given no sign of life for {silent:.0f} s"
             self._store.compare_set("ended", "", text)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _connect(patience: float) -> PrefixStore:
@@ -118,10 +125,21 @@ def _of_the_exchange(error: BaseException) -> bool:
     )
 
 
-def _say(text: str) -> None:
-    """On the screen, also where a rank writes to its log; and whole, since several ranks may speak at once."""
-    message = f"{text.rstrip()}\n"
-    print(message, end="", file=sys.stderr, flush=True)
-    screen = os.environ.get("NEMOLET_SCREEN")
+def _is_gone(process: int) -> bool:
+    """Whether a process of this machine has ended, though perhaps nobody has asked for its status yet."""
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return True
+    except (OSError, IndexError):
+        return False
+    return state == "Z"
+
+
+def _say(text: str, trace: str = "") -> None:
+    """On the screen, also where a rank writes to its log; Python itself prints the traceback to where stderr goes."""
+    print(text, file=sys.stderr, flush=True)
+    screen = os.environ.get(SCREEN)
     if screen is not None:
-        os.write(int(screen), message.encode())
+        os.write(int(screen), f"{text}\n{trace}".encode())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,18 +21,14 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from nemolet.data.prepared import Batch
 from nemolet.errors import TrainingError, did_you_mean
-from nemolet.graph import Graph
 from nemolet.module import NeuralModule
-from nemolet.parallel.apply import gradient_sync, parallelize
+from nemolet.parallel.apply import gradient_sync
 from nemolet.parallel.context import own_context
 from nemolet.parallel.gradients import Gradients, LossScale
 from nemolet.parallel.mesh import Mesh, MeshSizes, make_mesh
-from nemolet.parallel.pipeline import Pipeline
-from nemolet.parallel.plan import Plan, plan
 from nemolet.parallel.settings import Parallel
 from nemolet.training.folders import (
     FolderCheckpoints,
@@ -41,31 +37,16 @@ from nemolet.training.folders import (
     optimizer_state,
     read_state,
     reader,
+    same_place,
     single,
     weights_of,
 )
 from nemolet.training.launching import Launcher, RankLog, leave_with_launcher
 from nemolet.training.lightning_model import LightningModel
 from nemolet.training.liveness import Liveness
+from nemolet.training.spreading import Runner, Spread, spread
 
 T = TypeVar("T")
-
-
-class Runner(Protocol):
-    """Another way through the graph than calling it; see :class:`nemolet.parallel.pipeline.Pipeline`."""
-
-    def step(self, window: Sequence[Batch], nominal: float) -> tuple[Tensor, Tensor]:
-        """Forward and backward of a window; the sum of its losses, and of its counts, on every stage.
-
-        Args:
-            window: micro-batches of one optimizer step.
-            nominal: what each loss is divided by before it goes backward.
-        """
-        ...
-
-    def evaluate(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Forward of one batch; the outputs of the evaluation graph by name, on every stage."""
-        ...
 
 
 class MeshStrategy(ParallelStrategy):
@@ -110,8 +91,7 @@ class MeshStrategy(ParallelStrategy):
         self.timeout, self.patience = timedelta(minutes=timeout_minutes), patience_seconds
         self.num_nodes = 1
         self.mesh: Mesh | None = None  # None on one rank
-        self.runner: Runner | None = None  # None where the graph is simply called
-        self._twice: list[str] = []  # parameters of this rank that another stage holds too
+        self._spread = Spread()
         self._log = RankLog(logs) if logs is not None else None
         self._liveness: Liveness | None = None
 
@@ -144,6 +124,11 @@ class MeshStrategy(ParallelStrategy):
         sizes = self.sizes
         shares = sizes.dp_replicate * sizes.dp_shard
         return {"num_replicas": shares, "rank": self.global_rank // (sizes.cp * sizes.tp) % shares}
+
+    @property
+    def runner(self) -> Runner | None:
+        """What runs the graph, where it is not simply called."""
+        return self._spread.runner
 
     @property
     def averaging_ranks(self) -> int:
@@ -188,7 +173,7 @@ class MeshStrategy(ParallelStrategy):
         lightning = self._lightning()
         self.precision_plugin.convert_module(lightning)
         if self.mesh is not None:
-            self._parallelize(lightning, self.mesh)
+            self._spread = spread(lightning, self.parallel, self.mesh, self.root_device)
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self._reset_optimizers_and_schedulers()
@@ -212,58 +197,10 @@ class MeshStrategy(ParallelStrategy):
         assert self.model is not None
         self.model.to(self.root_device)
 
-    def _parallelize(self, lightning: LightningModel, mesh: Mesh) -> None:
-        parallel = self.parallel
-        layout = plan(
-            lightning.evaluation,  # which knows all that look at an activation
-            parallel.make_rules(),
-            mesh.sizes,
-            overrides=parallel.overrides or {},
-            kv_heads=parallel.kv_heads,
-        )
-        own = {name for name, _ in lightning.graph.named_modules()}
-        layout = replace(layout, modules={name: each for name, each in layout.modules.items() if name in own})
-        lightning.aliases = {
-            f"graph.{alias}": f"graph.{name}" for name, each in layout.parameters.items() for alias in each.tied
-        }
-        options: dict[str, Any] = {
-            "param_dtype": _dtype(parallel.param_dtype),
-            "reduce_dtype": _dtype(parallel.reduce_dtype),
-            "reshard": parallel.reshard,
-            "cpu_offload": parallel.cpu_offload,
-            "checkpointing": parallel.checkpointing,
-            "compile": parallel.compile,
-            "device": self.root_device,
-        }
-        if mesh.sizes.pp == 1:
-            parallelize(lightning.graph, layout, mesh, **options)
-        else:
-            self.runner = self._pipeline(lightning, layout, mesh, options)
-
-    def _pipeline(self, lightning: LightningModel, layout: Plan, mesh: Mesh, options: dict[str, Any]) -> Runner:
-        """Cut the graph into stages, and keep those of this rank."""
-        graph, evaluation = lightning.graph, lightning.evaluation
-        assert isinstance(graph, Graph) and isinstance(evaluation, Graph)
-        pipeline = Pipeline(
-            graph,
-            layout,
-            mesh,
-            evaluation=None if evaluation is graph else evaluation,
-            schedule=self.parallel.schedule,
-            layers=self.parallel.layers,
-            microbatches=self.parallel.microbatches,
-            backward=lightning.manual_backward,
-            **options,
-        )
-        lightning.graph = pipeline.graph  # type: ignore[assignment]  # a module without ports: it is not called
-        self._twice = pipeline.tied_here
-        return pipeline
-
     def _gradients(self, lightning: LightningModel) -> Gradients:
         ranks = self.world_size // self.sizes.pp
-        holders = dict.fromkeys(self._twice, 2 * ranks)
-        everyone = dist.group.WORLD if self.sizes.pp > 1 else None  # a stage may have one rank, and is not alone
-        return Gradients(lightning.gradients.parameters, ranks=ranks, holders=holders, group=everyone)
+        holders = dict.fromkeys(self._spread.twice, 2 * ranks)
+        return Gradients(lightning.gradients.parameters, ranks=ranks, holders=holders)
 
     # ---------------------------------------------------------------- training
 
@@ -289,16 +226,22 @@ class MeshStrategy(ParallelStrategy):
     def evaluate(self, evaluation: NeuralModule, batch: Batch) -> Any:
         """Run the graph that also measures, between the hooks of the one that is trained, which share modules."""
         batch = self.own_part(batch)
-        if self.runner is not None:
-            return self.runner.evaluate(batch)
         graph = self._lightning().graph
-        if evaluation is graph or self.mesh is None:
+        if self.mesh is None:
             return evaluation(**batch)
-        graph.forward = evaluation.forward
-        try:
-            return graph(**batch)
-        finally:
-            del graph.forward
+        if self.runner is not None:
+            result = self.runner.evaluate(batch)
+        elif evaluation is graph:
+            result = graph(**batch)
+        else:
+            graph.forward = evaluation.forward
+            try:
+                result = graph(**batch)
+            finally:
+                del graph.forward
+        for unit in self._spread.units:  # no backward pass will free what was gathered
+            unit.reshard()
+        return result
 
     @property
     def precision_plugin(self) -> Precision:
@@ -307,7 +250,11 @@ class MeshStrategy(ParallelStrategy):
 
     @precision_plugin.setter
     def precision_plugin(self, plugin: Precision | None) -> None:
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+        if (
+            isinstance(plugin, MixedPrecision)
+            and plugin.scaler is not None
+            and not isinstance(plugin.scaler, LossScale)
+        ):
             plugin.scaler = LossScale(plugin.device)
         self._precision_plugin = plugin
 
@@ -356,7 +303,7 @@ class MeshStrategy(ParallelStrategy):
         source = reader(Path(checkpoint_path))
         state = read_state(source, self._lightning(), self.optimizers, whole=whole)
         state["lr_schedulers"] = [
-            _same_place(config.scheduler, saved)
+            same_place(config.scheduler, saved)
             for config, saved in zip(self.lr_scheduler_configs, state.get("lr_schedulers", ()))
         ]
         return state
@@ -419,31 +366,6 @@ class MeshStrategy(ParallelStrategy):
         objects: list[Any] = [obj]
         dist.broadcast_object_list(objects, src)
         return objects[0]  # type: ignore[no-any-return]
-
-
-def _same_place(scheduler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a schedule for groups of parameters that may be cut otherwise than when it was saved."""
-    own, state = scheduler.state_dict(), dict(saved)
-    groups = scheduler.optimizer.param_groups
-    if len(groups) != len(saved["_last_lr"]):
-        if not isinstance(scheduler, LambdaLR):
-            raise TrainingError(
-                "the schedule knows other groups of parameters",
-                where=type(scheduler).__name__,
-                expected=f"{len(groups)} groups",
-                found=len(saved["_last_lr"]),
-                fix="resume in the layout that wrote the checkpoint, or use a schedule of nemolet.training",
-            )
-        step = saved["last_epoch"]
-        rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
-        state = {**own, "last_epoch": step, "_step_count": saved["_step_count"], "_last_lr": rates}
-    for group, rate in zip(groups, state["_last_lr"]):
-        group["lr"] = rate
-    return state
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else getattr(torch, name)
 
 
 def _refuse_unknown(parallel: Parallel | None, sizes: Mapping[str, Any]) -> None:

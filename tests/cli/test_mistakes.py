@@ -13,7 +13,7 @@ from nemolet.cli import main
 MISTAKES = {
     # names
     "verb": (["trian"], ["nemolet trian", "did you mean `nemolet train`?"]),
-    "verb far from any": (["xyzzy"], ["nemolet xyzzy", "train, evaluate", "nemolet --help"]),
+    "verb far from any": (["xyzzy"], ["nemolet xyzzy", "train, finetune, evaluate", "nemolet --help"]),
     "flag": (["train", "--multrun"], ["--multrun", "did you mean --multirun?"]),
     "flag without its value": (["train", "--cfg"], ["--cfg", "needs a value"]),
     "flag far from any": (["train", "--config-name", "x"], ["--config-name", "no such flag"]),

@@ -235,7 +235,10 @@ def test_words_that_hydra_does_not_know_are_its_own_answer(capsys):
         (["evaluate", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
         (["generate", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
         (["chat", "archive=nowhere.nemolet"], "nowhere.nemolet: there is no such file"),
-        (["generate", "archive=empty"], "a folder"),
+        (["generate", "archive=empty"], "no folder of a Hugging Face model"),
+        (["convert", "from=empty", "to=a.nemolet"], "no folder of a Hugging Face model"),
+        (["convert", "from=nowhere.nemolet", "to=out"], "nowhere.nemolet: there is no such file"),
+        (["convert", "from=empty", "to=other"], "there is nothing to convert"),
         (["generate", "archive=junk"], "this is no whole archive"),
     ],
 )

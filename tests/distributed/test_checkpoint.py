@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 import torch
-from runs import LAYOUTS, reference, result, train
+from runs import LAYOUTS, make_graph, reference, result, train
+from torch.distributed.tensor import DTensor
 
-from nemolet.training import MeshStrategy
+import nemolet as nl
+from nemolet.errors import TrainingError
+from nemolet.parallel.checkpoint import ShardReader, remove_remains
+from nemolet.training import ExponentialAverage, MeshStrategy, Optim
+from nemolet.training.checkpoint import AtomicCheckpoints
 from nemolet.training.folders import FolderCheckpoints
+from nemolet.training.placement import stored_weights
 
 STEPS, CUT = 4, 2
 ONE = {}
@@ -59,3 +69,116 @@ def test_a_checkpoint_of_any_layout_goes_on_in_any_other(ranks, layout, tmp_path
     for state in ranks(2, resume, other, path)[0].values():
         assert_goes_on(state)
     assert_goes_on(resume({"one": ONE}, path)["one"])
+
+
+# ---------------------------------------------------------------- what else it holds, and other ways to write it
+
+
+@pytest.mark.parametrize("layout", ["tp_fsdp", "pp_fsdp"])
+def test_the_single_file_of_one_rank_goes_on_in_any_layout(ranks, layout, tmp_path):
+    path = tmp_path / "step.ckpt"
+    callbacks = [ExponentialAverage(0.5), Save(path, CUT)]
+    train(
+        "auto",
+        optim=Optim("muon", lr=1e-2),
+        steps=STEPS,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints(background=False)],
+    )
+    assert path.is_file()
+    muon = Optim("muon", lr=1e-2)
+    for found in ranks(4, resume, {layout: LAYOUTS[layout]}, path, "llama", muon):
+        assert found[layout]["losses"] == pytest.approx(reference("llama", muon, steps=STEPS)["losses"][CUT:], rel=1e-6)
+
+
+def test_a_checkpoint_in_the_background_holds_the_state_of_its_step(ranks, tmp_path):
+    path = tmp_path / "step.ckpt"
+    ranks(4, save, LAYOUTS["tp_fsdp"], path, background=True)
+    for found in ranks(4, resume, {"fsdp": LAYOUTS["fsdp"]}, path):
+        assert_goes_on(found["fsdp"])
+
+
+def average(sizes, path, resumed):
+    kept = ExponentialAverage(0.5)
+    callbacks = [kept] if resumed else [kept, Save(path, CUT)]
+    train(
+        MeshStrategy(**sizes) if sizes else "auto", steps=STEPS, callbacks=callbacks, resume=path if resumed else None
+    )
+    return {n: a.full_tensor() if isinstance(a, DTensor) else a for n, a in kept.average.items()}
+
+
+@pytest.mark.parametrize(("first", "second"), [("fsdp", "pp_tp"), ("pp_fsdp", "tp_fsdp")])
+def test_averages_travel_between_layouts(ranks, first, second, tmp_path):
+    path = tmp_path / "step.ckpt"
+    ranks(4, average, LAYOUTS[first], path, False)
+    expected = average({}, tmp_path / "one.ckpt", False)
+    for found in ranks(4, average, LAYOUTS[second], path, True):
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.fixture(scope="module")
+def stored(ranks, tmp_path_factory):
+    """A checkpoint that no test changes."""
+    path = tmp_path_factory.mktemp("stored") / "step.ckpt"
+    ranks(4, save, LAYOUTS["tp_fsdp"], path)
+    return path
+
+
+def test_an_archive_is_written_from_the_parts_one_tensor_at_a_time(stored, tmp_path):
+    model = make_graph().model.double()
+    nl.save(tmp_path / "m.nemolet", model=model, weights=stored_weights(stored))
+    found = nl.load(tmp_path / "m.nemolet").model.double().state_dict()
+    reader = ShardReader(stored)
+    for name, weight in found.items():
+        key = f"weights.graph.model.{name}"
+        if key in reader.entries:
+            torch.testing.assert_close(weight, reader.one(key).float().double(), rtol=0, atol=0)
+
+
+def copied(stored, tmp_path):
+    return Path(shutil.copytree(stored, tmp_path / "copy.ckpt"))
+
+
+def test_a_missing_or_cut_shard_is_named(stored, tmp_path):
+    path = copied(stored, tmp_path)
+    shard = sorted(path.glob("*.distcp"))[-1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(TrainingError, match=f"cut off(.|\n)*{shard.name}"):
+        ShardReader(path)
+    shard.unlink()
+    with pytest.raises(TrainingError, match=f"missing(.|\n)*{shard.name}"):
+        ShardReader(path)
+    (path / "files.json").unlink()
+    with pytest.raises(TrainingError, match="no complete checkpoint"):
+        resume({"one": ONE}, path)
+
+
+def test_nothing_in_the_index_is_executed(stored, tmp_path):
+    path = copied(stored, tmp_path)
+    index, trace = path / ".metadata", tmp_path / "executed"
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (trace,))
+
+    index.write_bytes(pickle.dumps(Hostile()).ljust(index.stat().st_size, b"\0"))
+    with pytest.raises(TrainingError, match="index of shards"):
+        ShardReader(path)
+    assert not trace.exists()
+
+
+def test_another_model_or_optimizer_is_refused(stored):
+    with pytest.raises(TrainingError, match=r"another model(.|\n)*attention_norm.bias is missing"):
+        resume({"one": ONE}, stored, kind="gpt")
+    with pytest.raises(TrainingError, match=r"another optimizer(.|\n)*Muon"):
+        resume({"one": ONE}, stored, optim=Optim("muon", lr=1e-2))
+
+
+def test_a_half_done_exchange_of_folders_is_undone(stored, tmp_path):
+    path = copied(stored, tmp_path)
+    path.rename(tmp_path / ".copy.ckpt.old")
+    (tmp_path / ".other.ckpt.partial").mkdir()
+    remove_remains(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["copy.ckpt"]

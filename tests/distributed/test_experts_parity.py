@@ -28,6 +28,7 @@ WHOLE = {"rules": {"activations": {"T": "cp"}}}
         ({"dp_shard": 2}, {}),
         ({"dp_shard": 2, "ep": 2}, {}),
         ({"dp_shard": 4, "ep": 2}, {}),
+        ({"dp_replicate": 2, "dp_shard": 2, "ep": 2}, {}),
         ({"tp": 2}, {}),
         ({"tp": 2}, WHOLE),
         ({"tp": 2, "ep": 2}, {}),
@@ -38,6 +39,6 @@ WHOLE = {"rules": {"activations": {"T": "cp"}}}
     ids=lambda value: " ".join(f"{k}{v}" for k, v in value.items()) if "rules" not in value else "whole",
 )
 def test_experts_train_as_on_one_rank(ranks, alone, sizes, options):
-    world = sizes.get("dp_shard", 1) * sizes.get("tp", 1)
+    world = parity.MeshSizes(**sizes).world
     for found in ranks(world, on_mesh, sizes, options):
         parity.assert_same(found, alone)

@@ -20,6 +20,9 @@ MODELS = {
 }
 
 
+TIED = {"model.graph.head.weight": "model.graph.embed.weight"}
+
+
 def build(name: str):
     parity.MODELS[name] = MODELS[name]
     return parity.build(name)
@@ -62,19 +65,13 @@ def check(results, alone):
         for step, norm in enumerate(norms):
             expected = torch.stack([g.norm() for g in alone.gradients[step].values()]).norm()
             assert abs(norm / expected.item() - 1) < 1e-5
-        named = (
-            {"model.graph.head.weight": "model.graph.embed.weight"}
-            if "model.graph.head.weight" not in alone.weights
-            else {}
-        )
-        own = [named.get(name, name) for name in found.weights]
-
-        def renamed(values):
-            return {named.get(name, name): value for name, value in values.items()}
-
-        ours = parity.Trained(found.losses, [renamed(g) for g in found.gradients], renamed(found.weights))
+        own = {name: name if name in alone.weights else TIED[name] for name in found.weights}
+        gradients = [{own[n]: g for n, g in step.items()} for step in found.gradients]
+        ours = parity.Trained(found.losses, gradients, {own[n]: w for n, w in found.weights.items()})
         theirs = parity.Trained(
-            alone.losses, [{n: g[n] for n in own} for g in alone.gradients], {n: alone.weights[n] for n in own}
+            alone.losses,
+            [{n: g[n] for n in own.values()} for g in alone.gradients],
+            {n: alone.weights[n] for n in own.values()},
         )
         parity.assert_same(ours, theirs)
     assert held >= set(alone.weights)

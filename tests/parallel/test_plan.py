@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import nemolet as nl
 from nemolet.errors import ParallelError
+from nemolet.metrics import TokenAccuracy
 from nemolet.nn.router import Mixture
 from nemolet.parallel.layout import Boundary
 from nemolet.parallel.mesh import MeshSizes
@@ -153,6 +154,16 @@ def test_experts_are_planned_as_by_hand():
 def test_scores_are_joined_where_they_are_seen():
     derived = plan(model(**LLAMA), sizes=MeshSizes(tp=2))
     assert derived.modules["graph.head"].leave is Boundary.JOIN_SCORES
+
+
+def test_scores_that_are_looked_at_stay_cut_in_training():
+    with torch.device("meta"):
+        loss, metric = nl.language.CrossEntropy(), TokenAccuracy()
+        measured = training_graph(model(**LLAMA), loss, {"accuracy": metric})
+    derived = plan(measured, sizes=MeshSizes(tp=2))
+    assert derived.modules["loss"].apart
+    assert derived.modules["accuracy"].enter is Boundary.JOIN_SCORES
+    assert derived.modules["model.graph.head"].leave is Boundary.SHOW_SCORES
 
 
 def test_one_rank_needs_nothing():

@@ -1,0 +1,47 @@
+"""``nemolet convert``: Hugging Face folders to .nemolet files, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to convert into what.
+
+    Args:
+        from: a Hugging Face folder, hf://owner/name, or a .nemolet file.
+        to: of the other kind; what ends in .nemolet is a file.
+        architecture: class or model type of transformers for the folder; null for the one that fits.
+        tokenizer: whether the tokenizer comes along.
+        pickles: whether weights of torch.save may be read where there are no others (tensors only).
+        shard_gb: largest file of weights.
+        imports: modules of yours that register classes which the archive names.
+    """
+
+    from_: str
+    to: str
+    architecture: str | None = None
+    tokenizer: bool = True
+    pickles: bool = False
+    shard_gb: float = 5.0
+    imports: list[str] | None = None
+
+    CONFIG_RULES = (("shard_gb > 0", "shard_gb is above 0"),)
+
+
+def run(settings: Settings) -> None:
+    """Convert and say what was written."""
+    from nemolet.convert.files import convert
+
+    target = convert(
+        settings.from_,
+        settings.to,
+        architecture=settings.architecture,
+        tokenizer=settings.tokenizer,
+        pickles=settings.pickles,
+        shard_bytes=int(settings.shard_gb * 1e9),
+    )
+    files = [target] if target.is_file() else sorted(path for path in target.iterdir() if path.is_file())
+    for file in files:
+        print(f"{file}  {file.stat().st_size:,} bytes")

@@ -1,0 +1,141 @@
+"""What is known of one architecture of Hugging Face, and finding it.
+
+An :class:`Architecture` is two tables: parts of ``config.json`` and rules of tensors. Everything else is derived.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nemolet.convert.fields import Config, Part, first_difference, read_config, settled, write_config
+from nemolet.convert.mapping import Rule
+from nemolet.errors import ConversionError, nearest
+
+# Module below nemolet.convert.architectures -> names of its Architecture objects, in the order they are tried.
+_MODULES = ("gpt2", "llama", "gemma", "phi3", "bert", "modernbert", "t5", "bart")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One class of transformers and our module for it.
+
+    Args:
+        model_type: as in ``config.json``.
+        name: of the class in transformers.
+        target: our class.
+        parts: the config.
+        rules: the tensors.
+        prefix: what the names of the body begin with where it was saved with a head; files are read with and without.
+        ignored: regular expressions of tensors that are not read: constants, copies, other heads.
+    """
+
+    model_type: str
+    name: str
+    target: str
+    parts: tuple[Part, ...]
+    rules: tuple[Rule, ...]
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+
+    def read_config(self, theirs: Mapping[str, Any]) -> Config:
+        """Our config of their model."""
+        return read_config(self.parts, theirs, self.target)
+
+    def write_config(self, ours: Mapping[str, Any]) -> Config:
+        """Their config of our model.
+
+        Raises:
+            ConversionError: where the architecture cannot say what our model does.
+        """
+        found = self.difference(ours)
+        if found is not None:
+            raise ConversionError(
+                f"{self.name} cannot express this model",
+                where="model",
+                found=found,
+                fix="choose another architecture, or keep it as a .nemolet file",
+            )
+        return {"architectures": [self.name], "model_type": self.model_type, **write_config(self.parts, ours)}
+
+    def difference(self, ours: Mapping[str, Any]) -> str | None:
+        """What is lost on the way there and back; None where nothing is."""
+        if str(ours.get("_target_")).split(".")[-1] != self.target.split(".")[-1]:
+            return f"{ours.get('_target_')}, not {self.target}"
+        try:
+            again = self.read_config(write_config(self.parts, ours))
+        except (ConversionError, KeyError, TypeError, ValueError) as error:
+            return str(error)
+        return first_difference(settled(ours), settled(again))
+
+
+def architectures() -> dict[str, Architecture]:
+    """All known architectures by the name of their class in transformers.
+
+    Example:
+        >>> architectures()["LlamaForCausalLM"].target
+        'nemolet.language.CausalLM'
+    """
+    found: dict[str, Architecture] = {}
+    for module in _MODULES:
+        table = importlib.import_module(f"nemolet.convert.architectures.{module}").ARCHITECTURES
+        found |= {architecture.name: architecture for architecture in table}
+    return found
+
+
+def find(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a ``config.json`` names; with several classes of one model type, the first known.
+
+    Raises:
+        ConversionError: listing the known ones.
+    """
+    known = architectures()
+    for name in config.get("architectures") or ():
+        if name in known:
+            return known[name]
+    kind, names = config.get("model_type"), config.get("architectures") or []
+    same = [architecture for architecture in known.values() if architecture.model_type == kind]
+    if same and (not names or all(name.endswith("Model") for name in names)):
+        return same[0]
+    kinds = sorted({architecture.model_type for architecture in known.values()})
+    close = nearest(str((names or [kind])[0]), known)
+    raise ConversionError(
+        "this architecture is not known",
+        where="config.json",
+        expected=f"one of {', '.join(known)} (model types {', '.join(kinds)})",
+        found=f"{', '.join(map(str, names)) or 'no class'}, model type {kind}",
+        fix=(f"is it {close}? " if close else "")
+        + "To add one, write its two tables in nemolet/convert/architectures (docs/huggingface.md shows it)",
+    )
+
+
+def named(name: str) -> Architecture:
+    """An architecture by its class, or by its model type.
+
+    Raises:
+        ConversionError: for an unknown one.
+    """
+    return find({"architectures": [name], "model_type": name} if name in architectures() else {"model_type": name})
+
+
+def fitting(config: Mapping[str, Any]) -> Architecture:
+    """The first architecture that can express a model of ours.
+
+    Raises:
+        ConversionError: saying for each why not.
+    """
+    reasons = {}
+    for architecture in architectures().values():
+        reason = architecture.difference(config)
+        if reason is None:
+            return architecture
+        reasons[architecture.name] = reason
+    close = {name: reason for name, reason in reasons.items() if ", not " not in reason} or reasons
+    raise ConversionError(
+        "no known architecture can express this model",
+        where="model",
+        found="; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in close.items())[:1500],
+        fix="keep it as a .nemolet file, or add the architecture (docs/huggingface.md)",
+    )

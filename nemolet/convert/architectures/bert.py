@@ -1,0 +1,202 @@
+"""BERT, RoBERTa, DistilBERT and ELECTRA: the same encoder under other names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nemolet.convert.architecture import Architecture
+from nemolet.convert.fields import Config, Field, Fixed, Only, Part, activation, get, put
+from nemolet.convert.mapping import Rule, rules
+from nemolet.convert.operations import Heads, Rows
+
+ENCODER, MASKED = "nemolet.language.TextEncoder", "nemolet.language.MaskedLM"
+_COPIES = (r".*position_ids", r"cls\.predictions\.decoder\.(weight|bias)", r"lm_head\.decoder\.(weight|bias)")
+_OTHER_HEADS = (r".*\.pooler\..*", r"cls\.seq_relationship\..*")
+
+
+@dataclass(frozen=True)
+class RobertaPositions(Part):
+    """The first position is the one after that of padding, and padding is not counted."""
+
+    ours: str
+
+    def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
+        offset = int(theirs.get("pad_token_id", 1)) + 1
+        put(ours, f"{self.ours}positions", {"offset": offset, "skip_padding": True})
+        put(ours, f"{self.ours}max_length", int(theirs["max_position_embeddings"]) - offset)
+
+    def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
+        offset = get(ours, f"{self.ours}positions.offset")
+        theirs["pad_token_id"] = offset - 1
+        theirs["max_position_embeddings"] = get(ours, f"{self.ours}max_length") + offset
+
+
+def _at_least_one(types: int) -> int:
+    if types < 1:
+        raise ValueError("there are no token types")
+    return types
+
+
+def _body(at: str) -> tuple[Part, ...]:
+    """What all have in common; ``at`` is where the encoder is among our arguments."""
+    stack = f"{at}stack."
+    return (
+        Fixed(
+            {
+                **({f"{at}_target_": ENCODER} if at else {}),
+                f"{stack}_target_": "nemolet.nn.Encoder",
+                f"{stack}norm": "layer",
+                f"{stack}gated": False,
+                f"{stack}position": "learned",
+                f"{stack}bias": True,
+                f"{stack}residual": {"order": "post", "input_norm": True},
+            }
+        ),
+        Field("vocab_size", f"{at}vocab_size"),
+    )
+
+
+def _sizes(at: str) -> tuple[Part, ...]:
+    stack = f"{at}stack."
+    return (
+        *_body(at),
+        Only({"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}),
+        Field("hidden_size", f"{stack}width"),
+        Field("intermediate_size", f"{stack}ffn"),
+        Field("num_hidden_layers", f"{stack}layers"),
+        Field("num_attention_heads", f"{stack}heads"),
+        Field("type_vocab_size", f"{at}token_types", 2, to_theirs=_at_least_one),
+        Field("layer_norm_eps", f"{stack}norm_eps", 1e-12),
+        Field("hidden_dropout_prob", f"{stack}dropout", 0.1),
+        activation("hidden_act", f"{stack}activation", "gelu"),
+    )
+
+
+def _bert(at: str) -> tuple[Part, ...]:
+    return *_sizes(at), Field("max_position_embeddings", f"{at}stack.max_length")
+
+
+def _roberta(at: str) -> tuple[Part, ...]:
+    return *_sizes(at), RobertaPositions(f"{at}stack.")
+
+
+@dataclass(frozen=True)
+class EntryWidth(Part):
+    """Size of the embeddings, where it is not that of the model."""
+
+    ours: str
+
+    def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
+        size = theirs.get("embedding_size", 128)
+        put(ours, f"{self.ours}input_width", None if size == theirs["hidden_size"] else size)
+
+    def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
+        theirs["embedding_size"] = get(ours, f"{self.ours}input_width", None) or get(ours, f"{self.ours}width")
+
+
+def _electra(at: str) -> tuple[Part, ...]:
+    return *_bert(at), EntryWidth(f"{at}stack.")
+
+
+def _distil(at: str) -> tuple[Part, ...]:
+    stack = f"{at}stack."
+    return (
+        *_body(at),
+        Fixed({f"{at}token_types": 0, f"{stack}norm_eps": 1e-12}),
+        Field("dim", f"{stack}width"),
+        Field("hidden_dim", f"{stack}ffn"),
+        Field("n_layers", f"{stack}layers"),
+        Field("n_heads", f"{stack}heads"),
+        Field("max_position_embeddings", f"{stack}max_length"),
+        Field("dropout", f"{stack}dropout", 0.1),
+        activation("activation", f"{stack}activation", "gelu"),
+    )
+
+
+def _head(act: str | None, eps: str | None) -> tuple[Part, ...]:
+    """The head repeats the activation and the norm of the body, or always has the same."""
+    return (
+        activation(act, "activation", "gelu") if act else Fixed({"activation": "gelu"}),
+        Field(eps, "norm_eps", 1e-12) if eps else Fixed({"norm_eps": 1e-12}),
+    )
+
+
+_LAYER = {
+    "attention.qkv.@": (
+        ("attention.self.query.@", "attention.self.key.@", "attention.self.value.@"),
+        Heads(),
+    ),
+    "attention.out.@": "attention.output.dense.@",
+    "attention_norm.@": "attention.output.LayerNorm.@",
+    "feed_forward.up.@": "intermediate.dense.@",
+    "feed_forward.down.@": "output.dense.@",
+    "feed_forward_norm.@": "output.LayerNorm.@",
+}
+_DISTIL_LAYER = {
+    "attention.qkv.@": (("attention.q_lin.@", "attention.k_lin.@", "attention.v_lin.@"), Heads()),
+    "attention.out.@": "attention.out_lin.@",
+    "attention_norm.@": "sa_layer_norm.@",
+    "feed_forward.up.@": "ffn.lin1.@",
+    "feed_forward.down.@": "ffn.lin2.@",
+    "feed_forward_norm.@": "output_layer_norm.@",
+}
+
+
+def _table(ours: str, theirs: str, model_type: str) -> tuple[Rule, ...]:
+    distil = model_type == "distilbert"
+    layers, layer = ("transformer.layer.*.", _DISTIL_LAYER) if distil else ("encoder.layer.*.", _LAYER)
+    return (
+        Rule(f"{ours}graph.embed.tokens.weight", f"{theirs}embeddings.word_embeddings.weight", Rows()),
+        Rule(f"{ours}graph.embed.types.weight", f"{theirs}embeddings.token_type_embeddings.weight"),
+        Rule(f"{ours}graph.stack.position.weight", f"{theirs}embeddings.position_embeddings.weight"),
+        Rule(f"{ours}graph.stack.input_norm.@", f"{theirs}embeddings.LayerNorm.@"),
+        Rule(f"{ours}graph.stack.input_proj.@", f"{theirs}embeddings_project.@"),
+        *rules(f"{ours}graph.stack.blocks.*.", f"{theirs}{layers}", layer),
+        Rule(f"{ours}pooler.@", f"{theirs}pooler.dense.@"),
+    )
+
+
+def _head_table(dense: str, norm: str, bias: str) -> tuple[Rule, ...]:
+    return (
+        Rule("graph.head.dense.@", f"{dense}.@"),
+        Rule("graph.head.norm.@", f"{norm}.@"),
+        Rule("graph.head.head.bias", bias, Rows()),
+    )
+
+
+_BERT_HEAD = _head_table(
+    "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"
+)
+_ROBERTA_HEAD = _head_table("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+_DISTIL_HEAD = _head_table("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
+_ELECTRA_HEAD = _head_table("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias")
+
+
+def _encoder(model_type: str, name: str, parts: tuple[Part, ...], *, pooler: bool) -> Architecture:
+    prefix = f"{model_type}."
+    parts = (*parts, Fixed({"pooler": pooler}))
+    ignored = (*_COPIES, r"cls\..*", r"lm_head\..*")
+    return Architecture(model_type, name, ENCODER, parts, _table("", "", model_type), prefix=prefix, ignored=ignored)
+
+
+def _masked(
+    model_type: str, name: str, parts: tuple[Part, ...], head: tuple[Part, ...], rows: tuple[Rule, ...]
+) -> Architecture:
+    prefix = f"{model_type}."
+    table = (*_table("graph.encoder.", prefix, model_type), *rows)
+    return Architecture(model_type, name, MASKED, (*parts, *head), table, prefix=prefix, ignored=_COPIES + _OTHER_HEADS)
+
+
+_USUAL = _head("hidden_act", "layer_norm_eps")
+ARCHITECTURES = (
+    _encoder("bert", "BertModel", _bert(""), pooler=True),
+    _masked("bert", "BertForMaskedLM", _bert("encoder."), _USUAL, _BERT_HEAD),
+    _encoder("roberta", "RobertaModel", _roberta(""), pooler=True),
+    _masked("roberta", "RobertaForMaskedLM", _roberta("encoder."), _head(None, "layer_norm_eps"), _ROBERTA_HEAD),
+    _encoder("distilbert", "DistilBertModel", _distil(""), pooler=False),
+    _masked("distilbert", "DistilBertForMaskedLM", _distil("encoder."), _head("activation", None), _DISTIL_HEAD),
+    _encoder("electra", "ElectraModel", _electra(""), pooler=False),
+    _masked("electra", "ElectraForMaskedLM", _electra("encoder."), _head(None, "layer_norm_eps"), _ELECTRA_HEAD),
+)
