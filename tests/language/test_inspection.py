@@ -90,7 +90,9 @@ def test_classes_are_scored_as_by_sklearn():
     precision, recall, f1, count = metrics.precision_recall_fscore_support(real, said, labels=confusion.labels)
     for score in confusion.scores():
         i = confusion.labels.index(score.label)
-        assert (score.count, score.precision, score.recall, score.f1) == pytest.approx((count[i], precision[i], recall[i], f1[i]))
+        assert (score.count, score.precision, score.recall, score.f1) == pytest.approx(
+            (count[i], precision[i], recall[i], f1[i])
+        )
     assert sum(n for _, _, n in confusion.worst(100)) == sum(r != s for r, s in zip(real, said))
     assert confusion.table(3).count("\n") == 3
     cells = ET.fromstring(confusion.svg()).findall(".//{http://www.w3.org/2000/svg}rect")
