@@ -9,6 +9,8 @@ _EXPORTS = {
     "Architecture": "nemolet.convert.architecture",
     "architectures": "nemolet.convert.architecture",
     "convert": "nemolet.convert.files",
+    "export_adapter": "nemolet.convert.adapters",
+    "import_adapter": "nemolet.convert.adapters",
     "read": "nemolet.convert.reading",
     "write": "nemolet.convert.writing",
 }
@@ -21,6 +23,7 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.convert.adapters import export_adapter, import_adapter
     from nemolet.convert.architecture import Architecture, architectures
     from nemolet.convert.files import convert
     from nemolet.convert.reading import read

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "AnswerLoss": "nemolet.language.answering",
     "Beam": "nemolet.language.beam",
+    "Calibration": "nemolet.language.mistakes",
     "CausalLM": "nemolet.language.models",
     "ClassLoss": "nemolet.language.classification",
     "Completion": "nemolet.language.decoding",
+    "Confusion": "nemolet.language.mistakes",
     "ContrastiveLoss": "nemolet.language.embedding",
     "CrossEntropy": "nemolet.language.losses",
     "Decoder": "nemolet.nn.transformer",
@@ -48,6 +50,7 @@ _EXPORTS = {
     "chain_log_likelihood": "nemolet.language.crf",
     "chrf": "nemolet.language.scores",
     "exact_match": "nemolet.language.scores",
+    "explain": "nemolet.language.saliency",
     "fill": "nemolet.language.masked",
     "generate": "nemolet.language.decoding",
     "likeliest_chain": "nemolet.language.crf",
@@ -77,9 +80,11 @@ if TYPE_CHECKING:
     from nemolet.language.losses import CrossEntropy, TokenLoss
     from nemolet.language.masked import fill
     from nemolet.language.metrics import LanguageScore
+    from nemolet.language.mistakes import Calibration, Confusion
     from nemolet.language.models import CausalLM
     from nemolet.language.ngrams import NgramEmbedding, NgramEncoder
     from nemolet.language.preference import PreferenceLoss, PreferenceModel
+    from nemolet.language.saliency import explain
     from nemolet.language.sampling import Sampling
     from nemolet.language.scores import bleu, chrf, exact_match, word_f1
     from nemolet.language.seq2seq import EncoderDecoder

@@ -65,8 +65,8 @@ def save_adapter(model: nn.Module, folder: str | Path, *, base: str = "") -> Pat
     Raises:
         ConfigError: for a model without additions.
     """
-    metadata = {"format": "pt", "base": fingerprint(model)}
-    return write_additions(additions_of(model), folder, base=base, metadata=metadata)
+    # One entry only: safetensors writes several in any order, and equal input should give equal bytes.
+    return write_additions(additions_of(model), folder, base=base, metadata={"base": fingerprint(model)})
 
 
 def write_additions(

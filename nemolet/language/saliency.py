@@ -1,0 +1,119 @@
+"""Which tokens a classification depends on: gradients, and integrated gradients."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nemolet.data.encoding import TextEncoding
+from nemolet.errors import ConfigError
+from nemolet.language.classification import TextClassifier
+from nemolet.nn.embedding import Embedding
+from nemolet.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What each token adds to the score of a label; below zero it speaks against it."""
+
+    label: str
+    pieces: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    def html(self) -> str:
+        """The text with each token coloured: green speaks for the label, red against it."""
+        largest = max((abs(score) for score in self.scores), default=0.0) or 1.0
+        spans = []
+        for piece, score in zip(self.pieces, self.scores):
+            colour = "46,160,67" if score > 0 else "218,54,51"
+            style = f"background:rgba({colour},{abs(score) / largest:.2f})"
+            spans.append(f'<span style="{style}" title="{score:+.3f}">{html.escape(piece)}</span>')
+        return f'<p><b>{html.escape(self.label)}</b> <span style="white-space:pre-wrap">{"".join(spans)}</span></p>'
+
+
+def explain(
+    model: TextClassifier,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    label: str | None = None,
+    method: Literal["gradient", "integrated"] = "integrated",
+    steps: int = 32,
+) -> Attribution:
+    """What each token adds to the score of a label.
+
+    Args:
+        model: any text classifier.
+        tokenizer: the one it was trained with.
+        text: to be classified.
+        label: whose score is explained; None for the likeliest.
+        method: ``"gradient"`` multiplies the gradient with the vector of the token; ``"integrated"`` averages the
+            gradient on the way from nothing to the text (Sundararajan et al., 2017), so that the parts add up to the
+            difference between the two scores.
+        steps: points on that way.
+
+    Raises:
+        ConfigError: for an unknown label, or an encoder without embeddings.
+    """
+    if label is not None and label not in model.labels:
+        raise ConfigError("there is no such label", where="label", expected=", ".join(model.labels), found=label)
+    ids = TextEncoding(tokenizer, model.context, "truncate").text(text, "text") or []
+    tokens = torch.tensor([ids], device=next(model.parameters()).device)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits_V = model(tokens)[0]
+        index = int(logits_V.argmax()) if label is None else model.labels.index(label)
+        scores_T = torch.zeros(len(ids))
+        for point, weight in [(1.0, 1.0)] if method == "gradient" else _way(steps):
+            scores_T += weight * _scaled(model, tokens, index, point)
+    finally:
+        for module in training:
+            module.training = True
+    pieces = tuple(tokenizer.decode([token], special=True) for token in ids)
+    return Attribution(model.labels[index], pieces, tuple(scores_T.tolist()))
+
+
+def _way(steps: int) -> list[tuple[float, float]]:
+    """Points from 0 to 1 and their weights; dense near 0, where a normalisation makes scores steep."""
+    middles = [(step + 0.5) / steps for step in range(steps)]
+    return [(middle**4, 4 * middle**3 / steps) for middle in middles]
+
+
+def _scaled(model: TextClassifier, tokens_BT: Tensor, index: int, factor: float) -> Tensor:
+    """Gradient times vector of each token where all vectors are scaled by a factor. Shape: [T]."""
+    whole: list[Tensor] = []
+    scaled: list[Tensor] = []
+
+    def scale(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        whole.append(output.detach())
+        scaled.append((output.detach() * factor).requires_grad_(True))
+        return scaled[-1]
+
+    tables = [module for module in model.encoder.modules() if isinstance(module, Embedding)]
+    hooks = [table.register_forward_hook(scale) for table in tables]
+    try:
+        score = model(tokens_BT)[0, index]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not scaled:
+        raise ConfigError("the encoder has no embedding", where="model.encoder", expected="a nemolet.nn.Embedding")
+    gradients = torch.autograd.grad(score, scaled, allow_unused=True)
+    parts = [(g * w)[0].sum(-1) for g, w in zip(gradients, whole) if g is not None]
+    return torch.stack(parts).sum(0).cpu()
+
+
+def page(attributions: Sequence[Attribution], *, title: str = "nemolet") -> str:
+    """An HTML page of several texts."""
+    body = "\n".join(attribution.html() for attribution in attributions)
+    return (
+        f'<!doctype html><html><head><meta charset="utf-8"><title>{html.escape(title)}</title></head>'
+        f'<body style="font-family:sans-serif;max-width:60em;margin:2em auto">\n{body}\n</body></html>\n'
+    )

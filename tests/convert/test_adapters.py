@@ -1,0 +1,88 @@
+"""Adapters of PEFT both ways: equal logits on both sides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nemolet.convert import read
+from nemolet.convert.adapters import export_adapter, import_adapter
+from nemolet.errors import NemoletError
+from nemolet.nn import Adapter, adapt, adapted_layers
+
+peft = pytest.importorskip("peft", reason="peft is the reference")
+transformers = pytest.importorskip("transformers", reason="transformers is the reference")
+TOKENS = torch.arange(14).view(2, 7)
+
+
+def saved(kind, folder):
+    torch.manual_seed(0)
+    if kind == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+        model = transformers.LlamaForCausalLM(config)
+    else:
+        config = transformers.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=4, n_positions=32)
+        model = transformers.GPT2LMHeadModel(config)
+    model.eval().save_pretrained(folder)
+    return model
+
+
+TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", list(TARGETS))
+def test_theirs_becomes_ours(kind, dora, tmp_path):
+    base = saved(kind, tmp_path / "base")
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS[kind], use_dora=dora)
+    theirs = peft.get_peft_model(base, config).eval()
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+        if "magnitude" in name:
+            parameter.data.mul_(1.2)
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = read(tmp_path / "base").model
+    plain = ours(TOKENS)
+    import_adapter(ours, tmp_path / "adapter")
+    with torch.no_grad():
+        expected = theirs(input_ids=TOKENS).logits
+    assert (ours(TOKENS) - expected).abs().max() < 1e-5
+    assert (ours(TOKENS) - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", list(TARGETS))
+def test_ours_becomes_theirs(kind, dora, tmp_path):
+    base = saved(kind, tmp_path / "base")
+    ours = read(tmp_path / "base").model
+    adapt(ours, Adapter(rank=2, alpha=6, targets=("attention.qkv", "feed_forward.up"), dora=dora))
+    for _, layer in adapted_layers(ours):
+        torch.nn.init.normal_(layer.up, std=0.3)
+        if layer.lengths is not None:
+            layer.lengths.data.mul_(1.2)
+    export_adapter(ours, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    with torch.no_grad():
+        expected = theirs(input_ids=TOKENS).logits
+    assert (ours(TOKENS) - expected).abs().max() < 1e-5
+    again = read(tmp_path / "base").model
+    import_adapter(again, tmp_path / "adapter")
+    assert (again(TOKENS) - expected).abs().max() < 1e-5
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    saved("gpt2", tmp_path / "base")
+    saved("llama", tmp_path / "other")
+    other = read(tmp_path / "other").model
+    adapt(other, Adapter(rank=2, targets=("attention.qkv",)))
+    export_adapter(other, tmp_path / "adapter")
+    with pytest.raises(NemoletError, match="another base model"):
+        import_adapter(read(tmp_path / "base").model, tmp_path / "adapter")
