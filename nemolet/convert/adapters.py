@@ -138,7 +138,7 @@ def _plain(model: NeuralModule) -> NeuralModule:
 def _row_lengths(model: NeuralModule, layer: str) -> Tensor:
     """Lengths of the rows of a weight, adapted or not."""
     module = model.get_submodule(layer)
-    weight: Tensor = getattr(module, "base", module).weight
+    weight = getattr(module, "base", module).get_parameter("weight")
     lengths: Tensor = weight.detach().float().norm(dim=1)
     return lengths
 
