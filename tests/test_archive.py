@@ -691,3 +691,20 @@ def test_limits_stay_those_of_the_process(good):
     nl.load(good)
     assert not torch.nn.modules.module._global_parameter_registration_hooks
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def test_streamed_weights_give_the_same_bytes(tmp_path):
+    model = nl.language.CausalLM(vocab_size=11, layers=1, width=8, heads=2, context=16)
+    weights, asked = model.state_dict(), []
+
+    def read(name):
+        asked.append(name)
+        return weights[name]
+
+    whole = nl.save(tmp_path / "whole.nemolet", model=model)
+    streamed = nl.save(tmp_path / "streamed.nemolet", model=model, weights=read)
+    assert whole.read_bytes() == streamed.read_bytes()
+    assert len(asked) == len(set(asked)) == len(list(model.parameters()))
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    with pytest.raises(ArchiveError, match=r"do not fit(.|\n)*\(3,\) for"):
+        nl.save(tmp_path / "bad.nemolet", model=model, weights=lambda name: torch.zeros(3))
