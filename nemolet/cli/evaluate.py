@@ -51,7 +51,7 @@ def run(settings: Settings) -> None:
         raise ConfigError(
             "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
         )
-    if hasattr(archive.model, "objective"):
+    if hasattr(archive.model, "objective") or hasattr(build(settings.data, where="data"), "with_names"):
         _print_task(archive.model, archive.tokenizer, settings)
     else:
         _print_language(archive.model, archive.tokenizer, settings)
@@ -74,6 +74,8 @@ def _print_language(model: Any, tokenizer: Any, settings: Settings) -> None:
 
 def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
     """Loss and measures on all examples; where texts can be scored, those scores too."""
+    from nemolet.cli.train import measures
+    from nemolet.language.losses import CrossEntropy
     from nemolet.training.evaluation import measure
     from nemolet.training.graphs import training_graph
 
@@ -86,8 +88,9 @@ def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
             found=type(source).__name__,
         )
     source = replace(source.with_names(model), context=getattr(model, "context", source.context))
+    loss = model.objective() if hasattr(model, "objective") else CrossEntropy()  # a language model on conversations
     prepared = source.prepare(tokenizer, split=False)
-    graph = training_graph(model, model.objective(), model.measures(), prepared.fields).eval()
+    graph = training_graph(model, loss, measures(model), prepared.fields).eval()
     found = measure(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
     if hasattr(model, "score_texts"):
         found |= model.score_texts(tokenizer, [record.values for record in source.read(source.path)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,8 +138,8 @@ def _plain(model: NeuralModule) -> NeuralModule:
 
 def _row_lengths(model: NeuralModule, layer: str) -> Tensor:
     """Lengths of the rows of a weight, adapted or not."""
-    module = model.get_submodule(layer)
-    weight = getattr(module, "base", module).get_parameter("weight")
+    module: Any = model.get_submodule(layer)
+    weight: Tensor = getattr(module, "base", module).weight
     lengths: Tensor = weight.detach().float().norm(dim=1)
     return lengths
 

@@ -57,6 +57,11 @@ def test_instructions_with_and_without_an_addition(base, chats, capsys, adapter)
     targets = [] if adapter is None else [f"adapter={adapter}", "adapter.targets=[attention.qkv]"]
     out = succeed(capsys, *command, *targets, "show=1")
     assert "\033[32mx" in out
+    scores = [
+        float(succeed(capsys, "evaluate", f"archive={a}", "data=instructions", f"data.path={chats}").split()[1])
+        for a in (base, "run/model.nemolet")
+    ]
+    assert scores[1] < scores[0]  # the answers became likelier
     before, after = weights(base), weights("run/model.nemolet")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     if adapter is None:
