@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -30,6 +31,7 @@ def run(verb: str, flags: list[str], overrides: list[str]) -> int:
     status: list[int] = []
 
     def job(config: DictConfig) -> None:
+        _speak_again()
         task = OmegaConf.to_container(HydraConfig.get().overrides.task)
         assert isinstance(task, list)
         try:
@@ -45,7 +47,13 @@ def run(verb: str, flags: list[str], overrides: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 1
     finally:
         sys.argv = before
+        _speak_again()
     return max(status, default=0)
+
+
+def _speak_again() -> None:
+    """Hydra silences every logger there is; ours tells of data that is left out."""
+    logging.getLogger("nemolet").disabled = False
 
 
 def _settings(verb: str, flags: list[str]) -> list[str]:

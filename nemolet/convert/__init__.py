@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "Architecture": "nemolet.convert.architecture",
-    "architectures": "nemolet.convert.architecture",
+    "known_architectures": "nemolet.convert.architecture",
     "convert": "nemolet.convert.files",
     "export_adapter": "nemolet.convert.adapters",
     "import_adapter": "nemolet.convert.adapters",
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from nemolet.convert.adapters import export_adapter, import_adapter
-    from nemolet.convert.architecture import Architecture, architectures
+    from nemolet.convert.architecture import Architecture, known_architectures
     from nemolet.convert.files import convert
     from nemolet.convert.reading import read
     from nemolet.convert.writing import write

@@ -71,11 +71,11 @@ class Architecture:
         return first_difference(settled(ours), settled(again))
 
 
-def architectures() -> dict[str, Architecture]:
+def known_architectures() -> dict[str, Architecture]:
     """All known architectures by the name of their class in transformers.
 
     Example:
-        >>> architectures()["LlamaForCausalLM"].target
+        >>> known_architectures()["LlamaForCausalLM"].target
         'nemolet.language.CausalLM'
     """
     found: dict[str, Architecture] = {}
@@ -91,7 +91,7 @@ def find(config: Mapping[str, Any]) -> Architecture:
     Raises:
         ConversionError: listing the known ones.
     """
-    known = architectures()
+    known = known_architectures()
     for name in config.get("architectures") or ():
         if name in known:
             return known[name]
@@ -117,7 +117,9 @@ def named(name: str) -> Architecture:
     Raises:
         ConversionError: for an unknown one.
     """
-    return find({"architectures": [name], "model_type": name} if name in architectures() else {"model_type": name})
+    return find(
+        {"architectures": [name], "model_type": name} if name in known_architectures() else {"model_type": name}
+    )
 
 
 def fitting(config: Mapping[str, Any]) -> Architecture:
@@ -127,7 +129,7 @@ def fitting(config: Mapping[str, Any]) -> Architecture:
         ConversionError: saying for each why not.
     """
     reasons = {}
-    for architecture in architectures().values():
+    for architecture in known_architectures().values():
         reason = architecture.difference(config)
         if reason is None:
             return architecture

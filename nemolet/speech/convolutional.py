@@ -32,6 +32,7 @@ class SeparableConv(NeuralModule):
     Shape: ``B T I``, lengths_B -> ``B S D``
 
     Example:
+        >>> import torch
         >>> SeparableConv("C", 8, 4, kernel=3, stride=2)(torch.zeros(1, 5, 8), torch.tensor([5])).shape
         torch.Size([1, 3, 4])
     """
@@ -121,6 +122,7 @@ class ConvEncoder(Encoder):
     Shape: ``B T C``, lengths_B -> ``B S D``, lengths_B
 
     Example:
+        >>> import torch
         >>> encoder = ConvEncoder(bins=8, width=16, kernels=[3, 5], repeats=2)
         >>> encoder(torch.randn(1, 9, 8), torch.tensor([9])).hidden.shape
         torch.Size([1, 5, 16])

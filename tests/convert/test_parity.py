@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemolet.convert import architectures
+from nemolet.convert import known_architectures
 from nemolet.language.decoding import Decoding
 from nemolet.language.sampling import Sampling
 
@@ -208,4 +208,4 @@ def test_the_table_of_architectures_holds(pairs):
 
 def test_every_architecture_is_tested():
     tested = {model for model, _, _ in MODELS.values()}
-    assert set(architectures()) == tested
+    assert set(known_architectures()) == tested
