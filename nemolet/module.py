@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nemolet.errors import DeclarationError, ShapeError
+from nemolet.rules import check_arguments
 from nemolet.symbols import Port, Symbol, holds_symbol
 from nemolet.types import (
     ANY,
@@ -195,6 +196,7 @@ class NeuralModule(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> NeuralModule:
         module = super().__new__(cls)
         object.__setattr__(module, "_init_arguments", (args, kwargs))  # what config() writes down
+        check_arguments(cls, args, kwargs)
         return module
 
     def __init__(self, **bindings: Binding) -> None:

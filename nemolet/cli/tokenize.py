@@ -37,6 +37,8 @@ class Settings:
     CONFIG_RULES = (
         ("tokenizer.kind != 'file' or tokenizer.path is not None", "kind=file needs tokenizer.path"),
         ("workers >= 1", "workers is at least 1"),
+        ("len(out) > 0", "out is empty; it is the common prefix of the files"),
+        ("len(path) > 0", "path is empty; null for the text that Python carries"),
     )
 
 

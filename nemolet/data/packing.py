@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemolet.errors import DataError
+from nemolet.rules import check_choices
 from nemolet.types import IGNORED
 
 
@@ -67,6 +68,7 @@ class PackedTokens:
         seed: int = 0,
         respect_documents: bool = True,
     ) -> None:
+        check_choices(type(self).__init__, type(self).__name__, {"order": order})
         self.tokens = tokens
         self.starts, self.lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
         self.offsets = np.concatenate(([0], np.cumsum(self.lengths)))

@@ -28,6 +28,7 @@ _EXPORTS = {
     "RMSNorm": "nemolet.nn.norm",
     "RelativePositions": "nemolet.nn.embedding",
     "ResidualOptions": "nemolet.nn.block",
+    "RopeScaling": "nemolet.nn.rope",
     "RotaryEmbedding": "nemolet.nn.rope",
     "SinusoidalPositions": "nemolet.nn.embedding",
     "TextEmbedding": "nemolet.nn.embedding",
@@ -59,5 +60,5 @@ if TYPE_CHECKING:
     from nemolet.nn.norm import LayerNorm, RMSNorm
     from nemolet.nn.recurrent import LSTM
     from nemolet.nn.relative_attention import RelativeAttention
-    from nemolet.nn.rope import RotaryEmbedding
+    from nemolet.nn.rope import RopeScaling, RotaryEmbedding
     from nemolet.nn.transformer import Decoder, Encoder, LocalLayers, PositionOptions

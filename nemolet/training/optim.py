@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
+from nemolet.rules import check_settings
 from nemolet.types import Axis
 
 
@@ -42,11 +43,15 @@ class Optim:
 
     CONFIG_RULES = (
         ("lr > 0", "the learning rate is above 0"),
+        ("muon_lr > 0", "muon_lr is above 0; null for lr"),
         ("weight_decay >= 0", "weight decay is at least 0"),
         ("momentum >= 0 and momentum < 1", "momentum is at least 0 and below 1"),
         ("betas[0] >= 0 and betas[0] < 1 and betas[1] >= 0 and betas[1] < 1", "betas are at least 0 and below 1"),
         ("eps >= 0", "eps is at least 0"),
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def make(self, module: nn.Module) -> Optimizer:
         """The optimizer of a module's parameters."""
