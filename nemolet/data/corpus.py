@@ -312,6 +312,7 @@ class PreparedCorpus:
             sequence_length=self.corpus.sequence_length,
             order=order,
             seed=self.corpus.seed or 0,
+            opener=self.tokenizer.eos_id if self.tokenizer.bos_id is None else None,
             respect_documents=self.corpus.respect_documents,
         )
 
