@@ -288,7 +288,7 @@ class NeuralModule(nn.Module):
 
 def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
     """Turn a constructor argument into plain data, or say which one cannot be."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, NeuralModule):
         return {"_ref_": refs[id(value)]} if id(value) in refs else value.config(refs)
