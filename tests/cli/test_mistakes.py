@@ -39,7 +39,7 @@ MISTAKES = {
     "nodes": (["train", "trainer.num_nodes=0"], ["num_nodes is at least 1"]),
     "small vocabulary": (["train", "tokenizer.vocab_size=100"], ["vocab_size holds 256 bytes"]),
     "large vocabulary": (["train", "model.vocab_size=300"], ["more tokens than the model"]),
-    "special bytes": (["train", "tokenizer=byte", "tokenizer.special_tokens=[<a>]"], ["only sentencepiece"]),
+    "special bytes": (["train", "tokenizer=byte", "tokenizer.special_tokens=[a]"], ["only sentencepiece"]),
     "empty path": (["train", "data.path="], ["path is empty"]),
     "empty name": (["train", "name=''"], ["the name is empty"]),
     "nothing to write": (["generate", "archive=a", "max_new_tokens=0"], ["max_new_tokens is at least 1"]),
