@@ -205,20 +205,7 @@ def stream(
         seed: of the random choice.
         completions: receives a :class:`Completion` for each prompt, filled while streaming.
     """
-    if max_new_tokens < 1:
-        raise GenerationError(
-            "nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens
-        )
-    if not 0 <= seed < 1 << 63:
-        raise GenerationError("out of range", where="seed", expected="at least 0 and below 2 ** 63", found=seed)
-    if "" in stop:
-        raise GenerationError(
-            "a stop sequence is empty",
-            where="stop",
-            expected="texts of at least one character",
-            found=list(stop),
-            fix="remove the empty one; it would stop everything at once",
-        )
+    _check_request(max_new_tokens, stop, seed)
     if not prompts:
         return
     results = [Completion() for _ in prompts]
@@ -260,6 +247,23 @@ def stream(
     finally:
         for module in training:
             module.training = True
+
+
+def _check_request(max_new_tokens: int, stop: Sequence[str], seed: int) -> None:
+    if max_new_tokens < 1:
+        raise GenerationError(
+            "nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens
+        )
+    if not 0 <= seed < 1 << 63:
+        raise GenerationError("out of range", where="seed", expected="at least 0 and below 2 ** 63", found=seed)
+    if "" in stop:
+        raise GenerationError(
+            "a stop sequence is empty",
+            where="stop",
+            expected="texts of at least one character",
+            found=list(stop),
+            fix="remove the empty one; it would stop everything at once",
+        )
 
 
 class _Piece:

@@ -126,7 +126,7 @@ def _settings(scaling: RopeScaling | Mapping[str, Any]) -> RopeScaling:
             where="rope_scaling",
             expected=", ".join(known),
             found=", ".join(scaling) or "nothing",
-            fix=did_you_mean(odd[0], known),
+            fix=did_you_mean(odd[0], known) or "give kind and factor, and what else the kind needs",
         )
     return RopeScaling(**scaling)
 
