@@ -32,6 +32,7 @@ from nemolet.tensor_files import Spec, TensorFile
 from nemolet.tokenizers import Tokenizer, describe, rebuild
 
 VERSION = 1
+_MOST_UNSTORED = 1 << 26  # numbers of a table that the config makes, such as sinusoidal positions
 # One function per old version, from its config to that of the next version. Never remove one.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -138,7 +139,8 @@ def described(model: NeuralModule, tokenizer: Tokenizer | None = None) -> dict[s
     """The config that :func:`save` writes; asked for before a long training, it tells whether saving will succeed.
 
     Raises:
-        ConfigError: for a module that :func:`load` would refuse, since its class is not registered.
+        ConfigError: for a module that :func:`load` would refuse, since its class is not registered or its config
+            is too deep or looks like interpolation.
         DeclarationError: for a module built with arguments that are no plain data.
     """
     return _whole(model.config(), tokenizer)
@@ -149,6 +151,15 @@ def _whole(model: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]
     if tokenizer is not None:
         config["tokenizer"] = describe(tokenizer)
     _check_config(config)
+    try:
+        read_config(write_config(config), CONFIG)
+    except ArchiveError as error:
+        raise ConfigError(
+            f"an archive cannot hold this model: {error.what}",
+            where=str(model.get("_target_")),
+            expected=error.expected,
+            found=error.found,
+        ) from error
     return config
 
 
@@ -301,6 +312,16 @@ def _no_larger_than(tensors: dict[str, Tensor], where: str) -> Iterator[None]:
     most = 4 * len(tensors) + 64  # a model is built twice here, and may replace parameters while it is built
     known: dict[int, Tensor] = {}
 
+    def watch_buffer(module: torch.nn.Module, name: str, buffer: Tensor | None) -> None:
+        # Positions are made from the config and not stored: they are larger than weights, but not by far.
+        if buffer is not None and buffer.numel() > max(_MOST_UNSTORED, largest):
+            raise ArchiveError(
+                "the weights do not fit the model",
+                where=where,
+                found=f"{name} with {buffer.numel():,} numbers",
+                expected=f"at most {max(_MOST_UNSTORED, largest):,} that are not stored",
+            )
+
     def watch(module: torch.nn.Module, name: str, parameter: Tensor | None) -> None:
         if parameter is None:
             return
@@ -313,11 +334,16 @@ def _no_larger_than(tensors: dict[str, Tensor], where: str) -> Iterator[None]:
                 expected=f"{len(tensors)} tensors of up to {largest} numbers",
             )
 
-    handle = torch.nn.modules.module.register_module_parameter_registration_hook(watch)
+    hooks = torch.nn.modules.module
+    handles = (
+        hooks.register_module_parameter_registration_hook(watch),
+        hooks.register_module_buffer_registration_hook(watch_buffer),
+    )
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _compare(model: Any, tensors: dict[str, Tensor], where: str) -> None:

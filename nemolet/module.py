@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nemolet.errors import DeclarationError, ShapeError
+from nemolet.rules import check_arguments
 from nemolet.symbols import Port, Symbol, holds_symbol
 from nemolet.types import (
     ANY,
@@ -196,6 +197,7 @@ class NeuralModule(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> NeuralModule:
         module = super().__new__(cls)
         object.__setattr__(module, "_init_arguments", (args, kwargs))  # what config() writes down
+        check_arguments(cls, args, kwargs)
         return module
 
     def __init__(self, **bindings: Binding) -> None:
@@ -287,7 +289,7 @@ class NeuralModule(nn.Module):
 
 def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
     """Turn a constructor argument into plain data, or say which one cannot be."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, NeuralModule):
         return {"_ref_": refs[id(value)]} if id(value) in refs else value.config(refs)

@@ -16,15 +16,16 @@ import tarfile
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import yaml
 
 import nemolet as nl
-from nemolet.archive import inspect
+from nemolet.archive import _no_larger_than, described, inspect
 from nemolet.container import CARD, CONFIG, MANIFEST, WEIGHTS
-from nemolet.errors import ArchiveError, ConfigError, ConversionError, DeclarationError
+from nemolet.errors import ArchiveError, ConfigError, ConversionError, DeclarationError, NemoletError
 from nemolet.tokenizers import ByteTokenizer, CharTokenizer, SentencePieceTokenizer
 from nemolet.types import HiddenBTD, LogitsBTV, TokenIdsBT
 
@@ -708,3 +709,20 @@ def test_streamed_weights_give_the_same_bytes(tmp_path):
     assert [path.name for path in tmp_path.glob(".*")] == []
     with pytest.raises(ArchiveError, match=r"do not fit(.|\n)*\(11, 8\)(.|\n)*\(3,\)"):
         nl.save(tmp_path / "bad.nemolet", model=model, weights=lambda name: torch.zeros(3))
+
+
+def test_what_could_not_be_loaded_is_told_before_training():
+    norm = nl.nn.LayerNorm("D", 4, eps=np.float64(1e-5))
+    with pytest.raises(NemoletError, match="cannot be written"):
+        described(norm)
+    module = nl.nn.LayerNorm("D", 4)
+    for _ in range(16):
+        module = nl.compose({"inner": module})
+    with pytest.raises(NemoletError, match="cannot hold"):
+        described(module)
+
+
+@pytest.mark.parametrize("length", [10**8, 10**12])
+def test_a_table_that_is_not_stored_is_bounded_too(length):
+    with pytest.raises(ArchiveError, match="do not fit"), _no_larger_than({}, "here"):
+        nl.nn.embedding.SinusoidalPositions(length, 8)

@@ -194,7 +194,7 @@ def test_rules_speak_of_settings_that_exist():
         schema = schema_of(f"nemolet.cli.{name}", "Settings")
         for rule, _ in schema.rules:
             for node in ast.walk(ast.parse(rule)):
-                if isinstance(node, ast.Name):
+                if isinstance(node, ast.Name) and node.id != "len":
                     assert node.id in schema.parameters, rule
 
 

@@ -42,7 +42,8 @@ class Settings:
     imports: list[str] | None = None
 
     CONFIG_RULES = (
-        ("max_new_tokens >= 0", "max_new_tokens is at least 0"),
+        ("max_new_tokens >= 1", "max_new_tokens is at least 1"),
+        ("seed >= 0 and seed < 4294967296", "seed is at least 0 and below 2 ** 32"),
         ("temperature >= 0", "temperature is at least 0"),
         ("top_k >= 0", "top_k is at least 0; 0 keeps all"),
         ("top_p > 0 and top_p <= 1", "top_p is above 0 and at most 1"),

@@ -37,12 +37,15 @@ class Settings:
     CONFIG_RULES = (
         ("tokenizer.kind != 'file' or tokenizer.path is not None", "kind=file needs tokenizer.path"),
         ("workers >= 1", "workers is at least 1"),
+        ("len(out) > 0", "out is empty; it is the common prefix of the files"),
+        ("len(path) > 0", "path is empty; null for the text that Python carries"),
     )
 
 
 def run(settings: Settings) -> None:
     """Write the token files and their tokenizer."""
     from nemolet.data.embedded import EmbeddedText
+    from nemolet.data.indexed import prefix_of
     from nemolet.data.sources import TextFiles
     from nemolet.data.tokenization import tokenize
     from nemolet.tokenizers import save_tokenizer
@@ -50,9 +53,9 @@ def run(settings: Settings) -> None:
     source: EmbeddedText | TextFiles = EmbeddedText()
     if settings.path is not None:
         source = TextFiles([settings.path], settings.text_key, settings.invalid_utf8, settings.max_line_bytes)
-    tokenizer = settings.tokenizer.make(source)
+    tokenizer, prefix = settings.tokenizer.make(source), prefix_of(settings.out)
     bar = progress_bar("tokenise", source.total_bytes())
-    done = tokenize(source, settings.out, tokenizer, workers=settings.workers, marks=settings.marks, progress=bar)
-    folder = Path(f"{settings.out}.tokenizer")
+    done = tokenize(source, prefix, tokenizer, workers=settings.workers, marks=settings.marks, progress=bar)
+    folder = Path(f"{prefix}.tokenizer")
     save_tokenizer(tokenizer, folder)
-    print(f"{settings.out}.bin, .idx: {done}; tokenizer {folder}")
+    print(f"{prefix}.bin, .idx: {done}; tokenizer {folder}")

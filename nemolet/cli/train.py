@@ -61,6 +61,16 @@ class Settings:
         ("data.context <= model.context", "texts may not be longer than the model's context"),
         ("schedule.warmup_steps < trainer.max_steps", "the warm-up has to end before the last step"),
         ("seed >= 0 and seed < 4294967296", "seed is at least 0 and below 2 ** 32"),
+        ("len(name) > 0", "the name is empty; it names the folder of the experiment"),
+        ("len(folder) > 0", "the folder is empty; null for runs/<name>"),
+        (
+            "tokenizer.kind != 'sentencepiece' or tokenizer.vocab_size <= model.vocab_size",
+            "the tokenizer has more tokens than the model; model.vocab_size=null takes them from it",
+        ),
+        (
+            "tokenizer.kind != 'byte' or model.vocab_size >= 257",
+            "the tokenizer has 257 tokens, more than the model; model.vocab_size=null takes them from it",
+        ),
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import operator
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from nemolet.config.schema import (
     Type,
 )
 from nemolet.errors import ConfigError, nearest
+from nemolet.rules import broken
 
 MISSING = "???"
 
@@ -203,81 +202,20 @@ def _is_number(text: str) -> bool:
 # Rules between settings
 # --------------------------------------------------------------------------------------------------
 
-_OPERATORS: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.USub: operator.neg,
-}
-
-
-class _Unknown(Exception):
-    """A rule speaks of a setting that is not set."""
-
 
 def _broken_rules(schema: Schema, values: Mapping[str, Any], path: str) -> list[Problem]:
-    defaults = {name: default for name, (_, default) in schema.parameters.items() if default is not REQUIRED}
-    known = {**defaults, **values}
-    problems = []
-    for expression, sentence in schema.rules:
-        tree = ast.parse(expression, mode="eval").body
-        try:
-            holds = evaluate(tree, known)
-        except (_Unknown, TypeError, IndexError, KeyError):
-            continue  # a value that is not set, or of a wrong type, which is a problem of its own
-        except ZeroDivisionError:
-            holds = False
-        if not holds:
-            named = [n for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))]
-            names = dict.fromkeys(_dotted(n) for n in named)
-            settings = [n for n in names if n and not any(o and o.startswith(f"{n}.") for o in names)]
-            found = ", ".join(f"{_join(path, n)}={_lookup(n, known)}" for n in settings if n)
-            problems.append(Problem(path or "config", sentence, found=found))
-    return problems
+    return [
+        Problem(path or "config", sentence, found=", ".join(f"{_join(path, n)}={v}" for n, v in named.items()))
+        for sentence, named in broken(schema.rules, _with_defaults(schema, values))
+    ]
 
 
-def evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """The value of a rule: numbers, text, names, items, arithmetic, comparisons, and, or; nothing else."""
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, (ast.Name, ast.Attribute)):
-        value = _lookup(_dotted(node), known)
-        if value is None:
-            raise _Unknown
-        return value
-    if isinstance(node, ast.BoolOp):
-        every = all if isinstance(node.op, ast.And) else any
-        return every(evaluate(value, known) for value in node.values)
-    if isinstance(node, ast.UnaryOp):
-        return _OPERATORS[type(node.op)](evaluate(node.operand, known))
-    if isinstance(node, ast.BinOp):
-        return _OPERATORS[type(node.op)](evaluate(node.left, known), evaluate(node.right, known))
-    if isinstance(node, ast.Subscript):
-        return evaluate(node.value, known)[evaluate(node.slice, known)]
-    if isinstance(node, ast.Compare) and ast.unparse(node).endswith(" is not None"):
-        return _lookup(_dotted(node.left), known) is not None
-    if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        return _OPERATORS[type(node.ops[0])](evaluate(node.left, known), evaluate(node.comparators[0], known))
-    raise ConfigError("a rule can only compare and calculate", where=ast.unparse(node))
-
-
-def _dotted(node: ast.AST) -> str:
-    if isinstance(node, ast.Attribute):
-        return f"{_dotted(node.value)}.{node.attr}"
-    return getattr(node, "id", "")
-
-
-def _lookup(name: str, known: Mapping[str, Any]) -> Any:
-    value: Any = known
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def _with_defaults(schema: Schema, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings as they will be, those of nested blocks included."""
+    known = {name: default for name, (_, default) in schema.parameters.items() if default is not REQUIRED}
+    for name, value in values.items():
+        kind = schema.parameters[name][0] if name in schema.parameters else Anything()
+        options = kind.options if isinstance(kind, Either) else (kind,)
+        block = next((option for option in options if isinstance(option, Block)), None)
+        known[name] = _with_defaults(block.schema, value) if block and isinstance(value, Mapping) else value
+    return known

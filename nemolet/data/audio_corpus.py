@@ -21,6 +21,7 @@ from nemolet.data.manifest import Problem, Utterance, read_audio
 from nemolet.data.prepared import Progress, Unit
 from nemolet.data.targets import ClassTarget, SpeechTarget, Target, TextTarget
 from nemolet.errors import DataError, NemoletError
+from nemolet.rules import check_settings
 from nemolet.tokenizers import Tokenizer
 
 _log = logging.getLogger("nemolet")
@@ -101,12 +102,17 @@ class AudioCorpus:
 
     __buildable__ = True
     CONFIG_RULES = (
+        ("len(path) > 0", "path is empty; null for recordings that are given"),
+        ("len(valid_path) > 0", "valid_path is empty; null sets part of path aside"),
         ("valid_fraction > 0 and valid_fraction < 1", "valid_fraction is a share between 0 and 1"),
         ("sample_rate >= 1 and batch_size >= 1 and workers >= 1", "sample_rate, batch_size, workers are at least 1"),
         ("min_seconds >= 0 and min_seconds < max_seconds", "min_seconds is at least 0 and below max_seconds"),
         ("batch_seconds > 0 and hop > 0", "batch_seconds and hop are above 0"),
         ("spread >= 0 and memory_mb >= 0", "spread and memory_mb are at least 0"),
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def typical(self) -> dict[str, int]:

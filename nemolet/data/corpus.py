@@ -25,6 +25,7 @@ from nemolet.data.prepared import Progress, Unit
 from nemolet.data.sources import InvalidUTF8, Pieces, TextFiles
 from nemolet.data.tokenization import tokenize
 from nemolet.errors import DataError
+from nemolet.rules import check_settings
 from nemolet.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -55,7 +56,19 @@ class TokenizerSpec:
     special_tokens: tuple[str, ...] = ()
     byte_fallback: bool = False
 
-    CONFIG_RULES = (("kind != 'file' or path is not None", "kind=file needs a path"),)
+    CONFIG_RULES = (
+        ("kind != 'file' or path is not None", "kind=file needs a path"),
+        ("len(path) > 0", "path is empty; null for none"),
+        (
+            "kind != 'sentencepiece' or vocab_size > 259 + len(special_tokens)",
+            "vocab_size holds 256 bytes, <unk>, </s>, the line end, the special tokens and some characters",
+        ),
+        ("kind == 'sentencepiece' or len(special_tokens) == 0", "only sentencepiece is trained with special_tokens"),
+        ("kind == 'char' or byte_fallback == False", "byte_fallback is a setting of characters"),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def expected_size(self) -> int | None:
@@ -130,7 +143,14 @@ class Corpus:
         ("sequence_length >= 1 and batch_size >= 1", "sequence_length and batch_size are at least 1"),
         ("valid_fraction > 0 and valid_fraction < 1", "valid_fraction is a share between 0 and 1"),
         ("workers >= 1", "workers is at least 1"),
+        ("max_line_bytes >= 1", "max_line_bytes is at least 1"),
+        ("len(path) > 0", "path is empty; null for the text that Python carries"),
+        ("len(valid_path) > 0", "valid_path is empty; null sets part of path aside"),
+        ("seed >= 0", "seed is at least 0"),
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def typical(self) -> dict[str, int]:
@@ -292,6 +312,7 @@ class PreparedCorpus:
             sequence_length=self.corpus.sequence_length,
             order=order,
             seed=self.corpus.seed or 0,
+            opener=self.tokenizer.eos_id if self.tokenizer.bos_id is None else None,
             respect_documents=self.corpus.respect_documents,
         )
 

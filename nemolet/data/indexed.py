@@ -36,6 +36,11 @@ def prefix_of(path: str | Path) -> Path:
     return path.with_suffix("") if path.suffix in (".bin", ".idx") else path
 
 
+def _file(prefix: Path, suffix: str) -> Path:
+    """One of the two files; a prefix may hold dots of its own."""
+    return prefix.with_name(prefix.name + suffix)
+
+
 class IndexedTokens:
     """Documents of token ids, memory-mapped (final).
 
@@ -52,7 +57,7 @@ class IndexedTokens:
 
     def __init__(self, path: str | Path) -> None:
         self.prefix = prefix_of(path)
-        index, data = self.prefix.with_suffix(".idx"), self.prefix.with_suffix(".bin")
+        index, data = _file(self.prefix, ".idx"), _file(self.prefix, ".bin")
         for file in (index, data):
             if not file.is_file():
                 raise DataError(
@@ -198,7 +203,7 @@ class IndexedWriter:
             file.flush()
             os.fsync(file.fileno())
         for suffix in (".bin", ".idx"):  # the index last: while it is missing, there is no pair
-            self._partial[suffix].replace(self.prefix.with_suffix(suffix))
+            self._partial[suffix].replace(_file(self.prefix, suffix))
 
 
 def _unwritable(prefix: Path, error: OSError) -> DataError:

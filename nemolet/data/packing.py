@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemolet.errors import DataError
+from nemolet.rules import check_choices
 from nemolet.types import IGNORED
 
 
@@ -44,6 +45,8 @@ class PackedTokens:
         order: ``"shuffled"`` is another permutation in every pass; ``"sequential"`` is not shuffled;
             ``"random"`` cuts at random places, with replacement.
         seed: of the order.
+        opener: the id that ends every document and so opens the next one (GPT-2, 2019): the first token of a document
+            is predicted from it; None where documents begin with a token of their own, or without one.
         respect_documents: number the documents in each sequence, so that attention stays inside; otherwise
             sequences run over document ends as over any other token.
 
@@ -65,12 +68,14 @@ class PackedTokens:
         sequence_length: int,
         order: Literal["shuffled", "sequential", "random"] = "shuffled",
         seed: int = 0,
+        opener: int | None = None,
         respect_documents: bool = True,
     ) -> None:
+        check_choices(type(self).__init__, type(self).__name__, {"order": order})
         self.tokens = tokens
         self.starts, self.lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
         self.offsets = np.concatenate(([0], np.cumsum(self.lengths)))
-        self.length, self.order, self.seed = sequence_length, order, seed
+        self.length, self.order, self.seed, self.opener = sequence_length, order, seed, opener
         self.total = int(self.offsets[-1])
         self.size = (self.total - 1) // sequence_length
         self.numbered = respect_documents and len(self.lengths) > 1
@@ -90,7 +95,10 @@ class PackedTokens:
         tokens, labels = window[:-1], window[1:].copy()
         if not self.numbered:
             return Sample(tokens, labels, None, None)
-        labels[boundaries - 1] = IGNORED  # the first token of a document cannot be known from the one before
+        opened = tokens[boundaries - 1] == (-1 if self.opener is None else self.opener)
+        labels[boundaries[~opened] - 1] = IGNORED  # it cannot be known from the document before
+        boundaries = np.unique(boundaries - opened)
+        boundaries = boundaries[boundaries > 0]
         inner = boundaries[boundaries < self.length]
         if not len(inner):
             return Sample(tokens, labels, None, None)

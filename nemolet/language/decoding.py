@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nemolet.errors import GenerationError
+from nemolet.errors import GenerationError, TokenizerError
 from nemolet.language.sampling import Sampling, choose
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
@@ -43,6 +43,7 @@ class Decoding:
         sampling: how tokens are chosen.
         seed: of the random choice; row i uses seed + i, whatever the other rows are.
         max_new_tokens: how much room the cache needs.
+        choices: how many tokens there are to choose from; None for all that the model has.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class Decoding:
         sampling: Sampling,
         seed: int,
         max_new_tokens: int,
+        choices: int | None = None,
     ) -> None:
-        self.model, self.sampling = model, sampling
+        self.model, self.sampling, self.choices = model, sampling, choices
         self.rows = [list(prompt) for prompt in prompts]
         parameter = next(model.parameters())
         self.device = parameter.device
@@ -138,7 +140,7 @@ class Decoding:
         if "last_only" in declared.options:
             call["last_only"] = True
         logits_BTV: Tensor = self.model(**call)
-        return logits_BTV[:, -1]
+        return logits_BTV[:, -1, : self.choices]
 
     def _seen(self, logits_BV: Tensor) -> Tensor | None:
         if self.sampling.repetition_penalty == 1.0:
@@ -203,25 +205,21 @@ def stream(
         seed: of the random choice.
         completions: receives a :class:`Completion` for each prompt, filled while streaming.
     """
-    if max_new_tokens < 1:
-        raise GenerationError(
-            "nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens
-        )
-    if "" in stop:
-        raise GenerationError(
-            "a stop sequence is empty",
-            where="stop",
-            expected="texts of at least one character",
-            found=list(stop),
-            fix="remove the empty one; it would stop everything at once",
-        )
+    _check_request(max_new_tokens, stop, seed)
     if not prompts:
         return
     results = [Completion() for _ in prompts]
     if completions is not None:
         completions.extend(results)
     ids = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
-    decoding = Decoding(model, ids, sampling=sampling or Sampling(), seed=seed, max_new_tokens=max_new_tokens)
+    decoding = Decoding(
+        model,
+        ids,
+        sampling=sampling or Sampling(),
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        choices=tokenizer.vocab_size,  # a model may have more rows than its tokenizer has tokens
+    )
     pieces = [_Piece(tokenizer, tuple(stop)) for _ in prompts]
     training = [module for module in model.modules() if module.training]  # all but parts that are frozen
     model.eval()
@@ -249,6 +247,23 @@ def stream(
     finally:
         for module in training:
             module.training = True
+
+
+def _check_request(max_new_tokens: int, stop: Sequence[str], seed: int) -> None:
+    if max_new_tokens < 1:
+        raise GenerationError(
+            "nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens
+        )
+    if not 0 <= seed < 1 << 63:
+        raise GenerationError("out of range", where="seed", expected="at least 0 and below 2 ** 63", found=seed)
+    if "" in stop:
+        raise GenerationError(
+            "a stop sequence is empty",
+            where="stop",
+            expected="texts of at least one character",
+            found=list(stop),
+            fix="remove the empty one; it would stop everything at once",
+        )
 
 
 class _Piece:
@@ -283,8 +298,16 @@ def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     ids = tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
     if not ids:
         start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        ids = [start] if start is not None else tokenizer.encode("\n")
+        ids = [start if start is not None else _any_token(tokenizer)]
     return ids
+
+
+def _any_token(tokenizer: Tokenizer) -> int:
+    """Where a text may begin that has no mark for it: a line end, or else the first token."""
+    try:
+        return tokenizer.encode("\n")[0]
+    except TokenizerError:
+        return 0
 
 
 def generate(

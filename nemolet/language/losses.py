@@ -39,6 +39,11 @@ class CrossEntropy(NeuralModule):
         (1.3863, 1)
     """
 
+    CONFIG_RULES = (
+        ("label_smoothing >= 0 and label_smoothing < 1", "label_smoothing is a share, at least 0 and below 1"),
+        ("z_loss >= 0", "z_loss is at least 0"),
+    )
+
     def __init__(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,8 +17,9 @@ from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding, Head
 from nemolet.nn.feed_forward import ActivationName
 from nemolet.nn.norm import NormName
+from nemolet.nn.rope import RopeScaling
 from nemolet.nn.router import Mixture
-from nemolet.nn.transformer import Decoder, LocalLayers
+from nemolet.nn.transformer import CheckpointingName, Decoder, LocalLayers
 from nemolet.symbols import Input
 from nemolet.tokenizers.base import Tokenizer
 from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
@@ -45,7 +46,7 @@ class CausalLM(NeuralModule):
         position: ``"rope"``, ``"learned"`` or ``"none"``.
         rope_base: base of the rotary frequencies.
         rope_scaling: for example ``{"kind": "llama3", "factor": 8.0, ...}``; see
-            :class:`nemolet.nn.RotaryEmbedding`.
+            :class:`nemolet.nn.RopeScaling`.
         bias: whether linear layers have a bias.
         tied: whether the head shares the embedding's weight.
         qk_norm: whether queries and keys are normalised per head.
@@ -57,7 +58,7 @@ class CausalLM(NeuralModule):
         dropout: probability, in training only.
         softcap: bound of the logits (Gemma 2); None for none.
         pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
-        checkpointing: activation checkpointing: ``"none"``, ``"full"``, or every n-th block as ``"every_n"``.
+        checkpointing: activation checkpointing: ``"none"``, ``"full"``, or every n-th block, as ``"every_2"``.
         experts: the feed-forwards are mixtures of experts, each of width F; None for plain ones.
 
     Shape: tokens_BT -> logits_BTV.
@@ -70,13 +71,23 @@ class CausalLM(NeuralModule):
     """
 
     CONFIG_RULES: ClassVar = (
-        ("attention is not None or width % heads == 0", "width must be divisible by heads"),
+        ("attention.head_size is not None or width % heads == 0", "width must be divisible by heads"),
         ("heads % kv_heads == 0", "heads must be divisible by kv_heads"),
         ("kv_heads <= heads", "kv_heads may not exceed heads"),
         (
             "attention is not None or width / heads % 2 == 0 or position != 'rope'",
             "rotary positions need an even head size (width / heads)",
         ),
+        (
+            "position != 'rope' or attention.head_size * attention.rotary // 1 % 2 == 0",
+            "rotary positions need an even head size",
+        ),
+        ("rope_base > 0", "rope_base is above 0"),
+        ("window >= 1", "window is at least 1; null for the whole context"),
+        ("local is None or window is not None", "local layers need the window that binds them"),
+        ("len(local.layers) == layers", "local.layers has one value for each layer"),
+        ("softcap > 0", "softcap is above 0; null for none"),
+        ("pad_vocab_to >= 1", "pad_vocab_to is at least 1"),
         ("window <= context", "the attention window may not exceed the context"),
         ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
         ("layers >= 1 and context >= 1", "layers and context are at least 1"),
@@ -103,7 +114,7 @@ class CausalLM(NeuralModule):
         gated: bool = True,
         position: Literal["rope", "learned", "none"] = "rope",
         rope_base: float = 10000.0,
-        rope_scaling: dict[str, Any] | None = None,
+        rope_scaling: RopeScaling | None = None,
         bias: bool = False,
         tied: bool = True,
         qk_norm: bool = False,
@@ -115,7 +126,7 @@ class CausalLM(NeuralModule):
         dropout: float = 0.0,
         softcap: float | None = None,
         pad_vocab_to: int = 1,
-        checkpointing: str = "none",
+        checkpointing: CheckpointingName = "none",
         experts: Mixture | None = None,
     ) -> None:
         super().__init__(V=vocab_size)

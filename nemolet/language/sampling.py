@@ -9,6 +9,8 @@ from torch import Tensor
 
 from nemolet.errors import GenerationError
 
+_GREEDY = 1e-6  # a temperature below this leaves no choice, and would not survive a division
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -54,7 +56,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken."""
-        return self.temperature == 0.0
+        return self.temperature < _GREEDY
 
 
 def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -96,6 +98,7 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generat
         logits_BV = penalise(logits_BV, seen_BV, sampling.repetition_penalty)
     if sampling.greedy:
         return logits_BV.argmax(-1)
+    logits_BV = logits_BV - logits_BV.amax(-1, keepdim=True)  # a low temperature makes no infinity of them
     logits_BV = keep_likely(logits_BV / sampling.temperature, sampling)
     # Exponential races: argmax of p / Exp(1) is a draw from p, without a cumulative sum.
     noise_BV = torch.stack(

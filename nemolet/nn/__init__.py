@@ -32,6 +32,7 @@ _EXPORTS = {
     "RelativeAttention": "nemolet.nn.relative_attention",
     "RelativePositions": "nemolet.nn.embedding",
     "ResidualOptions": "nemolet.nn.block",
+    "RopeScaling": "nemolet.nn.rope",
     "RotaryEmbedding": "nemolet.nn.rope",
     "SinusoidalPositions": "nemolet.nn.embedding",
     "TextEmbedding": "nemolet.nn.embedding",
@@ -72,6 +73,6 @@ if TYPE_CHECKING:
     from nemolet.nn.norm import LayerNorm, RMSNorm
     from nemolet.nn.recurrent import LSTM
     from nemolet.nn.relative_attention import RelativeAttention
-    from nemolet.nn.rope import RotaryEmbedding
+    from nemolet.nn.rope import RopeScaling, RotaryEmbedding
     from nemolet.nn.router import Mixture
     from nemolet.nn.transformer import Decoder, Encoder, LocalLayers, PositionOptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -16,6 +17,7 @@ from nemolet.nn.linear import Linear
 from nemolet.nn.mask import AttentionMask
 from nemolet.nn.norm import NormName, make_norm
 from nemolet.nn.rope import Rotation, heads_first, rotate
+from nemolet.rules import check_settings
 from nemolet.types import HiddenBTD, MemoryBSD
 
 
@@ -62,11 +64,15 @@ class SoftCapped:
         grouped = query_BTHK.view(batch, length, key_BSGK.shape[2], -1, size)
         scores = torch.einsum("btgrk,bsgk->bgrts", grouped, key_BSGK) * size**-0.5
         scores = self.cap * torch.tanh(scores / self.cap)
+        allowed = mask.allowed
         if mask.causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(later, -torch.inf)
-        elif mask.allowed is not None:
-            scores = scores.masked_fill(~mask.allowed[:, :, None], -torch.inf)
+        elif allowed is not None and allowed.is_floating_point():  # numbers to add, one row per query head or for all
+            grouped_by_key = allowed.unflatten(1, (-1, 1) if allowed.shape[1] == 1 else scores.shape[1:3])
+            scores = scores + grouped_by_key.to(scores.dtype)
+        elif allowed is not None:
+            scores = scores.masked_fill(~allowed[:, :, None], -torch.inf)
         weights = F.dropout(scores.float().softmax(-1).to(scores.dtype), dropout)
         return torch.einsum("bgrts,bsgk->btgrk", weights, value_BSGK).reshape(batch, length, heads, -1)
 
@@ -90,6 +96,16 @@ class AttentionOptions:
     scale: float | None = None
     softcap: float | None = None
     rotary: float = 1.0
+
+    CONFIG_RULES = (
+        ("head_size >= 1", "head_size is at least 1"),
+        ("scale > 0", "the scale is above 0"),
+        ("softcap > 0", "softcap is above 0; null for no bound"),
+        ("rotary > 0 and rotary <= 1", "rotary is a share above 0, at most 1"),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class Attention(NeuralModule):
@@ -299,5 +315,5 @@ def check_heads(width: int, heads: int, kv_heads: int, head_size: int | None = N
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: abs(d - wanted))
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return min([*small, *(number // d for d in small)], key=lambda d: abs(d - wanted))

@@ -17,6 +17,7 @@ from nemolet.nn.moe import MixtureOfExperts
 from nemolet.nn.norm import LayerNorm, NormName, RMSNorm, make_norm
 from nemolet.nn.rope import Rotation
 from nemolet.nn.router import Mixture
+from nemolet.rules import check_settings
 from nemolet.types import HiddenBTD, MemoryBSD
 
 Norm = LayerNorm | RMSNorm
@@ -38,6 +39,9 @@ class ResidualOptions:
     input_norm: bool = False
     final_norm: bool | None = None
     first_norm: bool = True
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def ends_normalised(self) -> bool:

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemolet.errors import ShapeError, nearest
 from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
 from nemolet.types import HiddenBTD
@@ -69,15 +68,6 @@ class FeedForward(NeuralModule):
         out_std: float = 0.02,
     ) -> None:
         super().__init__(D=width)
-        if activation not in ACTIVATIONS:
-            close = nearest(activation, ACTIVATIONS)
-            raise ShapeError(
-                "unknown activation",
-                where="FeedForward.activation",
-                expected=", ".join(ACTIVATIONS),
-                found=activation,
-                fix=f"did you mean {close!r}?" if close else "choose one of them",
-            )
         self.activate, self.dropout = ACTIVATIONS[activation], dropout
         self.up = Linear("D", "F", width, hidden_width, bias=bias, init_std=init_std)
         self.gate = Linear("D", "F", width, hidden_width, bias=bias, init_std=init_std) if gated else None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nemolet.module import NeuralModule
+from nemolet.rules import check_choices
 from nemolet.types import Axis, HiddenRestD
 
 NormName = Literal["rms", "rms_zero", "layer"]
@@ -79,6 +80,7 @@ def make_norm(kind: NormName, axis: str, size: int, *, eps: float, bias: bool = 
         >>> make_norm("rms_zero", "D", 4, eps=1e-6).weight.tolist()
         [0.0, 0.0, 0.0, 0.0]
     """
+    check_choices(make_norm, "make_norm", {"kind": kind})
     if kind == "layer":
         return LayerNorm(axis, size, eps=eps, bias=bias)
     return RMSNorm(axis, size, eps=eps, zero_centred=kind == "rms_zero")

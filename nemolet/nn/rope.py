@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nemolet.errors import ShapeError, nearest
+from nemolet.errors import ConfigError, ShapeError, did_you_mean
+from nemolet.rules import check_settings
 
-_SCALINGS: dict[str, tuple[str, ...]] = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_context"),
-}
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary wavelengths are stretched for contexts longer than those of training.
+
+    Args:
+        kind: ``"linear"`` stretches all of them (Chen et al., 2023); ``"llama3"`` the long ones only (Llama 3.1, 2024).
+        factor: by how much.
+        low_freq_factor: of llama3: turns within the old context below which a wavelength is stretched fully.
+        high_freq_factor: of llama3: turns from which it is not stretched.
+        original_context: of llama3: the old context.
+
+    Example:
+        >>> RopeScaling("linear", 2.0).factor
+        2.0
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_context: int | None = None
+
+    CONFIG_RULES = (
+        ("factor > 0", "the factor is above 0"),
+        ("kind != 'llama3' or low_freq_factor is not None", "llama3 scaling needs low_freq_factor"),
+        ("kind != 'llama3' or high_freq_factor is not None", "llama3 scaling needs high_freq_factor"),
+        ("kind != 'llama3' or original_context is not None", "llama3 scaling needs original_context"),
+        ("kind != 'linear' or low_freq_factor is None", "linear scaling has no low_freq_factor"),
+        ("kind != 'linear' or high_freq_factor is None", "linear scaling has no high_freq_factor"),
+        ("kind != 'linear' or original_context is None", "linear scaling has no original_context"),
+        ("low_freq_factor < high_freq_factor", "low_freq_factor is below high_freq_factor"),
+        ("original_context >= 1", "original_context is at least 1"),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class Rotation(NamedTuple):
@@ -34,12 +69,11 @@ class RotaryEmbedding(torch.nn.Module):
     Args:
         head_size: K, even.
         base: of the geometric series of wavelengths.
-        scaling: ``{"kind": "linear", "factor": f}`` stretches positions (Chen et al., 2023);
-            ``{"kind": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_context"}``
-            stretches long wavelengths only (Llama 3.1, 2024).
+        scaling: how wavelengths are stretched, as settings or as a mapping of them.
 
     Raises:
-        ShapeError: for an odd head size, or scaling fields that are unknown or missing.
+        ShapeError: for an odd head size.
+        ConfigError: for a scaling that is unknown or lacks values.
 
     Example:
         >>> rope = RotaryEmbedding(4)
@@ -51,7 +85,9 @@ class RotaryEmbedding(torch.nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, head_size: int, *, base: float = 10000.0, scaling: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, head_size: int, *, base: float = 10000.0, scaling: RopeScaling | Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         if head_size % 2:
             raise ShapeError(
@@ -63,8 +99,8 @@ class RotaryEmbedding(torch.nn.Module):
             )
         exponents = -torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size
         frequencies = base**exponents
-        if scaling:
-            frequencies = _scale(frequencies, dict(scaling))
+        if scaling is not None:
+            frequencies = _scale(frequencies, _settings(scaling))
         self._exact = frequencies.float()
         self.register_buffer("frequencies", self._exact.to(torch.get_default_device()), persistent=False)
 
@@ -77,6 +113,22 @@ class RotaryEmbedding(torch.nn.Module):
     def forward(self, positions_BT: Tensor) -> Rotation:
         angles = positions_BT[..., None, None, None].float() * self.frequencies
         return Rotation(angles.cos(), angles.sin())
+
+
+def _settings(scaling: RopeScaling | Mapping[str, Any]) -> RopeScaling:
+    if isinstance(scaling, RopeScaling):
+        return scaling
+    known = [field.name for field in fields(RopeScaling)]
+    odd = [name for name in scaling if name not in known] + [n for n in known[:2] if n not in scaling]
+    if odd:
+        raise ConfigError(
+            "the rotary scaling has other settings",
+            where="rope_scaling",
+            expected=", ".join(known),
+            found=", ".join(scaling) or "nothing",
+            fix=did_you_mean(odd[0], known) or "give kind and factor, and what else the kind needs",
+        )
+    return RopeScaling(**scaling)
 
 
 _HEADS_FIRST, _TIME_FIRST = (0, 2, 3, 1, 4), (0, 3, 1, 2, 4)
@@ -133,29 +185,11 @@ def _turn(heads: Tensor, cos: Tensor, sin: Tensor, into: Tensor) -> Tensor:
     return into
 
 
-def _scale(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
-    kind = scaling.pop("kind", None)
-    if kind not in _SCALINGS:
-        close = nearest(str(kind), _SCALINGS)
-        raise ShapeError(
-            "unknown rotary scaling",
-            where="rope_scaling.kind",
-            expected=", ".join(_SCALINGS),
-            found=kind,
-            fix=f"did you mean {close!r}?" if close else f"set kind={next(iter(_SCALINGS))}, or no scaling",
-        )
-    if set(scaling) != set(_SCALINGS[kind]):
-        raise ShapeError(
-            f"{kind} scaling has other fields",
-            where="rope_scaling",
-            expected=", ".join(_SCALINGS[kind]),
-            found=", ".join(scaling) or "nothing",
-            fix=f"give exactly {', '.join(_SCALINGS[kind])}",
-        )
-    if kind == "linear":
-        return frequencies / float(scaling["factor"])
+def _scale(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    if scaling.low_freq_factor is None or scaling.high_freq_factor is None or scaling.original_context is None:
+        return frequencies / scaling.factor
     wavelengths = 2 * math.pi / frequencies
-    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
     # Between the two bounds the stretch fades in, linearly in the number of turns within the old context.
-    share = ((float(scaling["original_context"]) / wavelengths - low) / (high - low)).clamp(0, 1)
-    return frequencies * (share + (1 - share) / float(scaling["factor"]))
+    share = ((scaling.original_context / wavelengths - low) / (high - low)).clamp(0, 1)
+    return frequencies * (share + (1 - share) / scaling.factor)

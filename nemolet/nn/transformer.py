@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,12 @@ from nemolet.nn.feed_forward import ActivationName
 from nemolet.nn.linear import Linear
 from nemolet.nn.mask import AttentionMask, MakeMask, attention_mask, memory_mask
 from nemolet.nn.norm import NormName
-from nemolet.nn.rope import RotaryEmbedding, Rotation
+from nemolet.nn.rope import RopeScaling, RotaryEmbedding, Rotation
 from nemolet.nn.router import Mixture
 from nemolet.types import Axis, HiddenBTD, HiddenBTI, MaskBS, MaskBT, MemoryBSD, PositionsBT, SegmentsBT
 
 PositionName = Literal["rope", "learned", "sinusoidal", "relative", "none"]
+CheckpointingName = Literal["none", "full", "every_2", "every_3", "every_4", "every_6", "every_8"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Stack(NeuralModule):
         gated: whether the feed-forward is gated.
         position: ``"rope"``, ``"learned"``, ``"sinusoidal"``, ``"relative"`` or ``"none"``.
         rope_base: base of the rotary wavelengths.
-        rope_scaling: see :class:`nemolet.nn.RotaryEmbedding`.
+        rope_scaling: see :class:`nemolet.nn.RopeScaling`.
         max_length: longest sequence; needed by learned and sinusoidal positions.
         bias: whether linear layers and layer norms have a bias.
         qk_norm: whether queries and keys are normalised per head.
@@ -86,7 +87,7 @@ class Stack(NeuralModule):
         experts: the feed-forwards are mixtures of experts, each of width F; None for plain ones.
         dropout: probability, in training.
         checkpointing: recompute activations in the backward pass: ``"none"``, ``"full"``, or ``"every_2"``
-            for every second block.
+            (3, 4, 6, 8) for every second block.
         init_std: standard deviation of the initial weights; what writes to the residual stream has it divided
             by the square root of 2 L (Radford et al., 2019).
 
@@ -95,6 +96,18 @@ class Stack(NeuralModule):
     """
 
     causal: ClassVar[bool]
+    CONFIG_RULES: ClassVar = (
+        ("layers >= 1 and width >= 1 and heads >= 1", "layers, width and heads are at least 1"),
+        ("kv_heads >= 1", "kv_heads is at least 1; null for as many as heads"),
+        ("ffn >= 1", "ffn is at least 1; null for the usual one"),
+        ("rope_base > 0", "rope_base is above 0"),
+        ("max_length >= 1", "max_length is at least 1"),
+        ("input_width >= 1", "input_width is at least 1"),
+        ("window >= 1", "window is at least 1; null for everything"),
+        ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
+        ("local is None or window is not None", "local layers need the window that binds them"),
+        ("len(local.layers) == layers", "local.layers has one value for each layer"),
+    )
 
     def __init__(
         self,
@@ -110,7 +123,7 @@ class Stack(NeuralModule):
         gated: bool = True,
         position: PositionName = "rope",
         rope_base: float = 10000.0,
-        rope_scaling: dict[str, Any] | None = None,
+        rope_scaling: RopeScaling | None = None,
         max_length: int = 1024,
         bias: bool = False,
         qk_norm: bool = False,
@@ -123,7 +136,7 @@ class Stack(NeuralModule):
         cross: bool = False,
         experts: Mixture | None = None,
         dropout: float = 0.0,
-        checkpointing: str = "none",
+        checkpointing: CheckpointingName = "none",
         init_std: float = 0.02,
     ) -> None:
         attention, residual = attention or AttentionOptions(), residual or ResidualOptions()
@@ -352,17 +365,5 @@ def _local_layers(layers: int, window: int | None, local: LocalLayers | None) ->
     return tuple(local.layers)
 
 
-def _checkpoint_every(name: str) -> int:
-    if name == "none":
-        return 0
-    if name == "full":
-        return 1
-    if name.startswith("every_") and name[6:].isdigit() and int(name[6:]) > 0:
-        return int(name[6:])
-    raise ShapeError(
-        "unknown activation checkpointing",
-        where="checkpointing",
-        expected="none, full or every_n",
-        found=name,
-        fix="for example every_2",
-    )
+def _checkpoint_every(name: CheckpointingName) -> int:
+    return {"none": 0, "full": 1}[name] if name in ("none", "full") else int(name.removeprefix("every_"))

@@ -185,3 +185,29 @@ class _ByteStream:
 
     def flush(self) -> str:
         return self.decoder.decode(b"", final=True)
+
+
+class WindowStream:
+    """Decodes a short window again with each id: a decoder may treat the first id of a text in its own way."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.window: list[int] = []
+        self.shown = ""  # the text of the window that was already given out
+
+    def push(self, token: int) -> str:
+        self.window.append(token)
+        text = self.tokenizer.decode(self.window)
+        if text.endswith("\ufffd"):
+            return ""  # perhaps half a character
+        new = text[len(self.shown) :]
+        self.shown = text
+        if len(self.window) > 16:
+            self.window = self.window[-4:]
+            self.shown = self.tokenizer.decode(self.window)
+        return new
+
+    def flush(self) -> str:
+        text = self.tokenizer.decode(self.window) if self.window else ""
+        new, self.window, self.shown = text[len(self.shown) :], [], ""
+        return new

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from nemolet.errors import TokenizerError
-from nemolet.tokenizers.base import StreamDecoder, Tokenizer
+from nemolet.tokenizers.base import StreamDecoder, Tokenizer, WindowStream
 
 _BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 _EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]")
@@ -64,7 +64,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self.special_tokens[name]
 
     def stream(self) -> StreamDecoder:
-        return _WindowStream(self)
+        return WindowStream(self)
 
     def files(self) -> dict[str, bytes]:
         return {"tokenizer.json": self.content}
@@ -81,29 +81,3 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _decode(self, tokens: list[int], special: bool) -> str:
         return self.inner.decode(tokens, skip_special_tokens=not special)
-
-
-class _WindowStream:
-    """Decodes a short window again with each id: a decoder may treat the first id of a text in its own way."""
-
-    def __init__(self, tokenizer: HuggingFaceTokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.window: list[int] = []
-        self.shown = ""  # the text of the window that was already given out
-
-    def push(self, token: int) -> str:
-        self.window.append(token)
-        text = self.tokenizer.decode(self.window)
-        if text.endswith("\ufffd"):
-            return ""  # perhaps half a character
-        new = text[len(self.shown) :]
-        self.shown = text
-        if len(self.window) > 16:
-            self.window = self.window[-4:]
-            self.shown = self.tokenizer.decode(self.window)
-        return new
-
-    def flush(self) -> str:
-        text = self.tokenizer.decode(self.window) if self.window else ""
-        new, self.window, self.shown = text[len(self.shown) :], [], ""
-        return new

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import sentencepiece
 
 from nemolet.errors import TokenizerError
-from nemolet.tokenizers.base import TableTokenizer
+from nemolet.tokenizers.base import StreamDecoder, TableTokenizer, WindowStream
 
 _SPACE = "\u2581"  # how sentencepiece writes a space
 _LONGEST = 4000  # bytes of a training sentence; sentencepiece leaves out longer ones
@@ -136,6 +136,20 @@ class SentencePieceTokenizer(TableTokenizer):
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], **settings: Any) -> SentencePieceTokenizer:
         return cls(files["sentencepiece.model"], **settings)
+
+    def stream(self) -> StreamDecoder:
+        return super().stream() if self.lossless else WindowStream(self)
+
+    def _decode(self, tokens: list[int], special: bool) -> str:
+        if self.lossless:
+            return super()._decode(tokens, special)
+        if not special:  # a model of others decides about spaces, and about what it does not know
+            return self.processor.decode(tokens)  # type: ignore[no-any-return]
+        parts = [(c, list(run)) for c, run in itertools.groupby(tokens, key=self.processor.is_control)]
+        return "".join(
+            "".join(map(self.processor.id_to_piece, run)) if control else self.processor.decode(run)
+            for control, run in parts
+        )
 
     def _encode(self, text: str) -> list[int]:
         if _SPACE not in text:

@@ -14,6 +14,7 @@ from torch.optim import Muon, Optimizer
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
 from nemolet.parallel.gradients import gathered, local, own_part, split_by_mesh
+from nemolet.rules import check_settings
 from nemolet.types import Axis
 
 
@@ -44,11 +45,15 @@ class Optim:
 
     CONFIG_RULES = (
         ("lr > 0", "the learning rate is above 0"),
+        ("muon_lr > 0", "muon_lr is above 0; null for lr"),
         ("weight_decay >= 0", "weight decay is at least 0"),
         ("momentum >= 0 and momentum < 1", "momentum is at least 0 and below 1"),
         ("betas[0] >= 0 and betas[0] < 1 and betas[1] >= 0 and betas[1] < 1", "betas are at least 0 and below 1"),
         ("eps >= 0", "eps is at least 0"),
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def make(self, module: nn.Module) -> Optimizer:
         """The optimizer of a module's parameters; its groups know their names."""
@@ -149,9 +154,10 @@ class ShardedMuon(Muon):
 
 
 def group_parameters(module: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters by their axes: ``matrix`` (inside the network), ``table`` (has a V), ``vector`` (no decay).
+    """Parameters by their axes: ``matrix`` (inside the network), ``table`` (rows that are looked up: a
+    vocabulary, or so many numbers; kernels of convolutions too), ``vector`` (no decay).
 
-    A parameter whose axes are not declared is a matrix if it has two or more dims, else a vector.
+    A parameter whose axes are not declared is told by its number of dims alone.
 
     Example:
         >>> import nemolet as nl
@@ -164,22 +170,25 @@ def group_parameters(module: nn.Module) -> dict[str, list[nn.Parameter]]:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        letters = declared.get(name)
-        if parameter.ndim < 2 or (letters is not None and "T" in letters):
+        kinds = declared.get(name, set())
+        if parameter.ndim < 2 or "time" in kinds:
             groups["vector"].append(parameter)
         else:
-            groups["table" if letters is not None and "V" in letters else "matrix"].append(parameter)
+            looked_up = kinds & {"vocabulary", "number"}
+            groups["table" if looked_up or parameter.ndim > 2 else "matrix"].append(parameter)
     return groups
 
 
 def _declared(module: nn.Module) -> dict[str, set[str]]:
-    """The letters of each parameter's axes, by name."""
+    """What the axes of each parameter are, by its name; "number" for a dim that is one."""
     found: dict[str, set[str]] = {}
     for prefix, child in module.named_modules():
         if isinstance(child, NeuralModule):
             for name, dims in child.parameter_dims.items():
-                letters = {factor.letter for dim in dims for factor in dim if isinstance(factor, Axis)}
-                found.setdefault(f"{prefix}.{name}" if prefix else name, letters)
+                kinds = {factor.kind for dim in dims for factor in dim if isinstance(factor, Axis)}
+                if any(all(isinstance(factor, int) for factor in dim) for dim in dims):
+                    kinds.add("number")
+                found.setdefault(f"{prefix}.{name}" if prefix else name, kinds)
     return found
 
 

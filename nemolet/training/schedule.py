@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from nemolet.rules import check_settings
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -22,7 +24,7 @@ class Schedule:
     Example:
         >>> schedule = Schedule("linear", warmup_steps=2, min_ratio=0.0)
         >>> [round(schedule.factor(step, 6), 2) for step in range(6)]
-        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+        [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
 
     name: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = "cosine"
@@ -36,6 +38,9 @@ class Schedule:
         ("decay_ratio > 0 and decay_ratio <= 1", "decay_ratio is above 0 and at most 1"),
     )
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     def factor(self, step: int, total: int) -> float:
         """What the learning rate is multiplied by at a step, counted from 0, of ``total``."""
         if step < self.warmup_steps:
@@ -44,7 +49,8 @@ class Schedule:
             return 1.0
         if self.name == "inverse_sqrt":
             return math.sqrt(max(1, self.warmup_steps) / max(1, self.warmup_steps, step + 1))
-        done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+        peak = max(0, self.warmup_steps - 1)  # the step of the highest rate, from which on it falls
+        done = min(1.0, (step - peak) / max(1, total - 1 - peak))
         if self.name == "wsd":
             done = max(0.0, (done - (1 - self.decay_ratio)) / self.decay_ratio)
         shape = 0.5 * (1 + math.cos(math.pi * done)) if self.name == "cosine" else 1 - done

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+from nemolet.rules import check_settings
+
 
 @dataclass(frozen=True)
 class Training:
@@ -87,6 +89,10 @@ class Training:
         ("max_steps >= 1 and accumulate >= 1", "max_steps and accumulate are at least 1"),
         ("valid_every >= 1 and log_every >= 1", "valid_every and log_every are at least 1"),
         ("checkpoint_every >= 1", "checkpoint_every is at least 1"),
+        ("keep_checkpoints >= 0", "keep_checkpoints is at least 0"),
+        ("num_nodes >= 1", "num_nodes is at least 1"),
+        ("max_minutes > 0", "max_minutes is above 0; null for no limit"),
+        ("watch >= 0", "watch is at least 0; 0 for never"),
         ("clip >= 0", "clip is at least 0; 0 for none"),
         ("ema > 0 and ema < 1", "ema is between 0 and 1, for example 0.999"),
         ("patience >= 1", "patience is at least 1"),
@@ -95,6 +101,9 @@ class Training:
         ("valid_batches >= 1", "valid_batches is at least 1; null for all"),
         ("precision != '16-mixed' or accelerator != 'cpu'", "16-mixed needs a GPU; use bf16-mixed on a CPU"),
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def fixed(self) -> dict[str, Any]:
         """What a run has to go on with as it began."""

@@ -8,8 +8,9 @@ import pytest
 
 from nemolet.config import Problem, check_block, check_tree, refuse, schema_of
 from nemolet.config.schema import REQUIRED, Anything, Block, Choice, Either, Many, Plain, Schema, Table, Target
-from nemolet.config.validation import check_value, evaluate
+from nemolet.config.validation import check_value
 from nemolet.errors import ConfigError
+from nemolet.rules import evaluate
 
 LINEAR = {"_target_": "nemolet.nn.Linear", "in_axis": "D", "out_axis": "F", "in_size": 2, "out_size": 3}
 OPTIM = Block("nemolet.training.optim", "Optim")

@@ -92,3 +92,13 @@ def test_damage_is_named(tmp_path, damage, text):
     damage(tmp_path)
     with pytest.raises(DataError, match=text):
         IndexedTokens(tmp_path / "t")
+
+
+def test_names_may_hold_dots(tmp_path):
+    for number in (1, 2):
+        with IndexedWriter(tmp_path / f"wiki.v{number}", vocab_size=300) as writer:
+            writer.write(np.array([number]), ends=[1])
+    names = ["wiki.v1.bin", "wiki.v1.idx", "wiki.v2.bin", "wiki.v2.idx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [IndexedTokens(tmp_path / name).tokens.tolist() for name in names] == [[1], [1], [2], [2]]
+    assert IndexedTokens(tmp_path / "wiki.v2").tokens.tolist() == [2]

@@ -129,3 +129,22 @@ def test_validation_sees_every_token_once(ranks):
     assert len({len(list(loader)) for loader in loaders}) == 1
     labels = sum(int((b["labels"] != -100).sum()) for loader in loaders for b in loader)
     assert labels == sum(int((sampler.sample(n).labels != -100).sum()) for n in range(sampler.size))
+
+
+@pytest.mark.parametrize("order", ["sequential", "random"])
+def test_what_ends_a_document_opens_the_next(order):
+    """The first token of a document is predicted from the end mark, and from nothing of the document before."""
+    documents = [[*document, 99] for document in random_documents(5)]
+    sampler = packed(documents, sequence_length=16, order=order, opener=99)
+    opened = 0
+    for n in range(2 * sampler.size):
+        sample = sampler.sample(n)
+        assert (sample.labels != -100).all()
+        ends = np.flatnonzero(sample.tokens == 99)
+        opened += len(ends)
+        segments = np.zeros(16, int) if sample.segments is None else sample.segments
+        inner = ends[ends > 0]
+        assert np.flatnonzero(np.diff(segments)).tolist() == (inner - 1).tolist()
+        if sample.positions is not None:
+            assert (sample.positions[inner] == 0).all()
+    assert opened

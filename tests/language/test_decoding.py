@@ -430,3 +430,22 @@ def test_generation_under_autocast_and_in_half_precision():
     with torch.autocast("cpu", torch.bfloat16):
         assert len(texts(model, PROMPTS, max_new_tokens=5)) == 4
     assert len(texts(model.bfloat16(), PROMPTS, max_new_tokens=5)) == 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_tokens_of_the_tokenizer_are_chosen(temperature):
+    model = make(vocab_size=500)
+    sampling = Sampling(temperature=temperature)
+    (done,) = generate(model, LETTERS, ["abc"], max_new_tokens=30, sampling=sampling)
+    assert len(done.tokens) == 30
+    assert max(done.tokens) < LETTERS.vocab_size
+
+
+def test_an_empty_prompt_begins_somewhere():
+    (done,) = generate(make(), LETTERS, [""], max_new_tokens=3, sampling=GREEDY)
+    assert len(done.text) == 3
+
+
+def test_a_seed_beyond_what_a_generator_takes_is_refused():
+    with pytest.raises(GenerationError, match="seed"):
+        generate(make(), LETTERS, ["a"], seed=10**20)

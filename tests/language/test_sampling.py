@@ -87,3 +87,10 @@ def test_greedy_takes_the_best(logits_BV):
 def test_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(GenerationError, match=f"sampling.{field}"):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-30, 1e-7, 2e-6])
+def test_a_tiny_temperature_takes_the_best(temperature):
+    logits = torch.tensor([[0.5, 30.0, 2.0], [80.0, -90.0, 3.0]])
+    generators = [torch.Generator().manual_seed(row) for row in range(2)]
+    assert choose(logits, Sampling(temperature=temperature), generators, None).tolist() == [1, 0]

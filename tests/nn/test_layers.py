@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import nemolet as nl
-from nemolet.errors import ShapeError
+from nemolet.errors import ConfigError, ShapeError
 from nemolet.nn.embedding import Embedding, Head, PositionEmbedding, padded
 from nemolet.nn.feed_forward import FeedForward
 from nemolet.nn.linear import Linear
@@ -201,6 +201,6 @@ def test_feed_forward_drops_out_in_training_only():
 
 
 def test_an_unknown_activation_names_the_nearest():
-    with pytest.raises(ShapeError, match="silu") as caught:
+    with pytest.raises(ConfigError, match="silu") as caught:
         FeedForward(4, 8, activation="sillu")
     assert caught.value.fix == "did you mean 'silu'?"

@@ -272,3 +272,12 @@ def test_options_survive_configs():
     again.load_state_dict(made.state_dict())
     hidden = randn(1, 5, 16)
     assert torch.equal(again(hidden), made(hidden)) and again.config() == config
+
+
+@pytest.mark.parametrize("kind", [Decoder, Encoder])
+def test_a_bound_goes_with_relative_positions(kind):
+    """A bound far away changes nothing, whatever is added to the scores."""
+    plain = stack(kind, position="relative", kv_heads=2)
+    bound = stack(kind, position="relative", kv_heads=2, attention=AttentionOptions(softcap=1e5))
+    hidden, mask = randn(2, 5, 16), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    torch.testing.assert_close(bound(hidden, mask=mask)[mask], plain(hidden, mask=mask)[mask], rtol=0, atol=1e-5)

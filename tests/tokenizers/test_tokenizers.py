@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
 
 import pytest
+import sentencepiece
 import tokenizers as hf
 
 from nemolet.errors import TokenizerError
@@ -195,3 +197,21 @@ def test_sentencepiece_learns_from_the_text(every):
 def test_refusals_name_the_mistake(every, call, text):
     with pytest.raises(TokenizerError, match=text):
         call(every)
+
+
+def test_models_of_others_decode_as_their_library_does(tmp_path):
+    """Such as Llama's: a space before the text that is none, and characters that are not known."""
+    target = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=target, vocab_size=35, byte_fallback=False, minloglevel=2
+    )
+    tokenizer = SentencePieceTokenizer(target.getvalue())
+    processor, rng = tokenizer.processor, random.Random(3)
+    ids = tokenizer.encode("to be or \u4e16")
+    assert tokenizer.decode(ids) == processor.decode(ids) == "to be or  \u2047 "
+    for _ in range(50):
+        ids = [rng.randrange(tokenizer.vocab_size) for _ in range(rng.randrange(1, 40))]
+        stream = tokenizer.stream()
+        assert tokenizer.decode(ids) == processor.decode(ids)
+        assert "".join(map(stream.push, ids)) + stream.flush() == processor.decode(ids)
+    assert tokenizer.decode([*tokenizer.encode("be"), tokenizer.eos_id], special=True) == "be</s>"

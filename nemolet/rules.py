@@ -1,0 +1,192 @@
+"""What must hold of settings, whether they come from a config or from Python.
+
+A class states it in ``CONFIG_RULES``, pairs of an expression and a sentence, and in ``Literal`` annotations.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import operator
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from nemolet.errors import ConfigError, did_you_mean
+
+Rules = Sequence[tuple[str, str]]
+
+_OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.USub: operator.neg,
+}
+
+
+class _Unknown(Exception):
+    """A rule speaks of a setting that is not set."""
+
+
+def broken(rules: Rules, known: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The sentence of each rule that does not hold, and the settings it speaks of.
+
+    Args:
+        rules: pairs of an expression and a sentence.
+        known: the settings by name; a setting that is None is not set, and breaks no rule.
+
+    Example:
+        >>> broken([("width % heads == 0", "heads must divide the width")], {"width": 8, "heads": 3})
+        [('heads must divide the width', {'width': 8, 'heads': 3})]
+    """
+    found = []
+    for expression, sentence in rules:
+        tree = ast.parse(expression, mode="eval").body
+        try:
+            holds = evaluate(tree, known)
+        except (_Unknown, TypeError, IndexError, KeyError):
+            continue  # a value that is not set, or of a wrong type, which is a problem of its own
+        except ZeroDivisionError:
+            holds = False
+        if not holds:
+            nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Name, ast.Attribute))]
+            names = [name for name in dict.fromkeys(map(_dotted, nodes)) if name and name != "len"]
+            whole = [n for n in names if not any(other.startswith(f"{n}.") for other in names)]
+            found.append((sentence, {name: _lookup(name, known) for name in whole}))
+    return found
+
+
+def evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """The value of a rule: numbers, text, names, items, lengths, arithmetic, comparisons, and, or; nothing else."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        value = _lookup(_dotted(node), known)
+        if value is None:
+            raise _Unknown
+        return value
+    if isinstance(node, ast.BoolOp):
+        every = all if isinstance(node.op, ast.And) else any
+        return every(evaluate(value, known) for value in node.values)
+    if isinstance(node, ast.UnaryOp):
+        return _OPERATORS[type(node.op)](evaluate(node.operand, known))
+    if isinstance(node, ast.BinOp):
+        return _OPERATORS[type(node.op)](evaluate(node.left, known), evaluate(node.right, known))
+    if isinstance(node, ast.Subscript):
+        return evaluate(node.value, known)[evaluate(node.slice, known)]
+    if isinstance(node, ast.Call) and _dotted(node.func) == "len" and len(node.args) == 1:
+        return len(evaluate(node.args[0], known))
+    if isinstance(node, ast.Compare) and ast.unparse(node).endswith((" is not None", " is None")):
+        return (_lookup(_dotted(node.left), known) is None) == isinstance(node.ops[0], ast.Is)
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        return _OPERATORS[type(node.ops[0])](evaluate(node.left, known), evaluate(node.comparators[0], known))
+    raise ConfigError("a rule can only compare and calculate", where=ast.unparse(node))
+
+
+def _dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return getattr(node, "id", "")
+
+
+def _lookup(name: str, known: Mapping[str, Any]) -> Any:
+    value: Any = known
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+    return value
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings that were made in Python
+# --------------------------------------------------------------------------------------------------
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse choices and values that a config would not be allowed either; for ``__post_init__`` of a dataclass.
+
+    Raises:
+        ConfigError: naming the class and the field.
+    """
+    assert is_dataclass(settings)
+    kind = type(settings)
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    check_choices(kind, kind.__name__, values)
+    rules: Rules = getattr(kind, "CONFIG_RULES", ())
+    for sentence, named in broken(rules, values):
+        found = ", ".join(f"{name}={value!r}" for name, value in named.items())
+        raise ConfigError(sentence, where=kind.__name__, found=found)
+
+
+def check_arguments(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse unknown choices among the arguments of a class, before it is made of them.
+
+    Raises:
+        ConfigError: naming the class and the argument.
+    """
+    make: Any = kind.__init__  # type: ignore[misc]
+    if not (args or kwargs) or not _choices(make):
+        return  # a copy is made without arguments
+    try:
+        given = inspect.signature(make).bind(None, *args, **kwargs).arguments
+    except TypeError:
+        return  # which the call itself reports
+    check_choices(make, kind.__name__, given)
+
+
+def check_choices(annotated: Any, where: str, values: Mapping[str, Any]) -> None:
+    """Compare values with the ``Literal`` annotations of a class or function.
+
+    Raises:
+        ConfigError: naming the argument, and the nearest choice.
+    """
+    for name, hint in _choices(annotated).items():
+        if name in values and not _fits(hint, values[name]):
+            known = [str(choice) for choice in _named(hint)]
+            raise ConfigError(
+                "unknown choice",
+                where=f"{where}.{name}",
+                expected="one of " + ", ".join(known),
+                found=repr(values[name]),
+                fix=did_you_mean(str(values[name]), known) or "choose one of them",
+            )
+
+
+@functools.lru_cache(maxsize=1024)
+def _choices(annotated: Any) -> dict[str, Any]:
+    """The annotations that name choices."""
+    try:
+        hints = get_type_hints(annotated)
+    except NameError:  # a class of the user's that imports types for the type checker only
+        return {}
+    return {name: hint for name, hint in hints.items() if _named(hint)}
+
+
+def _named(hint: Any) -> list[Any]:
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [choice for inner in get_args(hint) for choice in _named(inner)]
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in inner)
+    if origin in (Union, types.UnionType):
+        return any(_fits(option, value) for option in inner)
+    if origin in (tuple, list):
+        items = [option for option in inner if option is not Ellipsis]
+        return isinstance(value, (tuple, list)) and all(_fits(items[0], item) for item in value)
+    if hint in (int, str, bool, type(None)):
+        return isinstance(value, hint) and (hint is not int or not isinstance(value, bool))
+    return True
