@@ -91,7 +91,7 @@ class Training:
         ("checkpoint_every >= 1", "checkpoint_every is at least 1"),
         ("keep_checkpoints >= 0", "keep_checkpoints is at least 0"),
         ("num_nodes >= 1", "num_nodes is at least 1"),
-        ("max_minutes > 0", "max_minutes is above 0; null for no limit"),
+        ("max_minutes >= 0", "max_minutes is at least 0; null for no limit"),
         ("watch >= 0", "watch is at least 0; 0 for never"),
         ("clip >= 0", "clip is at least 0; 0 for none"),
         ("ema > 0 and ema < 1", "ema is between 0 and 1, for example 0.999"),

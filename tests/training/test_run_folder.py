@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_early_has_ended(corpus, tmp_path):
 
 
 def test_the_archive_may_hold_the_best_weights(corpus, tmp_path):
-    result = run(corpus, tmp_path, optim=Optim(lr=3.0), max_steps=10, archive="best", ema=0.5)
+    result = run(corpus, tmp_path, optim=Optim(lr=1e-2), max_steps=10, archive="best")
     best, last = ((tmp_path / "checkpoints" / name).resolve() for name in ("best", "last"))
     assert best != last
     saved = torch.load(best, weights_only=True)["callbacks"]
