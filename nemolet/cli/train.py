@@ -39,7 +39,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a training run is made of."""
+    """Everything a training run is made of.
+
+    With ``dry_run`` nothing is made: the layout and its memory are printed, as ``nemolet plan`` does.
+    """
 
     model: ModuleConfig
     loss: ModuleConfig
@@ -55,6 +58,7 @@ class Settings:
     folder: str | None = None
     seed: int = 0
     imports: list[str] | None = None
+    dry_run: bool = False
 
     CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("data.sequence_length <= model.context", "sequences may not be longer than the model's context"),
@@ -66,6 +70,11 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Train, or go on where the folder left off; then write a sample."""
+    if settings.dry_run:
+        from nemolet.cli import plan
+
+        plan.show(settings)
+        return 0
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.utilities import rank_zero_only
