@@ -11,6 +11,7 @@ from nemolet.archive import load
 from nemolet.config import ModuleConfig, build
 from nemolet.data.corpus import TokenizerSpec
 from nemolet.errors import ConfigError
+from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
@@ -91,7 +92,7 @@ def run(settings: Settings) -> int:
     pl.seed_everything(settings.seed, verbose=False)
     model_config = with_sizes(settings.model, data.sizes)
     parts = {"tokenizer": data.tokenizer}
-    model = build(model_config, parts=parts, where="model")
+    model, deferred = built(model_config, parts, settings)
     size = sum(p.numel() for p in model.parameters())
     first = getattr(rank_zero_only, "rank", 0) == 0
     if first:
@@ -107,6 +108,7 @@ def run(settings: Settings) -> int:
             schedule=settings.schedule,
             training=settings.trainer,
             parallel=settings.parallel,
+            deferred=deferred,
             seed=settings.seed,
             config={**as_plain(settings), "model": model_config},
         )
@@ -132,6 +134,23 @@ def run(settings: Settings) -> int:
         )
         print(f"--- sample ---\n{sample.prompt}{completions[0].text}")
     return 0
+
+
+def built(config: ModuleConfig, parts: dict[str, Any], settings: Settings) -> tuple[Any, Deferred | None]:
+    """The model; for a mesh without values, and with the record of how each rank makes those that it keeps."""
+    if settings.parallel.sizes() == Parallel().sizes():
+        return build(config, parts=parts, where="model"), None
+    import torch
+
+    state = torch.get_rng_state()
+    try:
+        with Deferred() as deferred:
+            return build(config, parts=parts, where="model"), deferred
+    except ConfigError as error:  # a class of the user's may look at values
+        if not isinstance(error.__cause__, (NotImplementedError, RuntimeError)):
+            raise
+    torch.set_rng_state(state)
+    return build(config, parts=parts, where="model"), None
 
 
 def measures(model: Any) -> dict[str, Any]:
