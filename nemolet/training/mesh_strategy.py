@@ -42,7 +42,7 @@ from nemolet.training.folders import (
     single,
     weights_of,
 )
-from nemolet.training.launching import Launcher, RankLog, leave_with_launcher
+from nemolet.training.launching import Launcher, RankLog, leave_with_launcher, store_of_attempt
 from nemolet.training.lightning_model import LightningModel
 from nemolet.training.liveness import Liveness
 from nemolet.training.spreading import Runner, Spread, spread
@@ -166,7 +166,8 @@ class MeshStrategy(ParallelStrategy):
         backend = "nccl" if self.root_device.type == "cuda" else "gloo"
         if not dist.is_initialized():
             device = self.root_device if backend == "nccl" else None
-            _init_dist_connection(self.cluster_environment, backend, timeout=self.timeout, device_id=device)
+            options = {"timeout": self.timeout, "device_id": device, **store_of_attempt(self.timeout)}
+            _init_dist_connection(self.cluster_environment, backend, **options)
             self._liveness = Liveness(patience=self.patience)
         self.mesh = make_mesh(sizes, self.root_device.type)
 
