@@ -48,6 +48,7 @@ examples:
 
   nemolet <verb> --help       the config of a verb, with its groups
   nemolet <verb> --cfg job    the config as it would be used
+  nemolet train --dry-run     the plan and its memory, without weights or data
 """
 # What a config may leave null, since only the data knows it.
 SUPPLIED = (
@@ -77,6 +78,8 @@ _FLAGS: dict[str, int | tuple[str, ...]] = {
     "--info": _INFO,
     "-i": _INFO,
 }
+# Flags of our own, which are settings under a name that people expect.
+_ALIASES = {"--dry-run": "dry_run=true"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -133,9 +136,12 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
         if not argument.startswith("-"):
             overrides.append(argument)
             continue
+        if argument in _ALIASES:
+            overrides.append(_ALIASES[argument])
+            continue
         name, given, _ = argument.partition("=")
         if name not in _FLAGS:
-            close = nearest(name, [flag for flag in _FLAGS if flag.startswith("--")])
+            close = nearest(name, [flag for flag in (*_FLAGS, *_ALIASES) if flag.startswith("--")])
             raise ConfigError(
                 "there is no such flag",
                 where=name,

@@ -28,6 +28,7 @@ class Settings(TrainSettings):
     CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("steps >= 1 and rows >= 1", "steps and rows are at least 1"),
         ("share > 0 and share < 1", "share is between 0 and 1"),
+        ("dry_run == False", "there is no dry run of overfit; see nemolet train --dry-run"),
     )
 
 

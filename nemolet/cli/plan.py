@@ -33,6 +33,18 @@ class Settings(train.Settings):
 
 def run(settings: Settings) -> None:
     """Print the plan, and what it takes."""
+    show(settings, world=settings.world, explain=settings.explain, out=settings.out)
+
+
+def show(settings: train.Settings, *, world: int | None = None, explain: bool = False, out: str | None = None) -> None:
+    """Print the plan of a training config; no weights are made, and no data is read.
+
+    Args:
+        settings: of the run.
+        world: see :class:`Settings`, like what follows.
+        explain: whether boundaries are printed too.
+        out: where a picture goes.
+    """
     from nemolet.parallel.plan import plan
     from nemolet.parallel.planner import memory
     from nemolet.parallel.table import memory_table
@@ -42,7 +54,7 @@ def run(settings: Settings) -> None:
     sizes = parallel.sizes()
     known = [sizes.of(axis) for axis in ("pp", "dp_replicate", "dp_shard", "cp", "tp")]
     least = prod(size for size in known if size > 0)
-    world = settings.world or (least if -1 not in known else max(8, least))
+    world = world or (least if -1 not in known else max(8, least))
     sizes = sizes.resolve(world)
     graph = check.wired(settings)
     derived = plan(graph, parallel.make_rules(), sizes, overrides=parallel.overrides, kv_heads=parallel.kv_heads)
@@ -50,10 +62,10 @@ def run(settings: Settings) -> None:
     stages = memory(
         graph, derived, example_batch(graph, source.typical), parallel=parallel, optimizer=settings.optim.name
     )
-    print(derived.explain() if settings.explain else derived)
+    print(derived.explain() if explain else derived)
     print(f"\n{memory_table(stages, world)}")
-    if settings.out is not None:
-        _draw(graph, derived, settings.out)
+    if out is not None:
+        _draw(graph, derived, out)
 
 
 def _draw(graph: Any, derived: Plan, path: str) -> None:

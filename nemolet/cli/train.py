@@ -11,6 +11,7 @@ from nemolet.archive import load
 from nemolet.config import ModuleConfig, build
 from nemolet.data.corpus import TokenizerSpec
 from nemolet.errors import ConfigError
+from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
@@ -39,7 +40,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a training run is made of."""
+    """Everything a training run is made of.
+
+    With ``dry_run`` nothing is made: the layout and its memory are printed, as ``nemolet plan`` does.
+    """
 
     model: ModuleConfig
     loss: ModuleConfig
@@ -55,6 +59,7 @@ class Settings:
     folder: str | None = None
     seed: int = 0
     imports: list[str] | None = None
+    dry_run: bool = False
 
     CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("data.sequence_length <= model.context", "sequences may not be longer than the model's context"),
@@ -76,6 +81,11 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Train, or go on where the folder left off; then write a sample."""
+    if settings.dry_run:
+        from nemolet.cli import plan
+
+        plan.show(settings)
+        return 0
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.utilities import rank_zero_only
@@ -92,7 +102,7 @@ def run(settings: Settings) -> int:
     pl.seed_everything(settings.seed, verbose=False)
     model_config = with_sizes(settings.model, data.sizes)
     parts = {"tokenizer": data.tokenizer}
-    model = build(model_config, parts=parts, where="model")
+    model, deferred = built(model_config, parts, settings)
     size = sum(p.numel() for p in model.parameters())
     first = getattr(rank_zero_only, "rank", 0) == 0
     if first:
@@ -108,6 +118,7 @@ def run(settings: Settings) -> int:
             schedule=settings.schedule,
             training=settings.trainer,
             parallel=settings.parallel,
+            deferred=deferred,
             seed=settings.seed,
             config={**as_plain(settings), "model": model_config},
         )
@@ -133,6 +144,23 @@ def run(settings: Settings) -> int:
         )
         print(f"--- sample ---\n{sample.prompt}{completions[0].text}")
     return 0
+
+
+def built(config: ModuleConfig, parts: dict[str, Any], settings: Settings) -> tuple[Any, Deferred | None]:
+    """The model; for a mesh without values, and with the record of how each rank makes those that it keeps."""
+    if settings.parallel.sizes() == Parallel().sizes():
+        return build(config, parts=parts, where="model"), None
+    import torch
+
+    state = torch.get_rng_state()
+    try:
+        with Deferred() as deferred:
+            return build(config, parts=parts, where="model"), deferred
+    except ConfigError as error:  # a class of the user's may look at values
+        if not isinstance(error.__cause__, (NotImplementedError, RuntimeError)):
+            raise
+    torch.set_rng_state(state)
+    return build(config, parts=parts, where="model"), None
 
 
 def measures(model: Any) -> dict[str, Any]:

@@ -114,6 +114,35 @@ class Deferred(TorchDispatchMode):
                 if last[storage] == index:
                     real.pop(storage, None)
 
+    @torch.no_grad()
+    def fill(self, module: nn.Module) -> None:
+        """Give a module all its values, on this device.
+
+        Raises:
+            ParallelError: for a tensor that was not made inside the block.
+
+        Example:
+            >>> with Deferred() as deferred:
+            ...     layer = torch.nn.Linear(2, 2)
+            >>> deferred.fill(layer)
+            >>> layer.weight.is_meta
+            False
+        """
+        owners: dict[int, list[dict[str, Any]]] = {}
+        for inner in module.modules():
+            for held in (inner._parameters, inner._buffers):
+                for tensor in held.values():
+                    owners.setdefault(id(tensor), []).append(held)
+        named = dict((*module.named_parameters(), *module.named_buffers()))
+        for name, value in self.values(module):
+            old = named[name]
+            if not old.is_meta:
+                continue
+            value = value.clone()
+            new = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+            for place in owners[id(old)]:
+                place.update({key: new for key, tensor in place.items() if tensor is old})
+
     def _last_uses(self) -> dict[int, int]:
         """For each piece of memory, the last step that touches it."""
         return {_storage(t): index for index, step in enumerate(self.steps) for t in _tensors(step) if t.is_meta}

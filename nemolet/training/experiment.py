@@ -20,6 +20,7 @@ from nemolet.archive import described, save
 from nemolet.data.prepared import Loader, Prepared
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
+from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
 from nemolet.training.callbacks import ExponentialAverage, Recorder, spoken
 from nemolet.training.checkpoint import BEST, Checkpoints
@@ -27,6 +28,7 @@ from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
 from nemolet.training.graphs import training_graph
 from nemolet.training.lightning_model import LightningModel, Window
+from nemolet.training.mesh_strategy import MeshStrategy
 from nemolet.training.optim import Optim
 from nemolet.training.placement import placement, share_of, stored_weights
 from nemolet.training.run_folder import RunFolder
@@ -62,6 +64,7 @@ def fit(
     schedule: Schedule | None = None,
     training: Training | None = None,
     parallel: Parallel | None = None,
+    deferred: Deferred | None = None,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -79,6 +82,7 @@ def fit(
         schedule: the learning rate.
         training: everything else.
         parallel: how the model is spread over devices; None for not at all.
+        deferred: what the model was built in, where it has no values yet; each rank makes those that it keeps.
         seed: of what training itself draws at random.
         config: what the parts were built from, to be kept in the folder for people to read.
         callbacks: further callbacks of Lightning.
@@ -108,7 +112,10 @@ def fit(
         measured = training_graph(model, loss, metrics, data.fields) if metrics else None
         lightning = _lightning(graph, measured, optim, schedule, training)
         run = _Run(home, model, data, training, tuple(metrics or ()), finish)
-        return run.train(lightning, parallel, seed, [*blank_watches(metrics), *callbacks])
+        places = placement(training, parallel, home.path, on_gpu=_on_gpu(training), deferred=deferred)
+        if deferred is not None and not isinstance(places["strategy"], MeshStrategy):
+            deferred.fill(graph)
+        return run.train(lightning, places, seed, [*blank_watches(metrics), *callbacks])
 
 
 _ARCHIVE = "model.nemolet"
@@ -133,13 +140,12 @@ class _Run:
         self.patience = None if training.patience is None else EarlyStopping("valid_loss", patience=training.patience)
 
     def train(
-        self, lightning: LightningModel, parallel: Parallel | None, seed: int, callbacks: Sequence[Callback]
+        self, lightning: LightningModel, places: dict[str, Any], seed: int, callbacks: Sequence[Callback]
     ) -> Result:
         """Train to the end, or until something stops it; then write what is left behind."""
         training, data, home = self.training, self.data, self.home
         recorder = _recorder(lightning.graph, data, home.path, self.metrics, training)
         watching = [self.average, recorder, *callbacks, self.patience, self.checkpoints]  # last: they save the others
-        places = placement(training, parallel, home.path, on_gpu=_on_gpu(training))
         trainer = _trainer(training, home.path, [each for each in watching if each is not None], places)
         share = share_of(trainer)
         lightning.loader = data.train_loader(**share)

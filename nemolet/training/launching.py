@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,22 @@ class _Tee:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def store_of_attempt(timeout: timedelta) -> dict[str, Any]:
+    """Where ranks that torchrun has started again find each other: not where their predecessors are still written down.
+
+    Returns:
+        The store for ``init_process_group``, by that name; nothing in a first attempt.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    return {"store": PrefixStore(f"attempt/{attempt}", store)}
 
 
 def requeue() -> bool:

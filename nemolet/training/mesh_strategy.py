@@ -27,6 +27,7 @@ from nemolet.errors import TrainingError, did_you_mean
 from nemolet.module import NeuralModule
 from nemolet.parallel.apply import gradient_sync
 from nemolet.parallel.context import own_context
+from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.gradients import Gradients, LossScale
 from nemolet.parallel.mesh import Mesh, MeshSizes, make_mesh
 from nemolet.parallel.settings import Parallel
@@ -41,7 +42,7 @@ from nemolet.training.folders import (
     single,
     weights_of,
 )
-from nemolet.training.launching import Launcher, RankLog, leave_with_launcher
+from nemolet.training.launching import Launcher, RankLog, leave_with_launcher, store_of_attempt
 from nemolet.training.lightning_model import LightningModel
 from nemolet.training.liveness import Liveness
 from nemolet.training.spreading import Runner, Spread, spread
@@ -61,6 +62,7 @@ class MeshStrategy(ParallelStrategy):
         timeout_minutes: how long a rank waits for the others in one exchange.
         patience_seconds: after so long without a sign of life a rank is given up, and the run ends.
         logs: folder of one log for each rank; None leaves what ranks print on the screen.
+        deferred: what knows the values of a graph that was built on ``meta``; None for one that has its values.
         checkpoint_io: how checkpoints are written; None for folders.
         cluster_environment: who started the ranks; None for whoever did.
         sizes: fields of :class:`nemolet.parallel.Parallel`, such as ``tp=2``.
@@ -81,6 +83,7 @@ class MeshStrategy(ParallelStrategy):
         timeout_minutes: float = 30.0,
         patience_seconds: float = 30.0,
         logs: Path | None = None,
+        deferred: Deferred | None = None,
         checkpoint_io: CheckpointIO | None = None,
         cluster_environment: ClusterEnvironment | None = None,
         **sizes: Any,
@@ -92,6 +95,7 @@ class MeshStrategy(ParallelStrategy):
         self.num_nodes = 1
         self.mesh: Mesh | None = None  # None on one rank
         self._spread = Spread()
+        self._deferred = deferred
         self._log = RankLog(logs) if logs is not None else None
         self._liveness: Liveness | None = None
 
@@ -162,7 +166,8 @@ class MeshStrategy(ParallelStrategy):
         backend = "nccl" if self.root_device.type == "cuda" else "gloo"
         if not dist.is_initialized():
             device = self.root_device if backend == "nccl" else None
-            _init_dist_connection(self.cluster_environment, backend, timeout=self.timeout, device_id=device)
+            options = {"timeout": self.timeout, "device_id": device, **store_of_attempt(self.timeout)}
+            _init_dist_connection(self.cluster_environment, backend, **options)
             self._liveness = Liveness(patience=self.patience)
         self.mesh = make_mesh(sizes, self.root_device.type)
 
@@ -173,7 +178,10 @@ class MeshStrategy(ParallelStrategy):
         lightning = self._lightning()
         self.precision_plugin.convert_module(lightning)
         if self.mesh is not None:
-            self._spread = spread(lightning, self.parallel, self.mesh, self.root_device)
+            self._spread = spread(lightning, self.parallel, self.mesh, self.root_device, self._deferred)
+        elif self._deferred is not None:
+            self._deferred.fill(lightning.graph)
+        self._deferred = None  # its record is as long as the model is deep
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self._reset_optimizers_and_schedulers()

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
 from nemolet.training.checkpoint import LAST, AtomicCheckpoints
 from nemolet.training.folders import CALLBACKS, WEIGHTS, FolderCheckpoints, reader
@@ -16,7 +17,9 @@ from nemolet.training.mesh_strategy import MeshStrategy
 from nemolet.training.settings import Training
 
 
-def placement(training: Training, parallel: Parallel | None, folder: Path, *, on_gpu: bool) -> dict[str, Any]:
+def placement(
+    training: Training, parallel: Parallel | None, folder: Path, *, on_gpu: bool, deferred: Deferred | None = None
+) -> dict[str, Any]:
     """What Lightning's Trainer has to know about devices and checkpoints.
 
     A mesh of one rank is no mesh, unless the run was spread before: a folder of shards goes on as one.
@@ -26,6 +29,7 @@ def placement(training: Training, parallel: Parallel | None, folder: Path, *, on
         parallel: the layout; None or one rank for the strategy of ``training``.
         folder: of the experiment.
         on_gpu: whether the model is on a GPU.
+        deferred: what knows the values of a model on ``meta``, for a mesh.
     """
     background = on_gpu if training.background_checkpoints is None else training.background_checkpoints
     devices, machines = ranks_started() or (training.devices, training.num_nodes)
@@ -36,6 +40,7 @@ def placement(training: Training, parallel: Parallel | None, folder: Path, *, on
         parallel,
         timeout_minutes=training.timeout_minutes,
         logs=folder / "logs",
+        deferred=deferred,
         checkpoint_io=FolderCheckpoints(background=background),
     )
     return {**places, "strategy": strategy}

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from nemolet.data.prepared import Batch
 from nemolet.graph import Graph
 from nemolet.parallel.apply import parallelize
+from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.mesh import Mesh
 from nemolet.parallel.pipeline import Pipeline
 from nemolet.parallel.plan import Plan, plan
@@ -52,8 +53,21 @@ class Spread:
     twice: list[str] = field(default_factory=list)
 
 
-def spread(lightning: LightningModel, parallel: Parallel, mesh: Mesh, device: torch.device) -> Spread:
+def spread(
+    lightning: LightningModel,
+    parallel: Parallel,
+    mesh: Mesh,
+    device: torch.device,
+    deferred: Deferred | None = None,
+) -> Spread:
     """Plan the graph that is trained, and spread it in place.
+
+    Args:
+        lightning: whose graph it is.
+        parallel: the layout.
+        mesh: the ranks.
+        device: of this rank.
+        deferred: what knows the values of a graph on ``meta``; the random state stays as it is.
 
     Raises:
         ParallelError: for a layer that fits no pattern, sizes that do not divide, or a graph that cannot be cut.
@@ -78,10 +92,12 @@ def spread(lightning: LightningModel, parallel: Parallel, mesh: Mesh, device: to
         "checkpointing": parallel.checkpointing,
         "compile": parallel.compile,
         "device": device,
+        "deferred": deferred,
     }
-    if mesh.sizes.pp == 1:
-        return Spread(units=_units([parallelize(lightning.graph, layout, mesh, **options)]))
-    pipeline = _pipeline(lightning, layout, mesh, parallel, options)
+    with torch.random.fork_rng(devices=[]):  # values are drawn again where they were deferred
+        if mesh.sizes.pp == 1:
+            return Spread(units=_units([parallelize(lightning.graph, layout, mesh, **options)]))
+        pipeline = _pipeline(lightning, layout, mesh, parallel, options)
     return Spread(pipeline, _units([stage.view for stage in pipeline.stages.values()]), pipeline.tied_here)
 
 

@@ -51,6 +51,21 @@ def test_llama_70b_on_512_ranks_is_planned_here(capsys):
     assert len(stages) == 4 and numbers * 128 == 70_553_706_496 + 7 * norms
 
 
+def test_a_dry_run_of_training_prints_the_plan_and_makes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["model=llama3_70b", "tokenizer=byte", "parallel=3d", "parallel.tp=8", "parallel.pp=4"]
+    overrides = [*sizes, "parallel.dp_shard=16", f"data.path={tmp_path / 'nothing_here.txt'}"]
+    assert main(["plan", *overrides]) == 0
+    planned = capsys.readouterr().out
+    assert main(["train", *overrides, "--dry-run"]) == 0
+    assert capsys.readouterr().out == planned
+    assert not list(tmp_path.iterdir())
+    assert main(["overfit", *TINY[1:], "--dry-run"]) == 2
+    assert "no dry run of overfit" in capsys.readouterr().err
+    assert main(["train", "--dry-runs"]) == 2
+    assert "did you mean --dry-run?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "overrides, status, words",
     [

@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def ranks():
-    """Run a function on n ranks: ``ranks(n, function, *args, limit=90, **kwargs)`` -> results by rank."""
+    """Run a function on n ranks: ``ranks(n, function, *args, limit=300, **kwargs)`` -> results by rank."""
     pool = Pool()
     yield pool
     pool.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 
 import parity
 import pytest
 import torch
 
+from nemolet.cli import main
 from nemolet.errors import ParallelError
 from nemolet.parallel import MeshSizes, make_mesh, parallelize
 from nemolet.parallel.deferred import Deferred
@@ -87,3 +89,55 @@ def test_seeds_sown_again_inside_are_kept():
     there = dict(make().named_parameters())
     for name, value in deferred.values(model):
         assert torch.equal(value, there[name])
+
+
+# ---------------------------------------------------------------- in `nemolet train`
+
+
+def command(folder, poem, overrides):
+    """Train by the command line; the losses, and whether the weights came from a record of how they are made."""
+    replayed = []
+
+    class Seen(Deferred):
+        def values(self, module):
+            replayed.append(all(p.is_meta for p in module.get_submodule("model").parameters()))
+            return super().values(module)
+
+    from nemolet.cli import train
+
+    before, train.Deferred = train.Deferred, Seen
+    try:
+        model = ["model=llama_tiny", "model.layers=2", "model.width=16", "model.heads=2", "model.kv_heads=2"]
+        sizes = ["model.context=8", "data.sequence_length=8", "tokenizer=char", "sample.max_new_tokens=0"]
+        steps = ["trainer.max_steps=3", "trainer.log_every=1", "trainer.valid_every=3", "schedule.warmup_steps=1"]
+        places = [f"data.path={poem}", f"data.cache={folder.parent / 'tokens'}", f"folder={folder}"]
+        quiet = ["trainer.loggers=[]", "trainer.accelerator=cpu", "trainer.progress=false"]
+        assert main(["train", *model, *sizes, *steps, *places, *quiet, *overrides]) == 0
+    finally:
+        train.Deferred = before
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]], replayed
+
+
+def test_training_by_config_builds_on_each_rank_only_its_part(ranks, poem, tmp_path):
+    alone, replayed = command(tmp_path / "one", poem, ["data.batch_size=4"])
+    assert not replayed and len(alone) == 3
+    for name, batch in {"fsdp": 2, "tp": 4, "pp": 4}.items():
+        overrides = [f"parallel={name}", "trainer.devices=2", f"data.batch_size={batch}"]
+        if name != "fsdp":
+            overrides.append(f"parallel.{name}=2")
+        for losses, replayed in ranks(2, command, tmp_path / name, poem, overrides):
+            assert replayed == [True]
+            assert losses == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_model_is_filled_on_one_rank():
+    torch.manual_seed(0)
+    expected = parity.build("gpt")
+    torch.manual_seed(0)
+    with Deferred() as deferred:
+        model = parity.build("gpt")
+    deferred.fill(model)
+    assert len(list(model.parameters())) == len(list(expected.parameters()))  # tied weights are one
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name

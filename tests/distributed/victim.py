@@ -1,6 +1,7 @@
 """A training run in which one rank dies; started by the tests of failures as a script, on every rank.
 
-``python victim.py folder poem rank when``: ``when`` is ``never``, ``start``, ``training``, ``saving``, or ``error``.
+``python victim.py folder poem rank when``: ``when`` is ``never``, ``start``, ``training``, ``once`` (in training,
+but not when torchrun has started it again), ``saving``, or ``error``.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Fate(pl.Callback):
 def main(folder: str, poem: str, rank: str, when: str) -> None:
     own = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     when = when if own == rank else "never"
+    if when == "once":
+        when = "training" if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else "never"
     if when == "start":
         die()
     torch.set_num_threads(1)

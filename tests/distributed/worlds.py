@@ -27,6 +27,9 @@ _PRELOAD = [
     "nemolet.language.models",
     "nemolet.language.losses",
     "nemolet.parallel.apply",
+    "nemolet.training",
+    "nemolet.metrics",
+    "torch.profiler",
 ]
 _GRACE = 5.0  # seconds in which the other ranks may fail too, once one has
 
@@ -48,7 +51,7 @@ class Pool:
         self.folder = tempfile.TemporaryDirectory()
         self.runs = 0
 
-    def __call__(self, world: int, function: Callable[..., Any], *args: Any, limit: float = 90, **kwargs: Any) -> list:
+    def __call__(self, world: int, function: Callable[..., Any], *args: Any, limit: float = 300, **kwargs: Any) -> list:
         """Run a module-level function of a test file on every rank of a world; returns the results by rank.
 
         An error of a rank is raised here, with the traceback of the worker as its cause. Workers that do not
