@@ -13,6 +13,8 @@ import nemolet as nl
 from nemolet.data import Corpus, TokenizerSpec
 from nemolet.errors import TrainingError
 from nemolet.training import Optim, Schedule, Training, fit
+from nemolet.training.callbacks import ExponentialAverage
+from nemolet.training.placement import stored_weights
 from nemolet.training.run_folder import RunFolder
 
 
@@ -107,14 +109,21 @@ def test_a_run_that_was_stopped_early_has_ended(corpus, tmp_path):
 
 
 def test_the_archive_may_hold_the_best_weights(corpus, tmp_path):
-    result = run(corpus, tmp_path, optim=Optim(lr=1e-2), max_steps=10, archive="best")
-    best, last = ((tmp_path / "checkpoints" / name).resolve() for name in ("best", "last"))
-    assert best != last
-    saved = torch.load(best, weights_only=True)["callbacks"]
+    result = run(corpus, tmp_path, max_steps=4, archive="best", ema=0.5, keep_checkpoints=3)
+    best = (tmp_path / "checkpoints" / "best").resolve()
+    assert holds_average(best, nl.load(result.archive).model.state_dict())
+    first = tmp_path / "checkpoints" / "step_00000002.ckpt"
+    read = stored_weights(first, averaged=ExponentialAverage(0.5).state_key)
+    assert holds_average(first, {name: read(name) for name in nl.load(result.archive).model.state_dict()})
+    assert not holds_average(first, nl.load(result.archive).model.state_dict())
+
+
+def holds_average(checkpoint, weights):
+    saved = torch.load(checkpoint, weights_only=True)["callbacks"]
     average = next(state["average"] for name, state in saved.items() if name.startswith("ExponentialAverage"))
-    for name, weight in nl.load(result.archive).model.state_dict().items():
-        if f"graph.model.{name}" in average:
-            assert torch.equal(weight, average[f"graph.model.{name}"])
+    names = [name for name in weights if f"graph.model.{name}" in average]
+    assert names
+    return all(torch.equal(weights[name], average[f"graph.model.{name}"]) for name in names)
 
 
 def test_the_recorded_learning_rate_is_that_of_the_step(finished):
