@@ -57,12 +57,12 @@ class Settings:
 def run(settings: Settings) -> int:
     """Print what was found; the status is 1 where something is wrong and no cleaned manifest was asked for."""
     from nemolet.cli.train import progress_bar
-    from nemolet.data.inspection import Rules, examine
+    from nemolet.data.inspection import AudioRules, examine
     from nemolet.data.manifest import read_audio
 
     paths = [settings.path] if isinstance(settings.path, str) else settings.path
     entries = [e for p in paths for e in read_audio(p, text_key=settings.text_key, shards=settings.shards)]
-    rules = Rules(
+    rules = AudioRules(
         needs=tuple(settings.needs or ()),
         min_seconds=settings.min_seconds,
         max_seconds=float("inf") if settings.max_seconds is None else settings.max_seconds,

@@ -16,7 +16,7 @@ from nemolet.data.audio import Channels
 from nemolet.data.audio_loader import AudioLoader, AudioStore, AudioValidationLoader, Batcher
 from nemolet.data.buckets import BatchPlan, Joining
 from nemolet.data.corpus import TokenizerSpec
-from nemolet.data.inspection import Examined, Rules, Usable, examine, spoken_time
+from nemolet.data.inspection import AudioRules, Examined, Usable, examine, spoken_time
 from nemolet.data.manifest import Problem, Utterance, read_audio
 from nemolet.data.prepared import Progress, Unit
 from nemolet.data.targets import ClassTarget, SpeechTarget, Target, TextTarget
@@ -172,7 +172,7 @@ class AudioCorpus:
 
     def _examined(self, entries: Entries, progress: Progress | None) -> Examined:
         needs = () if self.target == "none" else (self.target,)
-        rules = Rules(
+        rules = AudioRules(
             needs,
             self.min_seconds,
             self.max_seconds,

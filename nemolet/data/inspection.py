@@ -22,7 +22,7 @@ Field = Literal["text", "label", "speaker", "segments"]
 
 
 @dataclass(frozen=True)
-class Rules:
+class AudioRules:
     """What an utterance has to fulfil (final).
 
     Args:
@@ -120,7 +120,7 @@ def spoken_time(seconds: float) -> str:
 
 def examine(
     entries: Sequence[Utterance | Problem],
-    rules: Rules,
+    rules: AudioRules,
     *,
     decode: bool = True,
     workers: int = 1,
@@ -167,7 +167,7 @@ def examine(
     return Examined(tuple(usable), tuple(problems), tuple(outside))
 
 
-def _judged(utterance: Utterance, facts: Facts, rules: Rules) -> Usable | Problem:
+def _judged(utterance: Utterance, facts: Facts, rules: AudioRules) -> Usable | Problem:
     """The first rule that an utterance breaks, or its place in the recording."""
     where, name = utterance.where, _called(utterance)
     for what, broken, detail in (

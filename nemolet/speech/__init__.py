@@ -23,7 +23,7 @@ _EXPORTS = {
     "CTCRecognizer": "nemolet.speech.models",
     "DetectionScore": "nemolet.speech.metrics",
     "ECAPAEncoder": "nemolet.speech.ecapa",
-    "Encoder": "nemolet.speech.encoder",
+    "SpeechEncoder": "nemolet.speech.encoder",
     "ErrorRate": "nemolet.speech.word_error",
     "evaluate": "nemolet.speech.evaluation",
     "Features": "nemolet.speech.features",
@@ -90,7 +90,7 @@ if TYPE_CHECKING:
     from nemolet.speech.convolutional import ConvEncoder
     from nemolet.speech.decoding import Hypothesis, greedy_ctc, greedy_transducer
     from nemolet.speech.ecapa import ECAPAEncoder
-    from nemolet.speech.encoder import Encoder
+    from nemolet.speech.encoder import SpeechEncoder
     from nemolet.speech.evaluation import evaluate
     from nemolet.speech.feature_stream import FeatureStream
     from nemolet.speech.features import MFCC, Features, KaldiFbank, LogMel

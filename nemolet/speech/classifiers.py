@@ -12,7 +12,7 @@ from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
 from nemolet.nn.embedding import Head
 from nemolet.nn.linear import Linear
-from nemolet.speech.encoder import Encoder
+from nemolet.speech.encoder import SpeechEncoder
 from nemolet.speech.front_end import FrontEnd
 from nemolet.speech.pooling import AttentivePooling, MeanPooling
 from nemolet.types import AudioBN, AudioLengthsB, EmbeddingBD, LengthsB, LogitsBTV, LogitsBV
@@ -62,7 +62,7 @@ class AudioClassifier(NeuralModule):
         self,
         *,
         front_end: FrontEnd,
-        encoder: Encoder,
+        encoder: SpeechEncoder,
         classes: int,
         names: Sequence[str] | None = None,
         attentive: bool = True,
@@ -109,7 +109,7 @@ class SpeakerVerifier(NeuralModule):
     Shape: audio_BN, lengths_B -> cosines ``B V``, vectors ``B D``.
     """
 
-    def __init__(self, *, front_end: FrontEnd, encoder: Encoder, classes: int, embedding: int = 192) -> None:
+    def __init__(self, *, front_end: FrontEnd, encoder: SpeechEncoder, classes: int, embedding: int = 192) -> None:
         super().__init__(V=classes, D=embedding, sample_rate=front_end.features.sample_rate)
         _check_bins(front_end, encoder)
         self.front_end, self.encoder = front_end, encoder
@@ -138,7 +138,7 @@ class SpeechDetector(NeuralModule):
     Shape: audio_BN, lengths_B -> logits ``B T V=2``, lengths_B; T counts frames of the encoder.
     """
 
-    def __init__(self, *, front_end: FrontEnd, encoder: Encoder) -> None:
+    def __init__(self, *, front_end: FrontEnd, encoder: SpeechEncoder) -> None:
         super().__init__(V=2, sample_rate=front_end.features.sample_rate)
         _check_bins(front_end, encoder)
         self.front_end, self.encoder = front_end, encoder
@@ -155,7 +155,7 @@ class SpeechDetector(NeuralModule):
         return features.framing.hop * self.encoder.factor / features.sample_rate
 
 
-def _check_bins(front_end: FrontEnd, encoder: Encoder) -> None:
+def _check_bins(front_end: FrontEnd, encoder: SpeechEncoder) -> None:
     if front_end.features.width != encoder.bins:
         raise ShapeError(
             "the encoder reads other features",

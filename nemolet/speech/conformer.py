@@ -21,7 +21,7 @@ from nemolet.nn.relative_attention import (
     joined,
     relative_distances,
 )
-from nemolet.speech.encoder import Encoded, Encoder
+from nemolet.speech.encoder import Encoded, SpeechEncoder
 from nemolet.speech.subsampling import ConvSubsampling
 from nemolet.types import HiddenBTD, LengthsB, MaskBT, SpectrogramBTC
 
@@ -140,7 +140,7 @@ class ConformerBlock(NeuralModule):
         return self.norm(hidden_BTD), BlockState(known.last(keep), read[:, read.shape[1] - self.convolution.memory :])
 
 
-class ConformerEncoder(Encoder):
+class ConformerEncoder(SpeechEncoder):
     """Conformer, or FastConformer with ``factor=8, separable=True, kernel=9`` (Rekesh et al., 2023; final).
 
     With ``chunk`` it reads in chunks: a frame sees its own chunk and some chunks before, convolutions see nothing

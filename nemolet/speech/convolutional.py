@@ -13,7 +13,7 @@ from nemolet.module import NeuralModule
 from nemolet.nn.conv import Conv1d, HiddenBSO, HiddenBTI
 from nemolet.nn.linear import Linear
 from nemolet.nn.norm import LayerNorm
-from nemolet.speech.encoder import Encoded, Encoder
+from nemolet.speech.encoder import Encoded, SpeechEncoder
 from nemolet.speech.features import masked
 from nemolet.types import Axis, HiddenBTD, LengthsB, SpectrogramBTC
 
@@ -102,7 +102,7 @@ class ConvBlock(NeuralModule):
         return F.dropout(F.relu(hidden + mixed), self.dropout, self.training)
 
 
-class ConvEncoder(Encoder):
+class ConvEncoder(SpeechEncoder):
     """Blocks of separable convolutions; nothing is attended to, so that time and memory grow as T (final).
 
     QuartzNet (Kriman et al., 2020) and MatchboxNet (Majumdar and Ginsburg, 2020) have plain blocks, Citrinet

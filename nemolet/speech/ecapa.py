@@ -14,7 +14,7 @@ from nemolet.nn.conv import Conv1d
 from nemolet.nn.linear import Linear
 from nemolet.nn.norm import LayerNorm
 from nemolet.speech.convolutional import SqueezeExcite
-from nemolet.speech.encoder import Encoded, Encoder
+from nemolet.speech.encoder import Encoded, SpeechEncoder
 from nemolet.speech.features import masked
 from nemolet.types import HiddenBTD, LengthsB, SpectrogramBTC
 
@@ -53,7 +53,7 @@ class Res2Block(NeuralModule):
         return hidden + self.squeeze(mixed, lengths)  # type: ignore[no-any-return]
 
 
-class ECAPAEncoder(Encoder):
+class ECAPAEncoder(SpeechEncoder):
     """Blocks of dilated convolutions whose results are all joined (Desplanques et al., 2020; final).
 
     Args:

@@ -16,7 +16,7 @@ class Encoded(NamedTuple):
     lengths: LengthsB
 
 
-class Encoder(NeuralModule):
+class SpeechEncoder(NeuralModule):
     """From features to hidden states (abstract; :class:`ConformerEncoder` and others).
 
     Args:

@@ -154,6 +154,7 @@ class ArcLoss(torch.autograd.Function):
         label_skips: tuple[int, ...],
         *weights: Tensor,
     ) -> Tensor:
+        """Minus the log-probability of each utterance."""
         count = len(blank_skips)
         taken = tuple(weight.clone() for weight in weights) if any(ctx.needs_input_grad) else weights
         arcs = Arcs(taken[:count], taken[count:], blank_skips, label_skips)
@@ -166,4 +167,5 @@ class ArcLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
+        """Minus how often each arc is taken."""
         return None, None, None, None, *(-grad_B[:, None, None] * taken for taken in ctx.saved_tensors)

@@ -13,7 +13,7 @@ from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
 from nemolet.nn.embedding import Head
 from nemolet.speech.decoding import Hypothesis, greedy_ctc, greedy_transducer
-from nemolet.speech.encoder import Encoded, Encoder
+from nemolet.speech.encoder import Encoded, SpeechEncoder
 from nemolet.speech.front_end import FrontEnd
 from nemolet.speech.guards import refuse_misfits
 from nemolet.speech.prediction import TransducerDecoder
@@ -54,7 +54,7 @@ class Recognizer(NeuralModule):
 
     CONFIG_RULES: ClassVar = (("vocab_size >= 1", "vocab_size is at least 1; null takes it from the tokenizer"),)
 
-    def __init__(self, *, front_end: FrontEnd, encoder: Encoder, vocab_size: int, columns: int) -> None:
+    def __init__(self, *, front_end: FrontEnd, encoder: SpeechEncoder, vocab_size: int, columns: int) -> None:
         super().__init__(V=columns, sample_rate=front_end.features.sample_rate)
         if front_end.features.width != encoder.bins:
             raise ShapeError(
@@ -108,7 +108,7 @@ class CTCRecognizer(Recognizer):
         torch.Size([1, 25, 6])
     """
 
-    def __init__(self, *, front_end: FrontEnd, encoder: Encoder, vocab_size: int) -> None:
+    def __init__(self, *, front_end: FrontEnd, encoder: SpeechEncoder, vocab_size: int) -> None:
         super().__init__(front_end=front_end, encoder=encoder, vocab_size=vocab_size, columns=vocab_size + 1)
         self.head = Head("D", "V", encoder.width, vocab_size + 1)
 
@@ -152,7 +152,7 @@ class TransducerRecognizer(Recognizer):
         self,
         *,
         front_end: FrontEnd,
-        encoder: Encoder,
+        encoder: SpeechEncoder,
         vocab_size: int,
         joint: int = 256,
         context: int = 2,
@@ -203,7 +203,7 @@ class HybridRecognizer(Recognizer):
         self,
         *,
         front_end: FrontEnd,
-        encoder: Encoder,
+        encoder: SpeechEncoder,
         vocab_size: int,
         joint: int = 256,
         context: int = 2,

@@ -8,13 +8,13 @@ from torch import nn
 from nemolet.nn.linear import Linear
 from nemolet.nn.norm import LayerNorm
 from nemolet.nn.recurrent import LSTM
-from nemolet.speech.encoder import Encoded, Encoder
+from nemolet.speech.encoder import Encoded, SpeechEncoder
 from nemolet.speech.features import masked
 from nemolet.speech.subsampling import ConvSubsampling
 from nemolet.types import LengthsB, SpectrogramBTC
 
 
-class LSTMEncoder(Encoder):
+class LSTMEncoder(SpeechEncoder):
     """Fewer frames, then LSTMs that read both ways, each projected back to D (final).
 
     Args:

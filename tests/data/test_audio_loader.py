@@ -11,7 +11,7 @@ import torch
 from nemolet.data.audio import AudioArray
 from nemolet.data.audio_loader import AudioLoader, AudioStore, AudioValidationLoader, Batcher
 from nemolet.data.buckets import BatchPlan, Joining
-from nemolet.data.inspection import Rules, examine
+from nemolet.data.inspection import AudioRules, examine
 from nemolet.data.manifest import utterances_of_arrays
 from nemolet.data.targets import ClassTarget, SpeechTarget, TextTarget
 from nemolet.errors import DataError
@@ -28,7 +28,7 @@ def constant(number):
 
 @pytest.fixture(scope="module")
 def usable():
-    return examine(utterances_of_arrays([constant(n) for n in range(COUNT)], sample_rate=RATE), Rules()).usable
+    return examine(utterances_of_arrays([constant(n) for n in range(COUNT)], sample_rate=RATE), AudioRules()).usable
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_what_does_not_fit_into_memory_is_decoded_anew(usable):
 def test_audio_is_resampled_and_mixed():
     array = AudioArray(np.stack([np.full(800, 0.2), np.full(800, 0.4)], 1), RATE)
     entries = utterances_of_arrays([array.samples], sample_rate=RATE)
-    usable = examine(entries, Rules()).usable
+    usable = examine(entries, AudioRules()).usable
     samples = AudioStore(usable, sample_rate=2 * RATE).samples(0)
     assert len(samples) == 1600 and samples[800] == pytest.approx(0.3, abs=1e-3)
     assert AudioStore(usable, sample_rate=RATE, channels="first").samples(0)[9] == pytest.approx(0.2)
@@ -148,7 +148,7 @@ def test_a_file_that_breaks_meanwhile_is_replaced_by_a_neighbour_and_named(tmp_p
 
     for number in range(4):
         soundfile.write(tmp_path / f"{number}.wav", np.full(800, (number + 1) / 64), RATE)
-    usable = examine(read_audio(tmp_path), Rules()).usable
+    usable = examine(read_audio(tmp_path), AudioRules()).usable
     (tmp_path / "1.wav").write_bytes(b"gone")
     (tmp_path / "2.wav").unlink()
     batcher = Batcher(AudioStore(usable, sample_rate=RATE), ClassTarget(list("abcd"), dict(zip("abcd", range(4)))))
@@ -166,7 +166,7 @@ def test_a_file_that_breaks_meanwhile_is_replaced_by_a_neighbour_and_named(tmp_p
 
 def test_numbers_that_are_none_do_not_come_through_unseen():
     entries = utterances_of_arrays([np.full(800, np.nan), np.full(800, 0.5)], sample_rate=RATE)
-    usable = examine(entries, Rules(), decode=False).usable
+    usable = examine(entries, AudioRules(), decode=False).usable
     store = AudioStore(usable, sample_rate=RATE)
     assert store.readable(0) == 1 and "no numbers" in str(store.broken[0])
 

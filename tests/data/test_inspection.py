@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nemolet.data.audio import AudioArray
-from nemolet.data.inspection import Rules, examine, spoken_time
+from nemolet.data.inspection import AudioRules, examine, spoken_time
 from nemolet.data.manifest import Problem, read_audio, utterances_of_arrays
 from nemolet.errors import DataError
 
@@ -64,7 +64,7 @@ def bad(tmp_path):
     return path
 
 
-RULES = Rules(
+RULES = AudioRules(
     needs=("text",),
     min_seconds=0.1,
     max_seconds=30.0,
@@ -120,26 +120,26 @@ def test_a_part_lies_where_it_was_said_to(bad):
 def test_a_rounded_duration_loses_no_sample(tmp_path):
     beep(tmp_path / "a.wav", 0.74485)
     (tmp_path / "m.jsonl").write_text('{"audio_filepath": "a.wav", "duration": 0.7448}')
-    [usable] = examine(read_audio(tmp_path / "m.jsonl"), Rules()).usable
+    [usable] = examine(read_audio(tmp_path / "m.jsonl"), AudioRules()).usable
     assert usable.stop == usable.facts.frames == 5958
 
 
 def test_what_was_found_is_remembered_as_long_as_the_file_stays(tmp_path):
     path, looked = beep(tmp_path / "a.wav"), []
     for _ in range(2):
-        examine(read_audio(tmp_path), Rules(), cache=tmp_path / "cache", progress=looked.append)
+        examine(read_audio(tmp_path), AudioRules(), cache=tmp_path / "cache", progress=looked.append)
     assert looked == [1]
     beep(path, 2.0)
-    [usable] = examine(read_audio(tmp_path), Rules(), cache=tmp_path / "cache", progress=looked.append).usable
+    [usable] = examine(read_audio(tmp_path), AudioRules(), cache=tmp_path / "cache", progress=looked.append).usable
     assert looked == [1, 1] and usable.seconds == 2.0
     path.unlink()
     entries = utterances_of_arrays([np.zeros(8000) + 0.1], sample_rate=RATE)
-    assert len(examine(entries, Rules(), cache=tmp_path / "cache").usable) == 1  # arrays have nothing to go by
+    assert len(examine(entries, AudioRules(), cache=tmp_path / "cache").usable) == 1  # arrays have nothing to go by
 
 
 def test_problems_of_reading_stay_problems():
     problem = Problem("here", "bad")
-    found = examine([problem], Rules())
+    found = examine([problem], AudioRules())
     assert found.problems == (problem,) and not found.usable
 
 
@@ -151,7 +151,7 @@ def test_headers_alone_are_enough_where_asked_for(bad):
 
 def test_arrays_are_examined():
     entries = utterances_of_arrays([np.ones(800) * 0.5, np.full(800, np.inf), np.zeros(800)], sample_rate=RATE)
-    found = examine(entries, Rules())
+    found = examine(entries, AudioRules())
     assert [p.what for p in found.problems] == ["samples that are no numbers", "nothing but silence"]
     assert isinstance(found.usable[0].utterance.recording, AudioArray)
 
