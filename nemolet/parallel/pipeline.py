@@ -14,12 +14,13 @@ from torch.distributed.fsdp import FSDPModule
 from nemolet.errors import ParallelError
 from nemolet.graph import Graph
 from nemolet.parallel.apply import gradient_sync, parallelize
+from nemolet.parallel.costs import balanced
 from nemolet.parallel.gradients import local
 from nemolet.parallel.links import Links, empty_as, group_of_each_column, header_of
 from nemolet.parallel.mesh import Mesh
 from nemolet.parallel.plan import Plan
 from nemolet.parallel.planner import layer_costs
-from nemolet.parallel.schedules import balanced, schedule_of
+from nemolet.parallel.schedules import schedule_of
 from nemolet.parallel.stages import Stage, cut_graph, plan_of_stage
 from nemolet.types import Count, Loss, NeuralType
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from nemolet.errors import ParallelError, nearest
@@ -97,53 +97,3 @@ def schedule_of(name: str, each: int) -> Schedule:
             fix="set parallel.schedule=interleaved",
         )
     return SCHEDULES[name]
-
-
-def balanced(costs: Sequence[float], stages: int, *, first: float = 0.0, last: float = 0.0) -> list[int]:
-    """How many layers each stage has, so that the dearest stage is as cheap as can be.
-
-    Args:
-        costs: of the layers, in order.
-        stages: how many there are; each gets at least one layer.
-        first: what the first stage has to do beside its layers.
-        last: what the last stage has to do beside its layers.
-
-    Raises:
-        ParallelError: for fewer layers than stages.
-
-    Example:
-        >>> balanced([1.0] * 8, 4, last=1.0)
-        [2, 2, 2, 2]
-        >>> balanced([1.0] * 7, 4, last=1.0)
-        [2, 2, 2, 1]
-    """
-    if len(costs) < stages:
-        raise ParallelError(
-            "there are fewer layers than stages",
-            where="parallel.pp",
-            expected=f"at most {len(costs)} stages",
-            found=stages,
-            fix=f"set parallel.pp to at most {len(costs)}, or model.layers to at least {stages}",
-        )
-    sums = [0.0]
-    for cost in costs:
-        sums.append(sums[-1] + cost)
-    # best[s][n]: of s stages with the first n layers, the dearest and the sum of squares, and where the last begins.
-    best: list[dict[int, tuple[float, float, int]]] = [{0: (0.0, 0.0, 0)}]
-    for stage in range(stages):
-        extra = (first if stage == 0 else 0.0) + (last if stage == stages - 1 else 0.0)
-        row: dict[int, tuple[float, float, int]] = {}
-        for end in range(stage + 1, len(costs) - (stages - 1 - stage) + 1):
-            ways = []
-            for begin in best[stage]:
-                if begin < end:
-                    cost = sums[end] - sums[begin] + extra
-                    ways.append((max(best[stage][begin][0], cost), best[stage][begin][1] + cost**2, begin))
-            row[end] = min(ways)
-        best.append(row)
-    counts, end = [], len(costs)
-    for stage in range(stages, 0, -1):
-        begin = best[stage][end][2]
-        counts.append(end - begin)
-        end = begin
-    return counts[::-1]

@@ -7,7 +7,8 @@ import pytest
 from torch.distributed.pipelining import schedules as theirs
 
 from nemolet.errors import ParallelError
-from nemolet.parallel.schedules import balanced, schedule_of
+from nemolet.parallel.costs import balanced
+from nemolet.parallel.schedules import schedule_of
 
 
 class Stage:
