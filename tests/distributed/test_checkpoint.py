@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from runs import LAYOUTS, make_graph, reference, result, train
 from torch.distributed.tensor import DTensor
+from training_runs import LAYOUTS, make_graph, reference, result, train
 
 import nemolet as nl
 from nemolet.errors import TrainingError

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.demos.boring_classes import BoringModel
 from pytorch_lightning.plugins.precision import MixedPrecision
-from runs import LAYOUTS, Stream, make_graph, quiet, reference, result, train, windows
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import LAYOUTS, Stream, make_graph, quiet, reference, result, train, windows
 
 import nemolet as nl
 from nemolet.errors import ParallelError, TrainingError

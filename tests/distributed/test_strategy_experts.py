@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import runs
 import torch
+import training_runs as runs
 from test_strategy import assert_all_same
 
 import nemolet as nl
