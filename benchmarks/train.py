@@ -36,7 +36,7 @@ SMALL = {
     "heads": 4,
     "context": 64,
     "norm": "layer",
-    "activation": "gelu_tanh",
+    "activation": "gelu",  # of the recipe; the GPT-2 class of transformers computes the tanh form
     "gated": False,
     "position": "learned",
     "bias": False,
