@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import nemolet as nl
@@ -92,6 +95,50 @@ def test_a_failing_job_of_a_sweep_leaves_the_others_alone(poem, capsys, tmp_path
 def test_evaluate_scores_a_text(tiny_run, poem, capsys):
     out = succeed(capsys, "evaluate", f"archive={tiny_run.archive}", f"data.path={poem}", "max_batches=2")
     assert all(words in out for words in ("loss", "perplexity", "bits per byte"))
+
+
+def brute_force(model, ids, window):
+    """Bits for every token of a text but the first, in windows that follow each other."""
+    bits = []
+    for start in range(0, len(ids) - 1, window):
+        part = torch.tensor([ids[start : start + window + 1]])
+        with torch.no_grad():
+            logits = model(part[:, :-1])[0]
+        losses = torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="none")
+        bits += (losses.double() / math.log(2)).tolist()
+    return bits
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "sentencepiece"])
+@pytest.mark.parametrize("options", [[], ["context=7"], ["data.sequence_length=5", "data.batch_size=3"]])
+def test_bits_per_byte_are_those_of_the_whole_text(kind, options, capsys):
+    text = "naïve rain in spain \N{SNOWMAN} falls mainly on the plain, they say " * 3 + "né"
+    Path("text.txt").write_text(text, encoding="utf-8")
+    tokenizer = {
+        "byte": nl.tokenizers.ByteTokenizer,
+        "char": lambda: nl.tokenizers.CharTokenizer.train([text]),
+        "sentencepiece": lambda: nl.tokenizers.SentencePieceTokenizer.train([text] * 9, vocab_size=290),
+    }[kind]()
+    torch.manual_seed(0)
+    model = nl.language.CausalLM(vocab_size=tokenizer.vocab_size, layers=1, width=8, heads=2, context=23).eval()
+    model.graph.head.weight.data.normal_(std=0.2)
+    nl.save("m.nemolet", model=model, tokenizer=tokenizer)
+    out = succeed(capsys, "evaluate", "archive=m.nemolet", "data.path=text.txt", *options)
+    ids = tokenizer.encode(text)
+    if tokenizer.eos_id is not None:  # a document stands between two of them
+        ids = [tokenizer.eos_id, *ids, tokenizer.eos_id]
+    window = 7 if "context=7" in options else 5 if options else 23
+    bits = brute_force(model, ids, window)
+    size = len(text.encode()) - (1 if kind == "char" else 0)  # nothing stands before the first letter
+    loss = sum(bits) * math.log(2) / len(bits)
+    assert f"loss {loss:.4f}  perplexity {math.exp(loss):.2f}  bits per byte {sum(bits) / size:.3f}" in out
+    assert out.rstrip().endswith(f"over {len(bits):,} tokens")
+
+
+def test_a_window_beyond_what_the_model_reads_is_refused(tiny_run, poem, capsys):
+    err = fail(capsys, 2, "evaluate", f"archive={tiny_run.archive}", f"data.path={poem}", "context=33")
+    assert "context: the model cannot read so much at once" in err
+    assert "at most 32" in err
 
 
 def test_generate_is_the_same_for_the_same_seed(tiny_run, capsys):
