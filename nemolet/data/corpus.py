@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nemolet.data.embedded import EmbeddedText
 from nemolet.data.indexed import IndexedTokens

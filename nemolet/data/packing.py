@@ -135,7 +135,7 @@ class PackedTokens:
         """T + 1 ids from a place on, where in them documents begin, and whether what ends one opens the next."""
         first = int(np.searchsorted(self.offsets, start, side="right")) - 1
         inside = start - int(self.offsets[first]) - int(self.led[first])
-        if 0 <= inside and inside + self.length < self.lengths[first] - self.led[first]:  # usual in long documents
+        if inside >= 0 and inside + self.length < self.lengths[first] - self.led[first]:  # usual in long documents
             at = int(self.starts[first]) + inside
             none = np.zeros(0, np.int64)
             return self.tokens[at : at + self.length + 1].astype(np.int64), none, none.astype(bool)

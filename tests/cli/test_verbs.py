@@ -150,6 +150,59 @@ def test_generate_is_the_same_for_the_same_seed(tiny_run, capsys):
     assert succeed(capsys, *command, "seed=4") != first
 
 
+TEXTS = [
+    "the ",
+    "the, rain = 'in' ",
+    "[the rain",
+    "it's",
+    "${rain}",
+    "the\n",
+    "'the",
+    "=",
+    "a=b",
+    "--the",
+    "5",
+    "null ",
+]
+
+
+@pytest.mark.parametrize("prompt", TEXTS)
+def test_a_prompt_is_taken_as_it_is_written(prompt, capsys):
+    nl.save(
+        "m.nemolet",
+        model=nl.language.CausalLM(vocab_size=257, layers=1, width=8, heads=2, context=64),
+        tokenizer=nl.tokenizers.ByteTokenizer(),
+    )
+    options = ["max_new_tokens=2", "temperature=0"]
+    ways = [["archive=m.nemolet", f"prompt={prompt}"], ["m.nemolet", "--", prompt]]
+    if prompt not in ("a=b", "--the"):  # a setting and a flag, where no -- stands before them
+        ways += [["m.nemolet", prompt], [f"prompt={prompt}", "m.nemolet"]]
+    (out,) = {succeed(capsys, "generate", *options, *way) for way in ways}
+    assert out.startswith(prompt)
+    several = succeed(capsys, "generate", *options, "m.nemolet", "--", prompt, "other")
+    assert f"--- {prompt!r}\n{out}" in several
+    assert "--- 'other'" in several
+
+
+def test_words_go_to_hydra_where_it_is_asked(capsys):
+    out = succeed(capsys, "generate", "a b.nemolet", "it's, ${odd} ", "--cfg", "job", "--resolve")
+    config = yaml.safe_load(out)
+    assert (config["archive"], config["prompt"]) == ("a b.nemolet", "it's, ${odd} ")
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (["train", "my.txt"], "this is no override"),
+        (["chat", "m.nemolet", "the rain"], "there is no place for this word"),
+        (["train", "--", "my.txt"], "there is no place for this word"),
+        (["generate", "m.nemolet", "tempratur=3"], "did you mean temperature?"),
+    ],
+)
+def test_words_without_a_place_are_refused(command, words, capsys):
+    assert words in fail(capsys, 2, *command)
+
+
 def test_generate_from_several_prompts(tiny_run, capsys):
     out = succeed(
         capsys, "generate", f"archive={tiny_run.archive}", "prompt=[the,rain]", "max_new_tokens=4", "temperature=0"
@@ -172,6 +225,15 @@ def test_chat_continues_each_line(tiny_run, capsys, monkeypatch):
     out = succeed(capsys, "chat", f"archive={tiny_run.archive}", "max_new_tokens=3", "temperature=0")
     assert len(out.splitlines()) >= 2
     assert "Type a beginning" not in out  # nobody sits at a keyboard
+
+
+def test_chat_goes_on_after_what_the_model_cannot_read(tiny_run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the Q\nrain\n"))
+    assert main(["chat", str(tiny_run.archive), "max_new_tokens=3", "temperature=0"]) == 0
+    out, err = capsys.readouterr()
+    assert "'Q'" in err and "Try another line" in err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("rain\n"))
+    assert out == succeed(capsys, "chat", tiny_run.archive, "max_new_tokens=3", "temperature=0")
 
 
 # ---------------------------------------------------------------- tokens

@@ -167,7 +167,7 @@ def test_openers_and_the_tail_equal_plain_python(led, length):
     assert sampler.size == -(-(len(stream) - 1) // length)
     labels, expected = (
         [],
-        [b[0] if a[1] == b[1] or b[0] == 99 and led == "first" else -100 for a, b in itertools.pairwise(stream)],
+        [b[0] if a[1] == b[1] or (b[0] == 99 and led == "first") else -100 for a, b in itertools.pairwise(stream)],
     )
     for n in range(sampler.size):
         sample = sampler.sample(n)
