@@ -67,8 +67,8 @@ class IndexedTokens:
                     fix="make them with `nemolet tokenize`",
                 )
         size = index.stat().st_size
-        with index.open("rb") as file:
-            content = file.read(_HEADER.size)
+        with index.open("rb") as opened:
+            content = opened.read(_HEADER.size)
         if len(content) < _HEADER.size:
             raise DataError(
                 "the index is truncated",

@@ -36,8 +36,8 @@ def score(
         result = graph(**{name: tensor.to(device) for name, tensor in batch.items()})
         loss_sum += result.loss.double().item()
         tokens += int(result.count)
-        for row in batch["labels"] if count_bytes is not None else ():
-            text_bytes += count_bytes(row[row != IGNORED].tolist())
+        if count_bytes is not None:
+            text_bytes += sum(count_bytes(row[row != IGNORED].tolist()) for row in batch["labels"])
     return LanguageScore(loss_sum, tokens, text_bytes)
 
 

@@ -268,6 +268,24 @@ def test_check_counts_without_training(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_check_says_what_it_assumes_and_keeps_for_each_optimizer(capsys):
+    assert "assumed" not in succeed(capsys, "check", "model=gpt_tiny", "model.vocab_size=2000")
+    assert "assumed, since only the data knows: vocab_size 257" in succeed(capsys, "check", "tokenizer=char")
+    kept = {}
+    for name in ("adamw", "muon", "adafactor"):
+        out = succeed(capsys, "check", "model=gpt2", "model.vocab_size=50257", f"optim={name}")
+        kept[name] = float(out.split(" of optimizer state")[0].split()[-1])
+    assert kept["adamw"] == pytest.approx(2 * 4 * 124_439_808 / 2**30, abs=0.01)
+    assert kept["adafactor"] < 0.05 < kept["muon"] < kept["adamw"]  # tables and norms keep two numbers with Muon
+
+
+def test_wiring_is_checked_before_the_data_is_read(capsys, tmp_path, poem):
+    command = ["train", *TINY, f"data.path={poem}", "data.cache=cache"]
+    assert "nothing of the model flows into the loss" in fail(capsys, 1, *command, "loss=classes")
+    assert "the types do not fit" in fail(capsys, 1, *command, "+metrics.a._target_=nemolet.metrics.Accuracy")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_graph_as_table_picture_and_text(capsys, tmp_path):
     table = succeed(capsys, "graph", "model=gpt_tiny")
     assert "CausalLM" in table
