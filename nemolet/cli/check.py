@@ -18,11 +18,10 @@ def run(settings: Settings) -> None:
 
     graph = wired(settings)
     print(graph.summary())
-    sizes = ", ".join(
-        f"{name} {size if isinstance(size, int) else len(size)}" for name, size in assumed(settings).items()
-    )
+    sizes = {name: size if isinstance(size, int) else len(size) for name, size in assumed(settings).items()}
     if sizes:
-        print(f"\nassumed, since only the data knows: {sizes}")
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        print(f"\nassumed, since only the data knows: {told}")
     count = sum(p.numel() for p in graph.parameters())
     size, kept = 4 * count / _GIGA, 4 * sum(states(settings.optim, graph).values()) / _GIGA
     print(

@@ -244,8 +244,6 @@ def states(optim: Optim, module: nn.Module) -> dict[str, int]:
         parameter.grad = None
     kept = {p: s for inner in getattr(optimizer, "both", (optimizer,)) for p, s in inner.state.items()}
     return {
-        name: sum(
-            value.numel() for value in kept.get(parameter, {}).values() if value.ndim
-        )  # but for the step's number
+        name: sum(value.numel() for value in kept.get(parameter, {}).values() if value.ndim)  # steps are not counted
         for name, parameter in shapes.named_parameters()
     }
