@@ -2,8 +2,8 @@
 
 Every verb is a module of this package with a ``Settings`` dataclass and a ``run`` function; the values are in
 ``conf/<verb>.yaml``. This file finds the verb, composes and validates its config, and runs it. A plain run
-composes the config itself, so that a mistake is answered before anything heavy is imported; flags that belong
-to Hydra (``--multirun``, ``--cfg``, ``--info``, ``--shell-completion``) are handed to Hydra.
+composes the config itself, so that a mistake is answered before anything heavy is imported, and so does ``--help``;
+flags that belong to Hydra (``--multirun``, ``--cfg``, ``--info``, ``--shell-completion``) are handed to Hydra.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ _FLAGS: dict[str, int | tuple[str, ...]] = {
     "-i": _INFO,
 }
 SWEEP = {"--multirun", "-m"}
+_HELP = {"--help", "-h"}
 # Flags of our own, which are settings under a name that people expect.
 _ALIASES = {"--dry-run": "dry_run=true"}
 
@@ -107,10 +108,15 @@ def main(argv: list[str] | None = None) -> int:
 
         flags, plain, rest = _split(arguments[1:])
         words, overrides = taken(verb, plain, rest, sweep=not SWEEP.isdisjoint(flags))
-        if flags:
+        if flags and not _HELP.issuperset(flags):
             from nemolet.cli.hydra_app import run
 
             return run(verb, flags, overrides + quoted(words))
+        if flags:
+            from nemolet.cli.verb_help import show
+
+            show(verb, overrides, words)
+            return 0
         return call(verb, composed(verb, overrides, words))
     except ConfigError as error:
         return report(error, 2)

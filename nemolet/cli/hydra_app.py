@@ -68,8 +68,9 @@ def _settings(verb: str, flags: list[str]) -> list[str]:
 
 def _checked(verb: str, flags: list[str], overrides: list[str]) -> list[str]:
     """Overrides as Hydra takes them, after all that can be said about them was said."""
-    from nemolet.cli import SUPPLIED, SWEEP, home
-    from nemolet.config import check_block, compose, hydra_overrides, import_user_modules, refuse, schema_of
+    from nemolet.cli import SWEEP
+    from nemolet.cli.verb_help import unknown
+    from nemolet.config import compose, hydra_overrides, import_user_modules, refuse
 
     if _UNCHECKED.intersection(flags):
         return overrides
@@ -81,11 +82,7 @@ def _checked(verb: str, flags: list[str], overrides: list[str]) -> list[str]:
         return usable
     config, problems = compose(verb, overrides)
     import_user_modules(config.get("imports"))
-    schema = schema_of(home(verb), "Settings")
-    assert schema is not None
-    found = check_block(schema, config, supplied=SUPPLIED)
-    # A config that is only looked at may lack values and break rules, but what it adds has to exist.
-    refuse([*problems, *(p for p in found if "no such setting" in p.what)], f"nemolet {verb}")
+    refuse([*problems, *unknown(verb, config)], f"nemolet {verb}")
     return usable
 
 

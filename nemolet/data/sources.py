@@ -248,7 +248,7 @@ class TextFiles:
                     "a lone surrogate is not text",
                     where=where,
                     expected="whole characters",
-                    found=f"{ascii(text[error.start])} at character {error.start}",
+                    found=f"{text[error.start]!a} at character {error.start}",
                     fix="repair the record, or set data.invalid_utf8=replace",
                 ) from None
             return _HALF.sub("\ufffd" if self.invalid_utf8 == "replace" else "", text)

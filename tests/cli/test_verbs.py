@@ -14,7 +14,7 @@ import yaml
 
 import nemolet as nl
 from nemolet.cli import VERBS, main
-from nemolet.config import registry
+from nemolet.config import compose, registry
 
 from .conftest import TINY
 
@@ -318,7 +318,16 @@ def test_version(capsys):
 def test_help_of_a_verb_shows_its_config(verb, capsys):
     out = succeed(capsys, verb, "--help")
     assert out.startswith(f"nemolet {verb}: {VERBS[verb]}")
-    assert "== Config ==" in out
+    shown = yaml.safe_load(out.partition("== Config (override with key=value) ==")[2])
+    assert shown == compose(verb)[0]
+
+
+def test_help_shows_what_the_command_would_use(capsys):
+    out = succeed(capsys, "train", "model=gpt_tiny", "model.layers=7", "--help")
+    assert "layers: 7" in out
+    assert "gpt2_xl" in out and "adapter:" not in out  # the groups of this verb only
+    assert "did you mean model.layers?" in fail(capsys, 2, "train", "model.layer=7", "-h")
+    assert "prompt: 'a, b '" in succeed(capsys, "generate", "m.nemolet", "a, b ", "--help")
 
 
 @pytest.mark.parametrize(
