@@ -580,6 +580,35 @@ def test_a_hostile_archive_is_refused_and_runs_nothing(name, good, tmp_path):
     assert set(tmp_path.iterdir()) == before
 
 
+TOLD = {  # what is said of each class of attack: what it is, and where
+    "traversal": ("a member has a forbidden name", "../evil"),
+    "absolute path": ("a member has a forbidden name", "expected"),
+    "duplicate": ("a member comes twice", CARD),
+    "symlink": ("a member is no plain file", CARD),
+    "hard link": ("a member is no plain file", "a regular file"),
+    "pickle": ("a member has a forbidden name", "data.pkl"),
+    "pickled weights": ("the weights cannot be read", WEIGHTS),
+    "interpolation": ("interpolation is refused", "${oc.env:HOME}"),
+    "target outside": ("this target is not allowed", "'os.system'"),
+    "two hops": ("the config is refused", "nemolet.module.torch"),
+    "wrong hash": ("the content does not match its hash", "copy it again"),
+    "no end": ("this is no whole archive", "copy it again"),
+    "ten terabytes": ("a member is larger than the file", "10000000000000 bytes"),
+    "version 2": ("the archive is newer than this nemolet", "pip install --upgrade nemolet"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_refusal_says_what_is_wrong_and_where(name, good, tmp_path):
+    path = tmp_path / "hostile.nemolet"
+    path.write_bytes(HOSTILE[name](good, tmp_path / "canary"))
+    with pytest.raises(ArchiveError) as refused:
+        nl.load(path)
+    assert str(path) in str(refused.value)
+    for words in TOLD[name]:
+        assert words in str(refused.value)
+
+
 def test_hostile_archives_do_not_fill_the_memory(good, tmp_path):
     """All of them in one process that may not grow by more than a gigabyte."""
     names = [

@@ -37,7 +37,7 @@ def show(verb: str, overrides: Sequence[str], words: Mapping[str, Any]) -> None:
 
 
 def unknown(verb: str, config: dict[str, Any]) -> list[Any]:
-    """Problems of a config that is only looked at: it may lack values and break rules, but what it adds has to exist."""
+    """Problems of a config that is only looked at: it may lack values and break rules, but not add settings."""
     schema = schema_of(home(verb), "Settings")
     assert schema is not None
     return [problem for problem in check_block(schema, config, supplied=SUPPLIED) if "no such setting" in problem.what]

@@ -384,6 +384,33 @@ def test_missing_and_broken_files(command, words, capsys, tmp_path):
     assert words in fail(capsys, 1, *command)
 
 
+BAD = {
+    "empty.txt": (b"", [], "empty.txt: the file is empty"),
+    "binary.txt": (bytes(range(256)) * 99, [], "binary.txt:1: the file looks binary"),
+    "latin.txt": ("one\ntwo: \u00e9".encode("latin-1"), [], "latin.txt:2: the file is no UTF-8"),
+    "half.jsonl": (rb'{"text": "\ud800"}', [], "half.jsonl:1: a lone surrogate is not text"),
+    "long.jsonl": (b'{"text": "%s"}' % (b"x" * 99_999), ["max_line_bytes=5000"], "long.jsonl:1: the line is too long"),
+    "short.txt": (b"a few words", ["tokenizer.vocab_size=9999"], "the vocabulary is larger than the text supports"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("verb", ["tokenize", "train"])
+def test_bad_text_is_refused_and_nothing_is_left(name, verb, capsys, tmp_path):
+    content, options, words = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    if verb == "tokenize":
+        command = ["tokenize", f"path={name}", "out=out/tokens", *options]
+    else:
+        command = ["train", f"data.path={name}", "data.cache=out", "folder=run"]
+        command += [f"data.{option}" if option.startswith("max_line") else option for option in options]
+    err = fail(capsys, 1, *command)
+    assert words in err
+    assert "fix" in err
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {name}
+
+
 def test_a_vocabulary_too_small_for_the_tokenizer(poem, capsys):
     err = fail(capsys, 2, "train", *TINY, f"data.path={poem}", "model.vocab_size=3")
     assert "model.vocab_size" in err
