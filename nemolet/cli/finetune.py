@@ -160,9 +160,11 @@ def _around(settings: Settings, model: Any) -> Any:
     from nemolet.language.preference import PreferenceModel
 
     if settings.teacher is not None:
+        import torch
+
         from nemolet.archive import load
 
-        return Distilled(student=model, teacher=load(settings.teacher).model)
+        return Distilled(student=model, teacher=load(settings.teacher, dtype=torch.float32).model)
     target = settings.data.get("_target_", "")
     return PreferenceModel(policy=model) if target.endswith(Preferences.__name__) else model
 
