@@ -93,8 +93,8 @@ class PackedTokens:
                 "the text is shorter than one sequence",
                 where="data.sequence_length",
                 found=f"{self.total} tokens",
-                expected=f"at least {sequence_length + 1} tokens",
-                fix=f"use more text, or set data.sequence_length={max(1, self.total - 1)}",
+                expected=f"at least {2 if tail else sequence_length + 1} tokens",
+                fix="use more text" + (f", or set data.sequence_length={self.total - 1}" if self.total > 1 else ""),
             )
         self._epoch, self._permutation = -1, np.zeros(0, np.int64)
 

@@ -106,6 +106,12 @@ def test_too_little_text_is_refused():
         packed([[1, 2, 3, 4, 5]], sequence_length=9)
 
 
+@pytest.mark.parametrize("tail", [True, False])
+def test_a_single_token_predicts_nothing(tail):
+    with pytest.raises(DataError, match="at least 2 tokens" if tail else "at least 10 tokens"):
+        packed([[1]], sequence_length=9, tail=tail)
+
+
 def test_ranks_share_the_work_and_resume_exactly():
     sampler = packed(random_documents(5, 200), sequence_length=8, seed=2)
     whole = iter(TokenLoader(sampler, batch_size=6))
