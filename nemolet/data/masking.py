@@ -111,7 +111,7 @@ class PreparedMasked:
 
     def valid_loader(self, *, rank: int = 0, ranks: int = 1, max_batches: int | None = None) -> Iterable[Batch]:
         """Every validation sequence once, always with the same holes."""
-        sampler = self._masked(self.text.valid_loader().samples)
+        sampler = self._masked(self.text.valid_sampler(tail=False))
         return ValidationLoader(sampler, max_batches=max_batches, **self._share(rank, ranks))
 
     def _share(self, rank: int, ranks: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from nemolet.errors import TokenizerError
+from nemolet.errors import TokenizerError, needs
 from nemolet.tokenizers.base import StreamDecoder, Tokenizer, WindowStream
 
 _BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
@@ -30,7 +30,8 @@ class HuggingFaceTokenizer(Tokenizer):
     lossless = False
 
     def __init__(self, content: bytes, *, bos: str | None = None, eos: str | None = None) -> None:
-        import tokenizers
+        with needs("tokenizers", extra="hf"):
+            import tokenizers
 
         try:
             self.inner = tokenizers.Tokenizer.from_buffer(content)

@@ -199,6 +199,29 @@ def test_refusals_name_the_mistake(every, call, text):
         call(every)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("tokenizer_config.json", b"{", "tokenizer_config.json: this file is no JSON"),
+        ("tokenizer_config.json", b"\xff\xfe\0", "tokenizer_config.json: this file is no JSON"),
+        ("tokenizer_config.json", b"[" * 100_000, "tokenizer_config.json: this file is no JSON"),
+        ("tokenizer_config.json", b"[1]", "tokenizer_config.json: this file is no settings"),
+        ("tokenizer_config.json", b'{"kind": "char"}', "folder: the char tokenizer cannot be rebuilt"),
+        ("tokenizer_config.json", b'{"kind": "char", "odd": 1}', "folder: the char tokenizer cannot be rebuilt"),
+        ("tokenizer.json", b"{", "tokenizer.json: this is no tokenizer.json"),
+        ("tokenizer.json", b"", "tokenizer.json: this is no tokenizer.json"),
+        ("tokenizer.model", b"junk", "tokenizer.model: these bytes are no SentencePiece model"),
+    ],
+)
+def test_a_broken_file_is_named_with_what_to_do(name, content, text, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=text) as refused:
+        load_tokenizer(folder)
+    assert refused.value.fix
+
+
 def test_models_of_others_decode_as_their_library_does(tmp_path):
     """Such as Llama's: a space before the text that is none, and characters that are not known."""
     target = io.BytesIO()
