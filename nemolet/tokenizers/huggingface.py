@@ -64,6 +64,15 @@ class HuggingFaceTokenizer(Tokenizer):
             )
         return self.special_tokens[name]
 
+    @property
+    def opener(self) -> int | None:
+        """What the file's own template puts before a text (GPT-2: nothing), so that a converted model reads what it
+        was trained on; of a file without one its beginning-of-text token."""
+        if self.inner.post_processor is None:
+            return self.bos_id
+        plain, full = (self.inner.encode("a", add_special_tokens=added).ids for added in (False, True))
+        return full[0] if full[:1] != plain[:1] else None
+
     def stream(self) -> StreamDecoder:
         return WindowStream(self)
 

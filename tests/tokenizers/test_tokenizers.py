@@ -151,6 +151,18 @@ def test_ids_equal_those_of_the_libraries(every):
     assert every["huggingface"].encode(text) == hf.Tokenizer.from_buffer(byte_level()).encode(text).ids
 
 
+def test_what_opens_a_text_is_what_its_file_says(every):
+    assert (every["bpe"].opener, every["char"].opener) == (every["bpe"].eos_id, None)
+    inner = hf.Tokenizer.from_buffer(byte_level())
+    assert HuggingFaceTokenizer(inner.to_str().encode(), bos="<|endoftext|>").opener == 0  # no template: its own mark
+    inner.post_processor = hf.processors.ByteLevel()
+    assert HuggingFaceTokenizer(inner.to_str().encode(), bos="<|endoftext|>").opener is None  # as GPT-2
+    inner.post_processor = hf.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    assert HuggingFaceTokenizer(inner.to_str().encode()).opener == 0  # as Llama
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_long_texts_have_the_ids_of_whole_ones(every, kind):
     rng = random.Random(5)
