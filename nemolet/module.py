@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nemolet.errors import DeclarationError, ShapeError
 from nemolet.ports import Port, Signature, read_signature
-from nemolet.rules import check_arguments
+from nemolet.rules import check_arguments, check_rules
 from nemolet.symbols import holds_symbol
 from nemolet.types import (
     ANY,
@@ -50,6 +50,7 @@ class NeuralModule(nn.Module):
 
     Raises:
         DeclarationError: when the class is created, for an argument of ``forward`` without a type.
+        ConfigError: when an instance is made, for arguments against the ``CONFIG_RULES`` of the class.
 
     Example:
         >>> from nemolet.types import HiddenBTD
@@ -73,6 +74,7 @@ class NeuralModule(nn.Module):
 
     def __init_subclass__(cls, *, ports_of_instance: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        check_rules(cls)
         if "forward" in cls.__dict__ and not ports_of_instance:  # a Graph knows its ports only when it is made
             cls.signature = read_signature(cls.__dict__["forward"], cls.__name__)
 

@@ -214,9 +214,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_containers_are_inputs_of_a_graph():
-    graph = Graph(
-        total=Add()(Input(list[HiddenBTD], "parts")), weighed=Weigh()(Input(dict[str, HiddenBTD], "streams"))
-    )
+    graph = Graph(total=Add()(Input(list[HiddenBTD], "parts")), weighed=Weigh()(Input(dict[str, HiddenBTD], "streams")))
     one, two = torch.ones(1, 2, 3), torch.full((1, 2, 3), 2.0)
     with nl.checked():
         found = graph(parts=[one, two, two], streams={"a": one, "b": two})
