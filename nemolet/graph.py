@@ -95,7 +95,7 @@ class Graph(NeuralModule, ports_of_instance=True):
             constants=dict(node.options),
             options=tuple(o for o in declared.options if o not in node.options),
             results={port: f"{index}.{port}" for port in module.output_ports},
-            single=declared.record is None and not (isinstance(module, Graph) and len(module.ends) > 1),
+            single=declared.record is None and len(module.output_ports) == 1,
         )
 
     def _slots(self, wire: Wire) -> Any:

@@ -710,10 +710,18 @@ def test_a_wrong_wire_is_refused_before_any_tensor_exists(build, texts):
     for text in texts:
         assert text in str(caught.value)
     assert caught.value.where
+    source, arrow, target = caught.value.what.rpartition(": ")[2].partition(" -> ")
+    if arrow:  # a wire that does not fit: both its ports are named, each beside its own type
+        assert f"from {source}" in caught.value.found
+        assert f"at input {target}" in caught.value.expected
 
 
 def test_the_table_is_long_and_the_recorder_records():
-    assert len(CASES) >= 24
+    assert len(CASES) >= 60
+    promised = "element axis size".split()
+    assert {f"wrong_{what}" for what in promised} <= (names := {case.id for case in CASES})
+    promised = "missing_port doubled_port renamed_port ambiguous_match cycle any_between_two_axes"
+    assert {*promised.split(), "nested_list_of_the_wrong_length", "any_beside_a_wrong_axis"} <= names
     with NoTensors() as torch_ran:
         torch.zeros(1).add(1)
     assert any("zeros" in name for name in torch_ran.operations)

@@ -23,6 +23,9 @@ def register(thing: T) -> T:
 
     Its name is ``module.Class``. The process that loads an archive has to import the module first.
 
+    Raises:
+        ConfigError: for a class with a rule that cannot be read.
+
     Example:
         >>> @register
         ... class Twice:
