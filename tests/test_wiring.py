@@ -718,7 +718,7 @@ def test_a_wrong_wire_is_refused_before_any_tensor_exists(build, texts):
 
 def test_the_table_is_long_and_the_recorder_records():
     assert len(CASES) >= 60
-    promised = "element axis size".split()
+    promised = ["element", "axis", "size"]
     assert {f"wrong_{what}" for what in promised} <= (names := {case.id for case in CASES})
     promised = "missing_port doubled_port renamed_port ambiguous_match cycle any_between_two_axes"
     assert {*promised.split(), "nested_list_of_the_wrong_length", "any_beside_a_wrong_axis"} <= names
