@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from nemolet.comparison import compare
 from nemolet.errors import WiringError
 from nemolet.graph import Graph, compose
 from nemolet.module import NeuralModule
-from nemolet.types import Index, Mask, NeuralType, compare
+from nemolet.types import Index, Mask, NeuralType
 
 
 def training_graph(
