@@ -7,7 +7,7 @@ import torch
 
 import nemolet as nl
 from nemolet.errors import ShapeError
-from nemolet.nn.attention import Attention, AttentionOptions
+from nemolet.nn.attention import Attention, AttentionOptions, scaled_dot_product
 from nemolet.nn.mask import AttentionMask, attention_mask
 from nemolet.nn.rope import RotaryEmbedding
 
@@ -88,6 +88,25 @@ def test_any_mask_is_obeyed():
     allowed |= torch.eye(6, dtype=torch.bool)
     out = layer(hidden, AttentionMask(allowed[None, None], causal=False))
     torch.testing.assert_close(out[0], naive_attention(layer, hidden[0], allowed.tolist()))
+
+
+@pytest.mark.parametrize("length", [9, 300])  # in float32 inside, and by the kernel of its type
+def test_half_precision_in_training_stays_near_float64(length):
+    torch.manual_seed(0)
+    mask = AttentionMask(None, causal=True)
+    query, key, value = (torch.randn(2, length, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    wide = [t.clone().requires_grad_() for t in (query, key, value)]
+    half = [t.bfloat16().requires_grad_() for t in (query, key, value)]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = scaled_dot_product(*half, mask, 0.0)
+    expected = scaled_dot_product(*wide, mask, 0.0)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=2e-2)
+    weight = torch.randn_like(expected)
+    (out.double() * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for ours, theirs in zip(half, wide):
+        assert (ours.grad.double() - theirs.grad).norm() < 0.01 * theirs.grad.norm()
 
 
 def test_the_projection_is_grouped_by_key_head():
