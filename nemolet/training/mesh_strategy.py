@@ -233,10 +233,14 @@ class MeshStrategy(ParallelStrategy):
 
     def evaluate(self, evaluation: NeuralModule, batch: Batch) -> Any:
         """Run the graph that also measures, between the hooks of the one that is trained, which share modules."""
-        batch = self.own_part(batch)
-        graph = self._lightning().graph
         if self.mesh is None:
             return evaluation(**batch)
+        # Memory for whole parameters that is first used in inference mode could not be used again in training.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._evaluate(evaluation, self.own_part(batch))
+
+    def _evaluate(self, evaluation: NeuralModule, batch: Batch) -> Any:
+        graph = self._lightning().graph
         if self.runner is not None:
             result = self.runner.evaluate(batch)
         elif evaluation is graph:
