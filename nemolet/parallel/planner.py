@@ -81,7 +81,7 @@ def memory(
                 numbers=numbers,
                 parameters=4 * numbers,
                 gradients=4 * numbers,
-                optimizer=4 * _STATES.get(optimizer, 2) * numbers,
+                optimizer=4 * _STATES.get(optimizer, 2) * _updated(plan, owner, rank, parallel),
                 gathered=_gathered(plan, owner, rank, _WIDTH[parallel.param_dtype]),
                 activations=_in_flight(parallel, ranks, rank) * once + again,
             )
@@ -105,6 +105,15 @@ def _owners(plan: Plan, blocks: list[str], counts: list[int], ranks: int) -> dic
         first = bool({"embed", "position"} & set(words))
         found[name] = found[block] if block is not None else 0 if first else ranks - 1
     return found
+
+
+def _updated(plan: Plan, owner: Mapping[str, int], rank: int, parallel: Parallel) -> int:
+    """Numbers that a rank updates: those it holds, or its rows of them; at most."""
+    held = [p for name, p in plan.parameters.items() if owner[name] == rank]
+    if not parallel.shard_optimizer:
+        return sum(p.local_size for p in held)
+    ranks = plan.sizes.dp_replicate
+    return sum(-(-p.shape[0] // ranks) * (p.local_size // p.shape[0]) if p.shape else 1 for p in held)
 
 
 def _gathered(plan: Plan, owner: Mapping[str, int], rank: int, width: int) -> int:
@@ -260,6 +269,7 @@ def _shapes_only(graph: nn.Module, results: DearResults) -> Iterator[None]:
     """Replace what keeps other things on shapes alone than a device would: attention, and the choice of experts."""
 
     def mix(query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
+        mixed_BTHK: Tensor
         mixed_BTHK, sums_BTH = _Mix.apply(query_BTHK, key_BSGK, value_BSGK)
         results.add(mixed_BTHK, sums_BTH)
         return mixed_BTHK

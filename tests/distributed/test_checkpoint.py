@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch.distributed.tensor import DTensor
-from training_runs import LAYOUTS, make_graph, reference, result, train
+from training_runs import EXPERTS, LAYOUTS, make_graph, reference, result, train
 
 import nemolet as nl
 from nemolet.errors import TrainingError
@@ -55,19 +55,29 @@ def assert_goes_on(found, kind="llama", optim=None, exact=None):
         assert exact is None or torch.equal(weight, exact[name]), name
 
 
-def save_all(folder):
-    return {layout: save(sizes, folder / layout / "step.ckpt")["weights"] for layout, sizes in LAYOUTS.items()}
+def save_all(folder, layouts, kind="llama"):
+    return {layout: save(sizes, folder / layout / "step.ckpt", kind)["weights"] for layout, sizes in layouts.items()}
+
+
+def saved_by_all(ranks, folder, layouts, kind):
+    """By layout the weights of the run that went on without a break."""
+    weights = {layout: {} for layout in layouts}
+    for each in ranks(4, save_all, folder, layouts, kind):
+        for layout, held in each.items():
+            weights[layout] |= held
+    return folder, weights
 
 
 @pytest.fixture(scope="module")
 def saved(ranks, tmp_path_factory):
     """A checkpoint of every layout: the folder, and by layout the weights of the run that went on without a break."""
-    folder = tmp_path_factory.mktemp("saved")
-    weights = {layout: {} for layout in LAYOUTS}
-    for each in ranks(4, save_all, folder):
-        for layout, held in each.items():
-            weights[layout] |= held
-    return folder, weights
+    return saved_by_all(ranks, tmp_path_factory.mktemp("saved"), LAYOUTS, "llama")
+
+
+@pytest.fixture(scope="module")
+def saved_experts(ranks, tmp_path_factory):
+    """The same of a mixture of experts."""
+    return saved_by_all(ranks, tmp_path_factory.mktemp("experts"), EXPERTS, "moe")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -82,6 +92,17 @@ def test_a_checkpoint_of_any_layout_goes_on_in_any_other(ranks, layout, saved):
     for state in ranks(2, resume, other, path)[0].values():
         assert_goes_on(state)
     assert_goes_on(resume({"one": ONE}, path)["one"])
+
+
+@pytest.mark.parametrize("layout", EXPERTS)
+def test_experts_go_on_in_any_layout(ranks, layout, saved_experts):
+    folder, weights = saved_experts
+    path = folder / layout / "step.ckpt"
+    for found in ranks(4, resume, EXPERTS, path, "moe"):
+        for target, state in found.items():
+            assert_goes_on(state, "moe", exact=weights[target] if target == layout else None)
+    assert_goes_on(ranks(2, resume, {"ep": {"dp_shard": 2, "ep": 2}}, path, "moe")[0]["ep"], "moe")
+    assert_goes_on(resume({"one": ONE}, path, "moe")["one"], "moe")
 
 
 # ---------------------------------------------------------------- what else it holds, and other ways to write it

@@ -40,6 +40,14 @@ def test_parameters_gradients_and_states_are_exact():
     assert half.gathered == 12 * block
 
 
+def test_copies_remember_their_rows_only():
+    whole = graph()
+    numbers = sum(p.numel() for p in whole.parameters())
+    sizes = MeshSizes(dp_replicate=4)
+    (part,) = memory(whole, plan(whole, sizes=sizes), BATCH, parallel=Parallel(dp_replicate=4, shard_optimizer=True))
+    assert (part.parameters, part.gradients, part.optimizer) == (4 * numbers, 4 * numbers, 2 * numbers)
+
+
 def test_stages_hold_all_parameters_once():
     whole = graph()
     numbers = sum(p.numel() for p in whole.parameters())
