@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
 from nemolet.types import IGNORED, CountScalar, LabelsBT, LogitsBTV, LossScalar
 
@@ -46,14 +45,6 @@ class CrossEntropy(NeuralModule):
 
     def __init__(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ShapeError(
-                "label smoothing is a share",
-                where="CrossEntropy.label_smoothing",
-                expected="0 <= value < 1",
-                found=label_smoothing,
-                fix="0.1 is usual",
-            )
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(self, logits: LogitsBTV, labels: LabelsBT) -> TokenLoss:

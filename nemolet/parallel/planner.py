@@ -17,11 +17,10 @@ from nemolet.nn.moe import Experts, MixtureOfExperts
 from nemolet.parallel.costs import balanced, layer_costs
 from nemolet.parallel.layout import Boundary, ModulePlan
 from nemolet.parallel.patterns import Pattern
-from nemolet.parallel.plan import Plan
+from nemolet.parallel.plan import ParameterPlan, Plan
 from nemolet.parallel.recompute import DearResults, interval
 from nemolet.parallel.settings import Parallel
 
-_STATES = {"adamw": 2, "muon": 1, "adafactor": 0}  # numbers an optimizer remembers for each parameter
 _WIDTH = {None: 4, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -49,7 +48,7 @@ def memory(
     batch: Mapping[str, Tensor],
     *,
     parallel: Parallel | None = None,
-    optimizer: str = "adamw",
+    states: Mapping[str, int] | None = None,
 ) -> list[StageMemory]:
     """Bytes on a rank of each pipeline stage.
 
@@ -62,7 +61,8 @@ def memory(
         plan: of this graph.
         batch: one micro-batch of one data-parallel rank; its values do not matter.
         parallel: precision, checkpointing and pipeline.
-        optimizer: its name.
+        states: how many numbers the optimizer keeps for each whole parameter, by name, as
+            :func:`nemolet.training.optim.states` finds; None for two for each number, as AdamW does.
     """
     parallel = parallel or Parallel()
     blocks, ranks = [name for stack in plan.stacks for name in stack], plan.sizes.pp
@@ -71,7 +71,9 @@ def memory(
     owner = _owners(plan, blocks, counts, ranks)
     found = []
     for rank in range(ranks):
-        numbers = sum(p.local_size for n, p in plan.parameters.items() if owner[n] == rank)
+        own = {n: p for n, p in plan.parameters.items() if owner[n] == rank}
+        numbers = sum(p.local_size for p in own.values())
+        kept_of = {n: 2 * p.size if states is None else states[n] for n, p in own.items()}
         inside = [block for block in blocks if owner[block] == rank]
         once, again = _kept_by(inside, kept, parallel.checkpointing)
         once += kept.saved["first"] * (rank == 0) + kept.saved["last"] * (rank == ranks - 1)
@@ -81,7 +83,7 @@ def memory(
                 numbers=numbers,
                 parameters=4 * numbers,
                 gradients=4 * numbers,
-                optimizer=4 * _STATES.get(optimizer, 2) * _updated(plan, owner, rank, parallel),
+                optimizer=sum(4 * -(-kept_of[n] * _updated(p, plan, parallel) // p.size) for n, p in own.items()),
                 gathered=_gathered(plan, owner, rank, _WIDTH[parallel.param_dtype]),
                 activations=_in_flight(parallel, ranks, rank) * once + again,
             )
@@ -107,13 +109,12 @@ def _owners(plan: Plan, blocks: list[str], counts: list[int], ranks: int) -> dic
     return found
 
 
-def _updated(plan: Plan, owner: Mapping[str, int], rank: int, parallel: Parallel) -> int:
-    """Numbers that a rank updates: those it holds, or its rows of them; at most."""
-    held = [p for name, p in plan.parameters.items() if owner[name] == rank]
-    if not parallel.shard_optimizer:
-        return sum(p.local_size for p in held)
-    ranks = plan.sizes.dp_replicate
-    return sum(-(-p.shape[0] // ranks) * (p.local_size // p.shape[0]) if p.shape else 1 for p in held)
+def _updated(parameter: ParameterPlan, plan: Plan, parallel: Parallel) -> int:
+    """Numbers of a parameter that a rank updates: those it holds, or its rows of them; at most."""
+    if not parallel.shard_optimizer or not parameter.shape:
+        return parameter.local_size
+    rows = parameter.shape[0]
+    return -(-rows // plan.sizes.dp_replicate) * (parameter.local_size // rows)
 
 
 def _gathered(plan: Plan, owner: Mapping[str, int], rank: int, width: int) -> int:

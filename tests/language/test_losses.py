@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nemolet.errors import ShapeError
+from nemolet.errors import ConfigError
 from nemolet.language.losses import CrossEntropy
 
 
@@ -38,5 +38,5 @@ def test_all_ignored_gives_zero_of_zero():
 
 
 def test_impossible_smoothing_is_refused():
-    with pytest.raises(ShapeError, match="label_smoothing"):
+    with pytest.raises(ConfigError, match="label_smoothing is a share"):
         CrossEntropy(label_smoothing=1.0)
