@@ -21,8 +21,7 @@ demo: setup  ## train a small language model on the text that every Python carri
 test: setup  ## style, types, import contract, tests, notebooks, docs
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -q -n 2 --doctest-modules nemolet tests --ignore=tests/distributed
-	@# Ranks of a busy machine may wait for each other until a limit; what failed is run once more, by itself.
-	$(BIN)/python -m pytest -q tests/distributed || $(BIN)/python -m pytest -q --last-failed tests/distributed
+	$(BIN)/python -m pytest -q tests/distributed
 	$(MAKE) --no-print-directory docs
 
 lint: setup

@@ -17,7 +17,8 @@ from nemolet.nn.moe import Experts, MixtureOfExperts
 from nemolet.parallel.costs import balanced, layer_costs
 from nemolet.parallel.layout import Boundary, ModulePlan
 from nemolet.parallel.patterns import Pattern
-from nemolet.parallel.plan import Plan
+from nemolet.parallel.plan import ParameterPlan, Plan
+from nemolet.parallel.recompute import DearResults, interval
 from nemolet.parallel.settings import Parallel
 
 _WIDTH = {None: 4, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -66,7 +67,7 @@ def memory(
     parallel = parallel or Parallel()
     blocks, ranks = [name for stack in plan.stacks for name in stack], plan.sizes.pp
     counts = parallel.layers or _split(graph, plan, blocks, parallel)
-    kept = saved_bytes(graph, plan, batch, _WIDTH[parallel.param_dtype])
+    kept = _count(graph, plan, batch, _WIDTH[parallel.param_dtype])
     owner = _owners(plan, blocks, counts, ranks)
     found = []
     for rank in range(ranks):
@@ -74,16 +75,15 @@ def memory(
         numbers = sum(p.local_size for p in own.values())
         kept_of = {n: 2 * p.size if states is None else states[n] for n, p in own.items()}
         inside = [block for block in blocks if owner[block] == rank]
-        once = _kept_by(inside, kept, parallel.checkpointing)
-        once += kept["first"] * (rank == 0) + kept["last"] * (rank == ranks - 1)
-        again = max((kept[b] for b in inside), default=0) if parallel.checkpointing in ("full", "selective") else 0
+        once, again = _kept_by(inside, kept, parallel.checkpointing)
+        once += kept.saved["first"] * (rank == 0) + kept.saved["last"] * (rank == ranks - 1)
         found.append(
             StageMemory(
                 layers=len(inside),
                 numbers=numbers,
                 parameters=4 * numbers,
                 gradients=4 * numbers,
-                optimizer=sum(4 * -(-kept_of[n] * p.local_size // p.size) for n, p in own.items()),
+                optimizer=sum(4 * -(-kept_of[n] * _updated(p, plan, parallel) // p.size) for n, p in own.items()),
                 gathered=_gathered(plan, owner, rank, _WIDTH[parallel.param_dtype]),
                 activations=_in_flight(parallel, ranks, rank) * once + again,
             )
@@ -107,6 +107,14 @@ def _owners(plan: Plan, blocks: list[str], counts: list[int], ranks: int) -> dic
         first = bool({"embed", "position"} & set(words))
         found[name] = found[block] if block is not None else 0 if first else ranks - 1
     return found
+
+
+def _updated(parameter: ParameterPlan, plan: Plan, parallel: Parallel) -> int:
+    """Numbers of a parameter that a rank updates: those it holds, or its rows of them; at most."""
+    if not parallel.shard_optimizer or not parameter.shape:
+        return parameter.local_size
+    rows = parameter.shape[0]
+    return -(-rows // plan.sizes.dp_replicate) * (parameter.local_size // rows)
 
 
 def _gathered(plan: Plan, owner: Mapping[str, int], rank: int, width: int) -> int:
@@ -133,11 +141,15 @@ def _in_flight(parallel: Parallel, ranks: int, rank: int) -> int:
     return batches if parallel.schedule == "gpipe" else min(batches, 2 * ranks - rank)
 
 
-def _kept_by(blocks: list[str], kept: Mapping[str, int], checkpointing: str) -> int:
-    every = {"none": 0, "full": 1, "selective": 1}.get(checkpointing, 0)
-    if checkpointing.startswith("every_"):
-        every = int(checkpointing[6:])
-    return sum(kept["entry"] if every and index % every == 0 else kept[b] for index, b in enumerate(blocks))
+def _kept_by(blocks: list[str], kept: Kept, checkpointing: str) -> tuple[int, int]:
+    """Bytes that blocks keep of a micro-batch, and those that exist again while one of them is recomputed."""
+    every = interval(checkpointing)
+    recomputed = set(blocks[::every]) if every else set()
+    selective = checkpointing == "selective"
+    once = sum(kept.saved[block] for block in blocks if block not in recomputed)
+    once += sum(kept.saved["entry"] + selective * kept.dear[block] for block in recomputed)
+    again = (kept.saved[block] - selective * kept.both[block] for block in recomputed)
+    return once, max(again, default=0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -151,34 +163,80 @@ def saved_bytes(graph: nn.Module, plan: Plan, batch: Mapping[str, Tensor], width
     Returns:
         By block; what comes before them as ``"first"``, after them as ``"last"``; what enters one as ``"entry"``.
     """
+    return _count(graph, plan, batch, width).saved
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of one micro-batch on a rank.
+
+    Args:
+        saved: for the backward pass; see :func:`saved_bytes`.
+        dear: by block, the results that selective checkpointing keeps.
+        both: by block, what is among both.
+    """
+
+    saved: dict[str, int]
+    dear: dict[str, int]
+    both: dict[str, int]
+
+
+def _count(graph: nn.Module, plan: Plan, batch: Mapping[str, Tensor], width: int) -> Kept:
     blocks = {name for stack in plan.stacks for name in stack}
-    found = {**dict.fromkeys(blocks, 0), "first": 0, "last": 0, "entry": 0}
+    kept = Kept(
+        {**dict.fromkeys(blocks, 0), "first": 0, "last": 0, "entry": 0}, *(dict.fromkeys(blocks, 0) for _ in "12")
+    )
     seen: dict[int, Tensor] = {}  # by memory; the tensors are kept, so that no address comes twice
     known = {p.untyped_storage()._cdata for p in graph.parameters()}
     path: list[str] = [""]
     tp = plan.sizes.tp
+
+    def block_here() -> str | None:
+        return next((name for name in path if name in blocks), None)
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()._cdata
         if storage in known or storage in seen:
             return tensor
         seen[storage] = tensor
-        block = next((name for name in path if name in blocks), None)
-        place = block or ("last" if any(found[name] for name in blocks) else "first")
-        size = width if tensor.is_floating_point() else tensor.element_size()
-        found[place] += tensor.numel() * size // (tp if _is_cut(plan, path, block) else 1)
+        block = block_here()
+        place = block or ("last" if any(kept.saved[name] for name in blocks) else "first")
+        size = _size(tensor, width) // (tp if _is_cut(plan, path, block) else 1)
+        kept.saved[place] += size
+        if block is not None and storage in results.made:
+            kept.both[block] += size
         return tensor
+
+    def result(tensor: Tensor) -> None:
+        block = block_here()
+        if block is not None:
+            kept.dear[block] += _dear_size(_size(tensor, width), plan, path[-1])
 
     def enter(name: str, args: tuple[Any, ...]) -> None:
         path.append(name)
         if name in blocks and args and isinstance(args[0], Tensor):
-            found["entry"] = args[0].numel() * width // (tp if plan.rules.sequence else 1)
+            kept.saved["entry"] = args[0].numel() * width // (tp if plan.rules.sequence else 1)
 
     short = {name: value.narrow(-1, 0, -(-value.shape[-1] // plan.sizes.cp)) for name, value in batch.items()}
+    results = DearResults(result)
     count = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with _shapes_only(graph), _followed(graph, enter, path), torch.enable_grad(), count:
+    with _shapes_only(graph, results), _followed(graph, enter, path), torch.enable_grad(), count, results:
         graph(**short)
-    return found
+    return kept
+
+
+def _size(tensor: Tensor, width: int) -> int:
+    return tensor.numel() * (width if tensor.is_floating_point() else tensor.element_size())
+
+
+def _dear_size(size: int, plan: Plan, module: str) -> int:
+    """Bytes on a rank of a result that selective checkpointing keeps; a row's is kept before and after its sum."""
+    tp, here = plan.sizes.tp, plan.modules.get(module, ModulePlan())
+    if tp == 1:
+        return size
+    if here.pattern is Pattern.ROW:
+        return size + size // (tp if here.leave is Boundary.SCATTER else 1)
+    return size // (tp if _is_cut(plan, [module], None) or here.pattern in (Pattern.COLUMN, Pattern.HEAD) else 1)
 
 
 def _is_cut(plan: Plan, path: list[str], block: str | None) -> bool:
@@ -208,13 +266,20 @@ def _followed(graph: nn.Module, enter: Callable[[str, tuple[Any, ...]], None], p
 
 
 @contextmanager
-def _shapes_only(graph: nn.Module) -> Iterator[None]:
+def _shapes_only(graph: nn.Module, results: DearResults) -> Iterator[None]:
     """Replace what keeps other things on shapes alone than a device would: attention, and the choice of experts."""
+
+    def mix(query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
+        mixed_BTHK: Tensor
+        mixed_BTHK, sums_BTH = _Mix.apply(query_BTHK, key_BSGK, value_BSGK)
+        results.add(mixed_BTHK, sums_BTH)
+        return mixed_BTHK
+
     before: list[tuple[nn.Module, str, Any]] = []
     for module in graph.modules():
         if isinstance(module, (Attention, CrossAttention)):
             before.append((module, "core", module.core))
-            module.core = _mix
+            module.core = mix
         elif isinstance(module, MixtureOfExperts):
             before.append((module, "dispatch", module.dispatch))
             module.dispatch = _dispatch
@@ -225,23 +290,18 @@ def _shapes_only(graph: nn.Module) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _mix(query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
-    mixed: Tensor = _Mix.apply(query_BTHK, key_BSGK, value_BSGK)
-    return mixed
-
-
 class _Mix(torch.autograd.Function):
-    """Keeps what a fused kernel keeps: queries, keys, values and the result, but no scores."""
+    """Keeps what a fused kernel keeps: queries, keys, values, the result and the sums of its scores, but no scores."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        mixed = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, mixed)
-        return mixed
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, sums = torch.empty_like(query), query.new_empty(query.shape[:-1])
+        ctx.save_for_backward(query, key, value, mixed, sums)
+        return mixed, sums
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, _ = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, *_ = ctx.saved_tensors
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 

@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from nemolet.errors import ParallelError
@@ -37,6 +39,21 @@ def recompute(blocks: Sequence[nn.Module], policy: str) -> None:
     Raises:
         ParallelError: for another policy.
     """
+    every = interval(policy)
+    for block in blocks[::every] if every else ():
+        block.forward = _checkpointed(block, policy == "selective")
+
+
+def interval(policy: str) -> int:
+    """Every how many blocks one is recomputed; 0 for none.
+
+    Raises:
+        ParallelError: for another policy.
+
+    Example:
+        >>> interval("every_3"), interval("selective")
+        (3, 1)
+    """
     every = {"none": 0, "full": 1, "selective": 1}.get(policy, -1)
     if policy.startswith("every_") and policy[6:].isdigit():
         every = int(policy[6:])
@@ -48,8 +65,7 @@ def recompute(blocks: Sequence[nn.Module], policy: str) -> None:
             found=policy,
             fix="for example every_2",
         )
-    for block in blocks[:: every or len(blocks) + 1] if every else ():
-        block.forward = _checkpointed(block, policy == "selective")
+    return every
 
 
 def _checkpointed(block: nn.Module, selective: bool) -> Callable[..., Any]:
@@ -66,3 +82,33 @@ def _checkpointed(block: nn.Module, selective: bool) -> Callable[..., Any]:
 
 def _keep(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in _DEAR else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class DearResults(TorchDispatchMode):
+    """Sees every result that selective checkpointing would keep (final).
+
+    Args:
+        found: is told of each of them.
+
+    Example:
+        >>> with DearResults(lambda tensor: print(tuple(tensor.shape))):
+        ...     _ = torch.ones(2, 3) @ torch.ones(3, 4) + 1
+        (2, 4)
+    """
+
+    def __init__(self, found: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.found = found
+        self.made: set[int] = set()  # their memory
+
+    def add(self, *tensors: Tensor) -> None:
+        """Results of an operation that is dear, though it is none of torch's."""
+        for tensor in tensors:
+            self.made.add(tensor.untyped_storage()._cdata)
+            self.found(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _DEAR:
+            self.add(*(each for each in tree_leaves(result) if isinstance(each, Tensor) and each.numel()))
+        return result

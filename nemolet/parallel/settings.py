@@ -31,6 +31,8 @@ class Parallel:
         kv_heads: what happens with fewer key/value heads than tp: an error, or projections that every rank holds.
         param_dtype: parameters while they are computed with; null for as they are stored.
         reduce_dtype: gradients while they are summed over ranks; null for as they are.
+        shard_optimizer: whether each of the ranks that hold copies (dp_replicate) updates a part of them and keeps the
+            optimizer state of this part only (ZeRO 1).
         reshard: whether parameters are freed between forward and backward; null for where it saves memory.
         cpu_offload: whether parameters, gradients and optimizer state live in the memory of the host.
         checkpointing: activation checkpointing of blocks: ``"none"``, ``"full"``, ``"every_n"``, or ``"selective"``,
@@ -52,6 +54,7 @@ class Parallel:
     kv_heads: Literal["error", "replicate"] = "error"
     param_dtype: Dtype | None = None
     reduce_dtype: Dtype | None = None
+    shard_optimizer: bool = False
     reshard: bool | None = None
     cpu_offload: bool = False
     checkpointing: str = "none"

@@ -151,7 +151,8 @@ class _Run:
         lightning.loader = data.train_loader(**share)
         valid = data.valid_loader(**share, max_batches=training.valid_batches)
         pl.seed_everything(seed + share["rank"], verbose=False)
-        trainer.fit(lightning, _Windows(lightning.loader, training.accumulate), valid, ckpt_path=home.last)
+        windows = _Windows(lightning.loader, training.accumulated(share["ranks"]))
+        trainer.fit(lightning, windows, valid, ckpt_path=home.last)
         if self.checkpoints.stopped is None:
             self._leave(trainer, lightning, recorder.valid)
         return Result(home.path, home.path / _ARCHIVE, trainer.global_step, recorder.valid, self.checkpoints.stopped)

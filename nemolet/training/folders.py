@@ -237,7 +237,14 @@ def _by_name(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     return {names[index]: slots for index, slots in state["state"].items() if index in names}
 
 
-def read_state(source: Reader, module: nn.Module, optimizers: Sequence[Optimizer], *, whole: bool) -> dict[str, Any]:
+def read_state(
+    source: Reader,
+    module: nn.Module,
+    optimizers: Sequence[Optimizer],
+    *,
+    whole: bool,
+    updated: Mapping[str, nn.Parameter] | None = None,
+) -> dict[str, Any]:
     """Fill a module and its optimizers, however they are cut, and return the rest of the checkpoint.
 
     Args:
@@ -245,6 +252,7 @@ def read_state(source: Reader, module: nn.Module, optimizers: Sequence[Optimizer
         module: what it is read into.
         optimizers: of the module; none to read weights only.
         whole: whether this rank holds a part of every parameter, so that what is unknown here is unknown.
+        updated: what the optimizers update, by the name of the parameter; None for the parameters themselves.
 
     Raises:
         TrainingError: for the checkpoint of another model or another optimizer.
@@ -252,6 +260,7 @@ def read_state(source: Reader, module: nn.Module, optimizers: Sequence[Optimizer
     weights = {f"{WEIGHTS}{name}": tensor for name, tensor in weights_of(module).items()}
     compare(source.path, source.entries, weights, prefix=WEIGHTS if whole else None)
     parameters = names_of(module)
+    updated = parameters if updated is None else updated
     rest = source.rest()
     inner = [each for optimizer in optimizers for each in single(optimizer)]
     slots: dict[str, dict[str, Tensor]] = {}
@@ -260,8 +269,8 @@ def read_state(source: Reader, module: nn.Module, optimizers: Sequence[Optimizer
         for key, entry in source.entries.items():
             if key.startswith(OPTIMIZER):
                 name, slot = key.removeprefix(OPTIMIZER).rsplit(".", 1)
-                if name in parameters:
-                    slots.setdefault(name, {})[slot] = _empty(entry, parameters[name])
+                if name in updated:
+                    slots.setdefault(name, {})[slot] = _empty(entry, updated[name])
     noted = {
         key: _empty(entry, parameters.get(key.rsplit("::", 1)[-1]))
         for key, entry in source.entries.items()
@@ -270,7 +279,7 @@ def read_state(source: Reader, module: nn.Module, optimizers: Sequence[Optimizer
     named = {f"{OPTIMIZER}{n}.{slot}": value for n, values in slots.items() for slot, value in values.items()}
     source.read({**weights, **named, **noted})
     for optimizer in optimizers:
-        _fill(optimizer, parameters, slots)
+        _fill(optimizer, updated, slots)
     for key, tensor in noted.items():
         _insert(rest, key.split("::"), tensor)
     return {**rest, "state_dict": {}, "optimizer_states": []}

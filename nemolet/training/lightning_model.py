@@ -18,7 +18,7 @@ from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
 from nemolet.nn.router import balance_experts, routers, seed_auxiliary_losses
 from nemolet.parallel.gradients import Gradients
-from nemolet.training.optim import Optim
+from nemolet.training.optim import Optim, itself
 from nemolet.training.schedule import Schedule
 from nemolet.training.watch import first_bad_module
 from nemolet.types import Count, Loss, NeuralType
@@ -105,7 +105,8 @@ class LightningModel(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule as a factor of each learning rate."""
-        optimizer = self.optim.make(self.graph)
+        part_of = getattr(self.trainer.strategy, "part_of", itself) if self._trainer is not None else itself
+        optimizer = self.optim.make(self.graph, part_of)
         trained = {name: p for name, p in self.graph.named_parameters() if p.requires_grad}
         self._routers = any(True for _ in routers(self.graph))
         self.gradients = Gradients(trained)  # found once, not at every step; a strategy may know of more ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import timedelta
@@ -19,7 +19,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.strategies import ParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nemolet.data.prepared import Batch
@@ -27,6 +27,7 @@ from nemolet.errors import TrainingError, did_you_mean
 from nemolet.module import NeuralModule
 from nemolet.parallel.apply import gradient_sync
 from nemolet.parallel.context import own_context
+from nemolet.parallel.copies import UpdatedParts, updated_parts
 from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.gradients import Gradients, LossScale
 from nemolet.parallel.mesh import Mesh, MeshSizes, make_mesh
@@ -97,6 +98,7 @@ class MeshStrategy(ParallelStrategy):
         self._spread = Spread()
         self._deferred = deferred
         self._log = RankLog(logs) if logs is not None else None
+        self._parts: UpdatedParts | None = None  # of parameters that this rank holds whole
         self._liveness: Liveness | None = None
 
     # ---------------------------------------------------------------- who and where
@@ -184,6 +186,8 @@ class MeshStrategy(ParallelStrategy):
         self._deferred = None  # its record is as long as the model is deep
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
+            if self.mesh is not None and self.parallel.shard_optimizer:
+                self._parts = updated_parts(lightning.graph, self.mesh)
             self._reset_optimizers_and_schedulers()
             self.setup_optimizers(trainer)
             if self.mesh is not None:
@@ -208,9 +212,26 @@ class MeshStrategy(ParallelStrategy):
     def _gradients(self, lightning: LightningModel) -> Gradients:
         ranks = self.world_size // self.sizes.pp
         holders = dict.fromkeys(self._spread.twice, 2 * ranks)
-        return Gradients(lightning.gradients.parameters, ranks=ranks, holders=holders)
+        updated = {name: self.part_of(p) for name, p in lightning.gradients.parameters.items()}
+        return Gradients(updated, ranks=ranks, holders=holders)
+
+    def _updated(self) -> dict[str, nn.Parameter]:
+        return {name: self.part_of(parameter) for name, parameter in names_of(self._lightning()).items()}
 
     # ---------------------------------------------------------------- training
+
+    def part_of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """What this rank updates of a parameter: all that it holds of it, or its part."""
+        return parameter if self._parts is None else self._parts.of(parameter)
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], *unused: Any, **options: Any) -> Any:
+        """Update what this rank updates, and take what the others have updated."""
+        if self._parts is None:
+            return super().optimizer_step(optimizer, closure, *unused, **options)
+        self._parts.take_gradients()
+        result = super().optimizer_step(optimizer, closure, *unused, **options)
+        self._parts.gather()
+        return result
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -233,10 +254,14 @@ class MeshStrategy(ParallelStrategy):
 
     def evaluate(self, evaluation: NeuralModule, batch: Batch) -> Any:
         """Run the graph that also measures, between the hooks of the one that is trained, which share modules."""
-        batch = self.own_part(batch)
-        graph = self._lightning().graph
         if self.mesh is None:
             return evaluation(**batch)
+        # Memory for whole parameters that is first used in inference mode could not be used again in training.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._evaluate(evaluation, self.own_part(batch))
+
+    def _evaluate(self, evaluation: NeuralModule, batch: Batch) -> Any:
+        graph = self._lightning().graph
         if self.runner is not None:
             result = self.runner.evaluate(batch)
         elif evaluation is graph:
@@ -295,7 +320,7 @@ class MeshStrategy(ParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The parts of an optimizer's state that lie on this rank, by the names of parameters."""
-        return optimizer_state(optimizer, names_of(self._lightning()))
+        return optimizer_state(optimizer, self._updated())
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
@@ -309,7 +334,7 @@ class MeshStrategy(ParallelStrategy):
         """Read a checkpoint of any layout into this one."""
         whole = self.sizes.pp == 1
         source = reader(Path(checkpoint_path))
-        state = read_state(source, self._lightning(), self.optimizers, whole=whole)
+        state = read_state(source, self._lightning(), self.optimizers, whole=whole, updated=self._updated())
         state["lr_schedulers"] = [
             same_place(config.scheduler, saved)
             for config, saved in zip(self.lr_scheduler_configs, state.get("lr_schedulers", ()))

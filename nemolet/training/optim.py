@@ -19,6 +19,14 @@ from nemolet.parallel.gradients import gathered, local, own_part, split_by_mesh
 from nemolet.rules import check_settings
 from nemolet.types import Axis
 
+Named = tuple[str, nn.Parameter]
+PartOf = Callable[[nn.Parameter], nn.Parameter]
+
+
+def itself(parameter: nn.Parameter) -> nn.Parameter:
+    """A parameter is updated as it is."""
+    return parameter
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -57,11 +65,21 @@ class Optim:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def make(self, module: nn.Module) -> Optimizer:
-        """The optimizer of a module's parameters; its groups know their names."""
-        groups = {kind: _by_mesh(module, parameters) for kind, parameters in group_parameters(module).items()}
+    def make(self, module: nn.Module, part_of: PartOf = itself) -> Optimizer:
+        """The optimizer of a module's parameters; its groups know their names.
+
+        Args:
+            module: whose parameters they are.
+            part_of: what is updated in the place of a parameter.
+        """
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        named = {
+            kind: [(names[id(parameter)], part_of(parameter)) for parameter in parameters]
+            for kind, parameters in group_parameters(module).items()
+        }
+        groups = {kind: split_by_mesh(parameters) for kind, parameters in named.items()}
         if self.name == "adamw":  # one kernel for each group, so as few groups as possible
-            decayed = _by_mesh(module, [p for kind in ("matrix", "table") for part in groups[kind] for _, p in part])
+            decayed = split_by_mesh(named["matrix"] + named["table"])
             return self._adamw(_groups(decayed, self.weight_decay) + _groups(groups["vector"], 0.0))
         if self.name == "adafactor":
             return self._adafactor(groups)
@@ -106,15 +124,6 @@ class Optim:
         return torch.optim.Adafactor(decayed + _groups(groups["vector"], 0.0), lr=self.lr)
 
 
-Named = tuple[str, nn.Parameter]
-
-
-def _by_mesh(module: nn.Module, parameters: list[nn.Parameter]) -> list[list[Named]]:
-    """Parameters with their names, apart for each mesh: one kernel updates tensors of one mesh only."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return split_by_mesh([(names[id(parameter)], parameter) for parameter in parameters])
-
-
 def _groups(parts: list[list[Named]], weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": part, "weight_decay": weight_decay} for part in parts]
 
@@ -146,9 +155,9 @@ class ShardedMuon(Muon):
         momentum, gradient = local(state["momentum_buffer"]), local(parameter.grad)
         momentum.lerp_(gradient, 1 - group["momentum"])
         update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        whole = gathered(update, parameter)
-        step = nn.Parameter(torch.zeros_like(whole))
-        step.grad = whole
+        matrix = gathered(update, parameter)
+        step = nn.Parameter(torch.zeros_like(matrix))
+        step.grad = matrix
         same = ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
         Muon([step], momentum=0.0, nesterov=False, weight_decay=0.0, **{name: group[name] for name in same}).step()
         weight = local(parameter.data)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nemolet.errors import TrainingError
-from nemolet.training.optim import Optim
+from nemolet.training.optim import Optim, PartOf, itself
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,15 @@ class LayeredOptim(Optim):
 
     layer_decay: float = 1.0
 
-    def make(self, module: nn.Module) -> Optimizer:
-        """The optimizer of a module's parameters."""
-        optimizer = super().make(module)
+    def make(self, module: nn.Module, part_of: PartOf = itself) -> Optimizer:
+        """The optimizer of a module's parameters, or of what is updated in their place."""
+        optimizer = super().make(module, part_of)
         if self.layer_decay == 1:
             return optimizer
         if not isinstance(optimizer, torch.optim.AdamW):
             raise TrainingError("layers have rates of their own with adamw only", where="optim.layer_decay")
-        depths = depth_of_parameters(module)
+        known = depth_of_parameters(module)
+        depths = {id(part_of(p)): known[id(p)] for p in module.parameters() if p.requires_grad}
         top = max(depths.values())
         groups: dict[tuple[int, int], dict[str, Any]] = {}
         for index, group in enumerate(optimizer.param_groups):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+from nemolet.errors import TrainingError
 from nemolet.rules import check_settings
 
 
@@ -14,7 +15,9 @@ class Training:
 
     Args:
         max_steps: optimizer steps.
-        accumulate: micro-batches per step.
+        accumulate: micro-batches per step, on each copy of the model.
+        batches_per_step: micro-batches per step on all copies together, so that a step stays the same where the number
+            of ranks changes; null for ``accumulate`` on each.
         clip: largest norm of all gradients together; 0 for none.
         precision: ``32``, ``"bf16-mixed"``, or ``"16-mixed"`` with loss scaling (on a GPU).
         compile: whether the graph is compiled.
@@ -41,6 +44,7 @@ class Training:
 
     max_steps: int = 1000
     accumulate: int = 1
+    batches_per_step: int | None = None
     clip: float = 1.0
     precision: Literal[32, "bf16-mixed", "16-mixed"] = 32
     compile: bool = False
@@ -87,6 +91,8 @@ class Training:
     )
     CONFIG_RULES = (
         ("max_steps >= 1 and accumulate >= 1", "max_steps and accumulate are at least 1"),
+        ("batches_per_step >= 1", "batches_per_step is at least 1; null for accumulate on each copy"),
+        ("accumulate == 1 or batches_per_step is None", "accumulate follows from batches_per_step; set one of them"),
         ("valid_every >= 1 and log_every >= 1", "valid_every and log_every are at least 1"),
         ("checkpoint_every >= 1", "checkpoint_every is at least 1"),
         ("keep_checkpoints >= 0", "keep_checkpoints is at least 0"),
@@ -104,6 +110,28 @@ class Training:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def accumulated(self, copies: int) -> int:
+        """Micro-batches per step on each of so many copies.
+
+        Raises:
+            TrainingError: where they cannot be shared out evenly.
+
+        Example:
+            >>> Training(batches_per_step=8).accumulated(2)
+            4
+        """
+        if self.batches_per_step is None:
+            return self.accumulate
+        if self.batches_per_step % copies:
+            raise TrainingError(
+                "the batches of a step cannot be shared out",
+                where="trainer.batches_per_step",
+                expected=f"a multiple of the {copies} copies of the model",
+                found=self.batches_per_step,
+                fix="change it, or the number of ranks",
+            )
+        return self.batches_per_step // copies
 
     def fixed(self) -> dict[str, Any]:
         """What a run has to go on with as it began."""

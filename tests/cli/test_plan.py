@@ -25,7 +25,7 @@ def test_reasons_are_printed_on_demand(capsys):
     assert "gather T" in printed and "its inputs are cut, so ranks have parts of a sum" in printed
 
 
-@pytest.mark.parametrize("name", ["one", "ddp", "fsdp", "hsdp", "pp", "cp"])
+@pytest.mark.parametrize("name", ["one", "ddp", "zero1", "fsdp", "hsdp", "pp", "cp"])
 def test_every_layout_can_be_planned(capsys, name):
     assert main([*TINY, f"parallel={name}"]) == 0
     assert "ranks; numbers on a rank" in capsys.readouterr().out

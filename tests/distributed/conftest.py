@@ -59,9 +59,18 @@ def expected():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The table of parity: how far each layout was from one rank."""
+    """How far each layout was from one rank, what was sent, and how far checkpoints in other layouts were off."""
     measured = getattr(sys.modules.get("parity"), "MEASURED", {})
     if measured:
         terminalreporter.section("largest relative errors against one rank, in float32")
         for test, (loss, gradient) in sorted(measured.items()):
             terminalreporter.write_line(f"{loss:8.1e} loss  {gradient:8.1e} gradient  {test}")
+    tables = sys.modules.get("tables")
+    if tables is not None and tables.SENT:
+        terminalreporter.section("bytes that were sent, and the textbook's")
+        for line in tables.sent_table():
+            terminalreporter.write_line(line)
+    for model in tables.OFF if tables is not None else ():
+        terminalreporter.section(f"{model}: largest relative error of a weight after a checkpoint of another layout")
+        for line in tables.off_table(model):
+            terminalreporter.write_line(line)

@@ -4,6 +4,7 @@ import parity
 import pytest
 import torch
 import torch.distributed as dist
+from tables import assert_sent
 
 from nemolet.nn.router import Mixture
 from nemolet.parallel import MeshSizes, make_mesh, parallelize
@@ -105,17 +106,16 @@ def without_parameters(totals, axis, size):
 def test_shared_sequences_gather_keys_and_values(ranks, kv_heads):
     totals, size = ranks(2, sent, "llama", {"cp": 2}, {"kv_heads": kv_heads})[0]
     both = 2 * HIDDEN * kv_heads // 4
-    assert without_parameters(totals, "cp", size) == {
-        ("all-gather", "cp"): LAYERS * both,
-        ("reduce-scatter", "cp"): LAYERS * both,
-    }
+    formula = {("all-gather", "cp"): LAYERS * both, ("reduce-scatter", "cp"): LAYERS * both}
+    assert_sent(f"cp, {kv_heads} kv heads of 4", without_parameters(totals, "cp", size), formula)
 
 
 @pytest.mark.parametrize("stages", [2, 4])
 def test_stages_send_hidden_states_and_their_gradients(ranks, stages):
     results = ranks(stages, sent, "llama", {"pp": stages}, {"layers": 4})
     loss_and_count = 2 * 8
-    assert sum(totals["send", "pp"] for totals, _ in results) == 2 * (stages - 1) * HIDDEN
+    sent_by_all = {("send", "pp"): sum(totals["send", "pp"] for totals, _ in results)}
+    assert_sent(f"pp {stages}, all stages", sent_by_all, {("send", "pp"): 2 * (stages - 1) * HIDDEN})
     for totals, _ in results:
         assert totals["all-reduce", "pp"] == loss_and_count and set(totals) <= {("send", "pp"), ("all-reduce", "pp")}
 
@@ -130,7 +130,8 @@ def test_experts_exchange_the_rows_of_each_choice(ranks):
     counts = 2 * 8 * EXPERTS  # of each rank
     exchanged = sum(totals["all-to-all", "ep"] for totals, _ in results)
     # To the experts and back, forward and backward; only the sum over ranks is known beforehand.
-    assert exchanged == LAYERS * (4 * CHOSEN * HIDDEN + counts)
+    formula = {("all-to-all", "ep"): LAYERS * (4 * CHOSEN * HIDDEN + counts)}
+    assert_sent("ep, all ranks", {("all-to-all", "ep"): exchanged}, formula)
     for totals, size in results:
         left = without_parameters(totals, "dp_shard", size)
         assert set(left) == {("all-to-all", "ep")}

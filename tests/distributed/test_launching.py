@@ -62,12 +62,10 @@ print("err", file=sys.stderr)
 
 
 def test_every_rank_has_a_log_and_the_first_the_screen(tmp_path):
-    shown = []
-    for rank in ("0", "1"):
-        done = subprocess.run(
-            [sys.executable, "-c", LOG, str(tmp_path), rank], capture_output=True, text=True, check=True
-        )
-        shown.append(done.stdout + done.stderr)
+    words, pipes = [sys.executable, "-c", LOG, str(tmp_path)], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    running = [subprocess.Popen([*words, rank], text=True, **pipes) for rank in ("0", "1")]
+    shown = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
     assert [("out" in text, "err" in text) for text in shown] == [(True, True), (False, False)]
     for rank in (0, 1):
         text = (tmp_path / f"rank_{rank}.log").read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -174,6 +176,23 @@ def test_averages_of_weights_are_those_of_one_rank(ranks, layout):
         assert other == pytest.approx(valid, rel=1e-6)
         for name, average in found.items():
             torch.testing.assert_close(average, expected[name], rtol=1e-6, atol=1e-8, msg=name)
+
+
+def measured_first(sizes):
+    """Validate before training, in inference mode, which Lightning leaves out with gloo but not with NCCL."""
+    validate = LightningModel.validation_step
+
+    def in_inference_mode(*args):
+        with torch.inference_mode():
+            validate(*args)
+
+    with mock.patch.object(LightningModel, "validation_step", in_inference_mode):
+        return one_layout(sizes, "llama", num_sanity_val_steps=1)
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp", "hsdp", "tp_fsdp", "cp_fsdp", "pp_fsdp"])
+def test_what_is_measured_before_training_changes_nothing(ranks, layout):
+    assert_all_same(ranks(4, measured_first, LAYOUTS[layout]), reference("llama"))
 
 
 def test_one_rank_needs_no_process_group():

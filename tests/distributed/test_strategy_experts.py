@@ -7,23 +7,8 @@ import torch
 import training_runs as runs
 from test_strategy import assert_all_same
 
-import nemolet as nl
-from nemolet.nn.router import Mixture, routers
-from nemolet.training import MeshStrategy, training_graph
-
-_others = runs.make_graph
-
-
-def make_graph(kind="llama"):
-    if kind != "moe":
-        return _others(kind)
-    torch.manual_seed(0)
-    mixture = Mixture(4, 2, balance_loss=0.1, z_loss=0.01, balance_rate=0.01)
-    model = nl.language.CausalLM(vocab_size=12, layers=2, width=16, heads=4, kv_heads=2, context=32, experts=mixture)
-    return training_graph(model, nl.language.CrossEntropy())
-
-
-runs.make_graph = make_graph  # here and in the workers, which import this file too
+from nemolet.nn.router import routers
+from nemolet.training import MeshStrategy
 
 
 def run(strategy):

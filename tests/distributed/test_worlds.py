@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from training_runs import LAYOUTS, train
 
 from nemolet.errors import ParallelError
+from nemolet.training import MeshStrategy
 
 
 def total(factor):
@@ -53,3 +56,18 @@ def test_a_rank_that_hangs_or_dies_ends_the_run(ranks):
     with pytest.raises((RuntimeError, ConnectionError)):
         ranks(2, die)
     assert ranks(2, total, 1.0) == [1.0] * 2
+
+
+def left(sizes):
+    """Threads and open files of a rank, when it begins."""
+    found = len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
+    train(MeshStrategy(**sizes), steps=1)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted on Linux")
+def test_nothing_of_a_run_is_left_in_its_workers(ranks):
+    layouts = ["fsdp", "tp_fsdp", "pp_fsdp", "fsdp", "fsdp"]
+    (first, *_), *others = (ranks(4, left, LAYOUTS[layout]) for layout in layouts)
+    for found in others:
+        assert all(threads <= first[0] + 2 and files <= first[1] + 2 for threads, files in found)

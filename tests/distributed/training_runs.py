@@ -10,12 +10,14 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 import nemolet as nl
+from nemolet.nn.router import Mixture
 from nemolet.training import LightningModel, Optim, Schedule, training_graph
 from nemolet.training.folders import weights_of
 from nemolet.training.lightning_model import Window
 
 LAYOUTS = {
     "ddp": {"dp_replicate": 4},
+    "zero1": {"dp_replicate": 4, "shard_optimizer": True},
     "fsdp": {"dp_shard": 4},
     "hsdp": {"dp_replicate": 2, "dp_shard": 2},
     "tp": {"tp": 4},
@@ -23,6 +25,14 @@ LAYOUTS = {
     "tp_ddp": {"tp": 2, "dp_replicate": 2},
     "pp_fsdp": {"pp": 2, "dp_shard": 2},
     "pp_tp": {"pp": 2, "tp": 2},
+    "cp_fsdp": {"cp": 2, "dp_shard": 2},
+}
+EXPERTS = {  # of a mixture of experts
+    "fsdp": {"dp_shard": 4},
+    "ep": {"dp_shard": 4, "ep": 2},
+    "ep_tp": {"dp_shard": 2, "tp": 2, "ep": 4},
+    "cp_tp_ep": {"cp": 2, "tp": 2, "ep": 2},
+    "pp_ep": {"pp": 2, "dp_shard": 2, "ep": 2},
 }
 
 
@@ -55,6 +65,11 @@ def make_graph(kind="llama"):
             bias=True,
             gated=False,
             activation="gelu",
+        )
+    elif kind == "moe":
+        mixture = Mixture(4, 2, balance_loss=0.1, z_loss=0.01, balance_rate=0.01)
+        model = nl.language.CausalLM(
+            vocab_size=12, layers=2, width=16, heads=4, kv_heads=2, context=32, experts=mixture
         )
     else:
         embed, gate = nl.nn.Embedding("V", "D", 12, 16), Gate(width=16)

@@ -1,7 +1,8 @@
 """A training run in which one rank dies; started by the tests of failures as a script, on every rank.
 
 ``python victim.py folder poem rank when``: ``when`` is ``never``, ``start``, ``training``, ``once`` (in training,
-but not when torchrun has started it again), ``saving``, or ``error``.
+but not when torchrun has started it again), ``leave`` (in training, together with what started it), ``saving``, or
+``error``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Fate(pl.Callback):
         self.when = when
 
     def on_train_batch_start(self, trainer, module, batch, index) -> None:
-        if trainer.global_step == FATAL and self.when == "training":
+        if trainer.global_step == FATAL and self.when in ("training", "leave"):
+            if self.when == "leave":
+                os.kill(os.getppid(), signal.SIGKILL)
             die()
         if trainer.global_step == FATAL and self.when == "error":
             raise ValueError("this rank has had enough")
@@ -70,8 +73,9 @@ def main(folder: str, poem: str, rank: str, when: str) -> None:
             progress=False,
             accelerator="cpu",
             devices=2,
+            batches_per_step=2,
         ),
-        parallel=Parallel(dp_shard=2),
+        parallel=Parallel(dp_shard=-1),
         callbacks=[Fate(when)],
     )
 

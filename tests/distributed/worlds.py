@@ -7,9 +7,13 @@ workers are forked from it when they are first needed, and each run only makes a
 from __future__ import annotations
 
 import datetime
+import faulthandler
+import functools
+import gc
 import importlib.util
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -59,7 +63,7 @@ class Pool:
         """
         while len(self.workers) < world:
             ours, theirs = self.context.Pipe()
-            process = self.context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = self.context.Process(target=_serve, args=(theirs, self.folder.name), daemon=True)
             process.start()
             theirs.close()
             self.workers.append((process, ours))
@@ -89,13 +93,24 @@ class Pool:
                 value.__cause__ = RemoteTraceback(f"rank {rank}:\n{trace}")
                 failures[rank] = value
                 deadline = min(deadline, time.monotonic() + _GRACE)
+        where = self._where(sorted(waiting.values())) if waiting and not failures else ""
         if waiting or died:
             self.close()
         if failures:
             raise next(iter(failures.values()))  # the first to fail; the others only lost their connection
         if waiting:
-            raise TimeoutError(f"ranks {sorted(waiting.values())} of {name} were not done after {limit:g} s")
+            error = TimeoutError(f"ranks {sorted(waiting.values())} of {name} were not done after {limit:g} s")
+            raise error from RemoteTraceback(where)
         return results
+
+    def _where(self, ranks: list[int]) -> str:
+        """What each of these ranks is waiting for: the stacks of all its threads."""
+        processes = [self.workers[rank][0] for rank in ranks]
+        for process in processes:
+            os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(1.0)
+        stacks = [Path(self.folder.name, f"stacks_{process.pid}") for process in processes]
+        return "\n".join(f"rank {rank}:\n{path.read_text()}" for rank, path in zip(ranks, stacks) if path.exists())
 
     def close(self) -> None:
         """End all workers."""
@@ -106,10 +121,13 @@ class Pool:
         self.workers.clear()
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, folder: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    stacks = Path(folder, f"stacks_{os.getpid()}").open("w")
+    faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+    gc.freeze()  # what was imported is not looked through after every run
     here = str(Path(__file__).parent)
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -155,9 +173,27 @@ def _leave() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
-        from torch.distributed.tensor.debug import _clear_sharding_prop_cache
-
-        _clear_sharding_prop_cache()  # it remembers the groups of this run
+        _forget()
         dist.destroy_process_group()
+        gc.collect()
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(key, None)
+
+
+def _forget() -> None:
+    """Clear the memories of torch that keep the groups of a run.
+
+    A group that is kept keeps its threads and connections, and each of these threads looks around a hundred times a
+    second. After some hundred runs they would leave no time for anything else.
+    """
+    from torch.distributed.tensor._collective_utils import MeshTopoInfo
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    modules = [vars(module) for name, module in list(sys.modules.items()) if name.startswith("torch.distributed.")]
+    for kept in (*modules, vars(MeshTopoInfo)):
+        for thing in list(kept.values()):
+            function = getattr(thing, "__func__", thing)
+            if isinstance(function, functools._lru_cache_wrapper):
+                function.cache_clear()
+        kept.get("_planner_cache", {}).clear()

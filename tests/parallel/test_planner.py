@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import nemolet as nl
 from nemolet.errors import ParallelError
@@ -12,6 +13,7 @@ from nemolet.parallel.costs import balanced, layer_costs
 from nemolet.parallel.mesh import MeshSizes
 from nemolet.parallel.plan import plan
 from nemolet.parallel.planner import memory, saved_bytes
+from nemolet.parallel.recompute import recompute
 from nemolet.parallel.rules import Rules
 from nemolet.parallel.settings import Parallel
 from nemolet.training.graphs import training_graph
@@ -38,6 +40,14 @@ def test_parameters_gradients_and_states_are_exact():
     assert half.numbers == numbers / 2
     block = sum(p.numel() for p in whole.get_submodule("model.graph.decoder.blocks.0").parameters())
     assert half.gathered == 12 * block
+
+
+def test_copies_remember_their_rows_only():
+    whole = graph()
+    numbers = sum(p.numel() for p in whole.parameters())
+    sizes = MeshSizes(dp_replicate=4)
+    (part,) = memory(whole, plan(whole, sizes=sizes), BATCH, parallel=Parallel(dp_replicate=4, shard_optimizer=True))
+    assert (part.parameters, part.gradients, part.optimizer) == (4 * numbers, 4 * numbers, 2 * numbers)
 
 
 def test_stages_hold_all_parameters_once():
@@ -121,3 +131,43 @@ def test_layers_are_split_evenly(costs, stages, ends, expected):
 def test_more_stages_than_layers_are_refused():
     with pytest.raises(ParallelError, match=r"model\.layers"):
         balanced([1.0], 2)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full", "every_2", "selective"])
+def test_activations_are_those_that_stay_in_memory(checkpointing):
+    """What two more blocks leave behind in the forward pass, by the profiler's account of the memory."""
+
+    def left_behind(layers):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 64, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 64, "layers": layers}
+        model = training_graph(nl.language.CausalLM(**sizes, norm="layer"), nl.language.CrossEntropy())
+        recompute([model.get_submodule(name) for stack in plan(model).stacks for name in stack], checkpointing)
+        batch = {name: torch.zeros(2, 16, dtype=torch.long) for name in ("tokens", "labels")}
+        model(**batch).loss.backward()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            kept = model(**batch)
+        del kept
+        return sum(event.self_cpu_memory_usage for event in seen.events())
+
+    def counted(layers):
+        on_meta = graph(layers=layers, tied=True, norm="layer")
+        batch = {name: torch.zeros(2, 16, dtype=torch.long, device="meta") for name in ("tokens", "labels")}
+        (stage,) = memory(on_meta, plan(on_meta), batch, parallel=Parallel(checkpointing=checkpointing))
+        return stage.activations
+
+    recomputed = {"none": 0, "every_2": 1}.get(checkpointing, 2)  # each keeps the random state it began with
+    measured = left_behind(6) - left_behind(4) - recomputed * torch.get_rng_state().numel()
+    assert counted(6) - counted(4) == measured
+
+
+def test_selective_checkpointing_keeps_less_than_all_and_more_than_the_entries():
+    whole = graph()
+    kept = {}
+    for checkpointing in ("none", "selective", "full"):
+        for tp in (1, 2):
+            derived = plan(whole, sizes=MeshSizes(tp=tp))
+            (stage,) = memory(whole, derived, BATCH, parallel=Parallel(tp=tp, checkpointing=checkpointing))
+            kept[checkpointing, tp] = stage.activations
+    for tp in (1, 2):
+        assert kept["none", tp] > kept["selective", tp] > kept["full", tp]
+    assert kept["selective", 2] < kept["selective", 1]
