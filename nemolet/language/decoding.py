@@ -185,7 +185,7 @@ class Completion:
 def stream(
     model: NeuralModule,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int = 128,
     sampling: Sampling | None = None,
@@ -198,7 +198,7 @@ def stream(
     Args:
         model: from tokens to logits.
         tokenizer: the one the model was trained with.
-        prompts: texts to continue.
+        prompts: texts to continue, or their ids.
         max_new_tokens: length limit of each continuation.
         sampling: how tokens are chosen.
         stop: texts that end a continuation; they are not part of it.
@@ -293,17 +293,18 @@ class _Piece:
         return text, False
 
 
-def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def _encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
     """Encode a prompt; an empty one starts a new document."""
-    ids = tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
-    if not ids:
-        start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        ids = [start if start is not None else _any_token(tokenizer)]
-    return ids
+    if not isinstance(prompt, str):
+        return list(prompt)
+    return tokenizer.encode(prompt, bos=tokenizer.bos_id is not None) or [beginning(tokenizer)]
 
 
-def _any_token(tokenizer: Tokenizer) -> int:
-    """Where a text may begin that has no mark for it: a line end, or else the first token."""
+def beginning(tokenizer: Tokenizer) -> int:
+    """The token with which a text begins: the mark of a beginning or an end, a line end, or else the first token."""
+    for mark in (tokenizer.bos_id, tokenizer.eos_id):
+        if mark is not None:
+            return mark
     try:
         return tokenizer.encode("\n")[0]
     except TokenizerError:
@@ -313,7 +314,7 @@ def _any_token(tokenizer: Tokenizer) -> int:
 def generate(
     model: NeuralModule,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int = 128,
     sampling: Sampling | None = None,
