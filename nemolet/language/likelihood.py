@@ -39,8 +39,9 @@ def likelihoods(
     Example:
         >>> import nemolet as nl
         >>> model = nl.language.CausalLM(vocab_size=9, layers=1, width=8, heads=2, context=8)
-        >>> [round(found.log_prob, 1) for found in likelihoods(model, [([1, 2], [3]), ([1], [3, 4])])]
-        [-2.2, -4.4]
+        >>> every = likelihoods(model, [([1, 2], [token]) for token in range(9)])
+        >>> round(torch.tensor([one.log_prob for one in every]).exp().sum().item(), 4), sum(one.greedy for one in every)
+        (1.0, 1)
     """
     longest = getattr(model, "context", None)
     samples = [_sample(context, after, longest, f"pair {index}") for index, (context, after) in enumerate(pairs)]

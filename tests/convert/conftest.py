@@ -15,7 +15,10 @@ transformers = pytest.importorskip("transformers")
 import nemolet as nl  # noqa: E402 - after the skip
 from nemolet.convert.reading import read  # noqa: E402
 
+from .table import Table  # noqa: E402
 from .tiny_models import MODELS, VOCAB, save  # noqa: E402
+
+DOCS = Path(__file__).parents[2] / "docs" / "huggingface.md"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,15 @@ def pairs(tmp_path_factory):
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def table(pairs):
+    """The table of architectures, whose cells the tests keep."""
+    table = Table(DOCS, update=os.environ.get("NEMOLET_UPDATE_GOLDEN") == "1")
+    yield table
+    if table.update:
+        table.write({name: pairs(name).kind for name in MODELS})
 
 
 @pytest.fixture(params=MODELS)

@@ -45,6 +45,35 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+WHISPER = {
+    "vocab_size": VOCAB,
+    "num_mel_bins": 10,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 40,
+    "max_source_positions": 20,
+    "max_target_positions": 64,
+    "init_std": 0.1,
+    "decoder_start_token_id": 1,
+    **SPECIAL,
+}
+WAVE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "conv_dim": (16, 16, 20),
+    "conv_kernel": (10, 3, 2),
+    "conv_stride": (5, 2, 2),
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+LARGE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True, "mask_time_prob": 0.0}
 MIXED = ["full_attention", "sliding_attention", "full_attention"]
 # name -> class of the model, class of its config, its arguments
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -120,7 +149,32 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "bart": ("BartForConditionalGeneration", "BartConfig", {**BART, "decoder_start_token_id": 2}),
     "marian": ("MarianMTModel", "MarianConfig", {**BART, "decoder_start_token_id": 0, "scale_embedding": True}),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
+    "wav2vec2": ("Wav2Vec2Model", "Wav2Vec2Config", WAVE),
+    "wav2vec2-large": ("Wav2Vec2Model", "Wav2Vec2Config", {**WAVE, **LARGE}),
+    "hubert": ("HubertModel", "HubertConfig", WAVE),
 }
+
+
+def example(kind: str, rows: int = 2, length: int = 20, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a model of ours reads, by the name of its class, and the same for theirs."""
+    numbers = torch.Generator().manual_seed(seed)
+    tokens, source = (torch.randint(4, VOCAB, (rows, length), generator=numbers) for _ in range(2))
+    if kind == "AttentionRecognizer":
+        spectrogram = torch.randn(rows, 2 * WHISPER["max_source_positions"], WHISPER["num_mel_bins"], generator=numbers)
+        ours = {"spectrogram": spectrogram, "tokens": tokens}
+        return ours, {"input_features": spectrogram.transpose(1, 2), "decoder_input_ids": tokens}
+    if kind == "WaveEncoder":
+        audio = torch.randn(rows, 900, generator=numbers)
+        return {"audio": audio}, {"input_values": audio}
+    if kind == "EncoderDecoder":
+        return {"source": source, "tokens": tokens}, {"input_ids": source, "decoder_input_ids": tokens}
+    return {"tokens": tokens}, {"input_ids": tokens}
+
+
+def first(found: Any) -> torch.Tensor:
+    """What a model finds, without what it tells beside it."""
+    return found if isinstance(found, torch.Tensor) else found[0]
 
 
 def save(name: str, folder: Path) -> Path:

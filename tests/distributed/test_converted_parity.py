@@ -29,10 +29,10 @@ from tiny_models import MODELS, VOCAB, save
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SIZES = MeshSizes(dp_shard=2, tp=2)
-ROWS, LENGTH = 4, 8
+ROWS, LENGTH, FRAMES = 4, 8, 44  # 900 samples make 44 frames
 
 
-class Likeness(nl.NeuralModule):
+class HiddenLoss(nl.NeuralModule):
     """A loss for encoders without a head: each label names a feature that should be the largest."""
 
     def __init__(self, width: int) -> None:
@@ -51,8 +51,8 @@ def build(folder: Path) -> nl.Graph:
     for module in model.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.0
-    encoder = isinstance(model, nl.language.TextEncoder)
-    loss = Likeness(model.width) if encoder else nl.language.CrossEntropy()
+    encoder = isinstance(model, nl.language.TextEncoder | nl.speech.WaveEncoder)
+    loss = HiddenLoss(model.width) if encoder else nl.language.CrossEntropy()
     return training_graph(model, loss, fields=["mask", "source_mask"])
 
 
@@ -60,11 +60,15 @@ def batch(inputs: list[str]) -> dict[str, Tensor]:
     """Rows of different lengths for whatever a graph reads."""
     numbers = torch.Generator().manual_seed(3)
     made = {}
-    keep = torch.arange(LENGTH) < torch.tensor([[8], [5], [7], [3]])
+    length = FRAMES if "audio" in inputs else LENGTH
+    keep = torch.arange(length) < torch.tensor([[length], [length - 3], [length - 1], [length // 2]])
     for name in ("source", "tokens", "labels"):
-        made[name] = torch.randint(4, VOCAB, (ROWS, LENGTH), generator=numbers)
+        made[name] = torch.randint(4, VOCAB, (ROWS, length), generator=numbers)
     made["labels"] = made["labels"].masked_fill(~keep, -100)
     made["source_mask"], made["mask"] = keep.flip(0), keep
+    made["spectrogram"] = torch.randn(ROWS, 40, 10, generator=numbers)
+    made["audio"] = torch.randn(ROWS, 900, generator=numbers)
+    made["audio_lengths"] = torch.tensor([900, 880, 890, 600])
     return {name: value for name, value in made.items() if name in inputs}
 
 
