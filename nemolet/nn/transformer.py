@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.nn.attention import Attention, AttentionOptions
+from nemolet.nn.attention import AttentionOptions
 from nemolet.nn.block import Block, BlockPlan, ResidualOptions
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import PositionEmbedding, RelativePositions, SinusoidalPositions
@@ -315,7 +315,7 @@ class Decoder(Stack):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` sequences of up to ``capacity`` tokens, where the weights are."""
-        attention = cast(Attention, cast(Block, self.blocks[0]).attention)
+        attention = cast(Block, self.blocks[0]).attention
         weight = next(self.parameters())
         return KVCache(
             layers=len(self.blocks),

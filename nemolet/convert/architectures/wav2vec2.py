@@ -13,7 +13,7 @@ from nemolet.convert.operations import Heads
 from nemolet.errors import ConversionError
 
 _STEM = {"conv_dim": "widths", "conv_kernel": "kernels", "conv_stride": "strides"}
-_NORMS = {True: {"order": "pre"}, False: {"order": "post", "input_norm": True}}
+_NORMS: dict[bool, dict[str, Any]] = {True: {"order": "pre"}, False: {"order": "post", "input_norm": True}}
 
 
 @dataclass(frozen=True)
