@@ -77,6 +77,11 @@ PUBLISHED = {  # numbers of parameters
     "gemma2_2b": 2_614_341_888,
     "gemma3_1b": 999_885_952,
     "phi3_mini": 3_821_079_552,
+    "bert_base": 109_514_298,
+    "bert_large": 335_174_458,
+    "roberta_base": 124_697_433,
+    "modernbert_base": 149_655_232,
+    "modernbert_large": 395_881_664,
 }
 
 

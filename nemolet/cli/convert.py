@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -10,8 +11,9 @@ class Settings:
     """What to convert into what.
 
     Args:
-        from: a Hugging Face folder, hf://owner/name, or a .nemolet file.
+        from: a Hugging Face folder, hf://owner/name, or a .nemolet file; or a folder with an adapter.
         to: of the other kind; what ends in .nemolet is a file.
+        base: of an adapter, the model it belongs to: a .nemolet file or a Hugging Face folder; null for a whole model.
         architecture: class or model type of transformers for the folder; null for the one that fits.
         tokenizer: whether the tokenizer comes along.
         pickles: whether weights of torch.save may be read where there are no others (tensors only).
@@ -21,6 +23,7 @@ class Settings:
 
     from_: str
     to: str
+    base: str | None = None
     architecture: str | None = None
     tokenizer: bool = True
     pickles: bool = False
@@ -32,9 +35,16 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Convert and say what was written."""
+    target = _model(settings) if settings.base is None else _adapter(settings, settings.base)
+    files = [target] if target.is_file() else sorted(path for path in target.iterdir() if path.is_file())
+    for file in files:
+        print(f"{file}  {file.stat().st_size:,} bytes")
+
+
+def _model(settings: Settings) -> Path:
     from nemolet.convert.files import convert
 
-    target = convert(
+    return convert(
         settings.from_,
         settings.to,
         architecture=settings.architecture,
@@ -42,6 +52,10 @@ def run(settings: Settings) -> None:
         pickles=settings.pickles,
         shard_bytes=int(settings.shard_gb * 1e9),
     )
-    files = [target] if target.is_file() else sorted(path for path in target.iterdir() if path.is_file())
-    for file in files:
-        print(f"{file}  {file.stat().st_size:,} bytes")
+
+
+def _adapter(settings: Settings, base: str) -> Path:
+    from nemolet.archive import load
+    from nemolet.convert.adapters import convert_adapter
+
+    return convert_adapter(settings.from_, settings.to, model=load(base).model, base=base)

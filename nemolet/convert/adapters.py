@@ -20,7 +20,15 @@ from nemolet.convert.mapping import Entry, expand, expected_shapes
 from nemolet.convert.operations import Chain, Operation, Transpose
 from nemolet.errors import ConversionError
 from nemolet.module import NeuralModule
-from nemolet.nn.adapter_files import Addition, additions_of, put_additions, read_additions, write_additions
+from nemolet.nn.adapter_files import (
+    Addition,
+    additions_of,
+    load_adapter,
+    put_additions,
+    read_additions,
+    save_adapter,
+    write_additions,
+)
 
 
 def export_adapter(model: NeuralModule, folder: str | Path, *, architecture: str | None = None, base: str = "") -> Path:
@@ -47,6 +55,26 @@ def export_adapter(model: NeuralModule, folder: str | Path, *, architecture: str
             outer = [_layer(name) for name in entry.theirs]
             theirs |= dict(zip(outer, _through(entry, parts, sizes, defaults, outwards=True), strict=True))
     return write_additions(theirs, folder, base=base)
+
+
+def convert_adapter(source: str | Path, target: str | Path, *, model: NeuralModule, base: str = "") -> Path:
+    """Turn an adapter for a Hugging Face model into one for ours, or back; which way is told by the names inside.
+
+    Args:
+        source: a folder in the format of PEFT, with names of their layers or of ours.
+        target: receives the other one.
+        model: the base model, of ours; it is adapted.
+        base: its name, for people.
+
+    Raises:
+        ConversionError: for layers that the base model has under neither name.
+    """
+    additions, _ = read_additions(source)
+    if all(name in dict(model.named_modules()) for name in additions):
+        load_adapter(model, source)
+        return export_adapter(model, target, base=base)
+    import_adapter(model, source)
+    return save_adapter(model, target, base=base)
 
 
 def import_adapter(model: NeuralModule, folder: str | Path, *, architecture: str | None = None) -> list[str]:

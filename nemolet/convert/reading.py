@@ -24,6 +24,12 @@ from nemolet.module import NeuralModule
 from nemolet.tensor_files import Spec
 from nemolet.types import Axis
 
+_RENAMED = {
+    "LayerNorm.weight": "LayerNorm.gamma",
+    "LayerNorm.bias": "LayerNorm.beta",
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+}
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -124,8 +130,10 @@ def _as_named(entries: list[Entry], architecture: Architecture, specs: Mapping[s
 
 
 def _old_name(name: str, specs: Mapping[str, Spec]) -> str:
-    """The name in files that were made before norms had weights and biases."""
-    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    """The name in old files: before norms had weights and biases, and lengths of filters were parametrizations."""
+    old = name
+    for new, before in _RENAMED.items():
+        old = old.replace(new, before)
     return old if old in specs else name
 
 

@@ -24,6 +24,7 @@ _EXPORTS = {
     "IntentAccuracy": "nemolet.language.tagging",
     "LabelF1": "nemolet.language.classification",
     "LanguageScore": "nemolet.language.metrics",
+    "Likelihood": "nemolet.language.likelihood",
     "MaskedLM": "nemolet.language.encoders",
     "MultiLabelLoss": "nemolet.language.classification",
     "NearestIsRight": "nemolet.language.embedding",
@@ -53,6 +54,7 @@ _EXPORTS = {
     "explain": "nemolet.language.saliency",
     "fill": "nemolet.language.masked",
     "generate": "nemolet.language.decoding",
+    "likelihoods": "nemolet.language.likelihood",
     "likeliest_chain": "nemolet.language.crf",
     "nearest_vectors": "nemolet.language.embedding",
     "span_score": "nemolet.language.spans",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from nemolet.language.distillation import DistillationLoss, Distilled
     from nemolet.language.embedding import ContrastiveLoss, NearestIsRight, SentenceEmbedder, nearest_vectors
     from nemolet.language.encoders import MaskedLM, TextEncoder
+    from nemolet.language.likelihood import Likelihood, likelihoods
     from nemolet.language.losses import CrossEntropy, TokenLoss
     from nemolet.language.masked import fill
     from nemolet.language.metrics import LanguageScore

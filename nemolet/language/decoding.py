@@ -185,7 +185,7 @@ class Completion:
 def stream(
     model: NeuralModule,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int = 128,
     sampling: Sampling | None = None,
@@ -198,7 +198,7 @@ def stream(
     Args:
         model: from tokens to logits.
         tokenizer: the one the model was trained with.
-        prompts: texts to continue.
+        prompts: texts to continue, or their ids.
         max_new_tokens: length limit of each continuation.
         sampling: how tokens are chosen.
         stop: texts that end a continuation; they are not part of it.
@@ -293,14 +293,19 @@ class _Piece:
         return text, False
 
 
-def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Encode a prompt as the beginning of a document: after what opens one."""
+def _encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """Encode a prompt as the beginning of a document: after what opens one. Ids are taken as they are."""
+    if not isinstance(prompt, str):
+        return list(prompt)
     opener = [] if tokenizer.opener is None else [tokenizer.opener]
-    return opener + tokenizer.encode(prompt) or [_any_token(tokenizer)]
+    return opener + tokenizer.encode(prompt) or [beginning(tokenizer)]
 
 
-def _any_token(tokenizer: Tokenizer) -> int:
-    """Where a text may begin that has no mark for it: a line end, or else the first token."""
+def beginning(tokenizer: Tokenizer) -> int:
+    """The token with which a text begins: the mark of a beginning or an end, a line end, or else the first token."""
+    for mark in (tokenizer.opener, tokenizer.bos_id, tokenizer.eos_id):
+        if mark is not None:
+            return mark
     try:
         return tokenizer.encode("\n")[0]
     except TokenizerError:
@@ -310,7 +315,7 @@ def _any_token(tokenizer: Tokenizer) -> int:
 def generate(
     model: NeuralModule,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int = 128,
     sampling: Sampling | None = None,

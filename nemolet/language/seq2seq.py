@@ -126,15 +126,4 @@ class EncoderDecoder(NeuralModule):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` targets of up to ``capacity`` tokens, where the weights are."""
-        blocks = self._parts[2].blocks
-        attention: Any = blocks[0].attention
-        weight = next(self.parameters())
-        return KVCache(
-            layers=len(blocks),
-            batch=batch,
-            kv_heads=attention.kv_heads,
-            capacity=capacity,
-            head_size=attention.head_size,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        return self._parts[2].new_cache(batch, capacity)

@@ -25,8 +25,6 @@ _UNKNOWN = (
     "use_qalora",
     "lora_bias",
     "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
     "trainable_token_indices",
 )
 
@@ -83,12 +81,16 @@ def write_additions(
         tensors[f"base_model.model.{name}.lora_B.weight"] = addition.up.cpu().contiguous()
         if addition.lengths is not None:
             tensors[f"base_model.model.{name}.lora_magnitude_vector"] = addition.lengths.cpu().contiguous()
-    rank = first.down.shape[0]
+    rank, alpha = first.down.shape[0], first.scale * first.down.shape[0]
+    ranks = {name: each.down.shape[0] for name, each in additions.items()}
+    alphas = {name: each.scale * ranks[name] for name, each in additions.items()}
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": first.scale * rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
+        "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
         "lora_dropout": 0.0,
         "target_modules": sorted(additions),
         "use_dora": first.lengths is not None,
@@ -135,7 +137,7 @@ def read_additions(folder: str | Path) -> tuple[dict[str, Addition], dict[str, s
         raise ConfigError(
             "this kind of adapter is not known",
             where=str(folder / CONFIG),
-            expected="LoRA or DoRA with one rank",
+            expected="LoRA or DoRA",
             found=", ".join(odd) or f"peft_type={config.get('peft_type')}",
         )
     return _grouped(tensors, config, str(folder / WEIGHTS)), metadata
@@ -154,9 +156,16 @@ def _grouped(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: st
     made = {}
     for name, part in parts.items():
         rank = part["lora_A"].shape[0]
-        scale = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+        scale = _alpha(config, name) / (rank**0.5 if config.get("use_rslora") else rank)
         made[name] = Addition(part["lora_A"], part["lora_B"], scale, part.get("lora_magnitude_vector"))
     return made
+
+
+def _alpha(config: Mapping[str, Any], layer: str) -> float:
+    """Of one layer: the first pattern that is its name or the end of it, else that of all."""
+    patterns = config.get("alpha_pattern") or {}
+    own = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer))
+    return float(next(own, config["lora_alpha"]))
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -179,6 +180,24 @@ def adapt(model: nn.Module, adapter: Adapter) -> list[str]:
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
     """The layers with additions, by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLinear))
+
+
+def departures(model: nn.Module) -> dict[str, Any]:
+    """What a model's config does not tell: its additions, and its frozen parameters. Nothing for a model as built.
+
+    Example:
+        >>> layer = Linear("D", "F", 2, 3, bias=True)
+        >>> departures(layer)
+        {}
+        >>> freeze(layer, ["bias"]), departures(layer)
+        (['bias'], {'frozen': ['bias']})
+    """
+    additions = {
+        name: {"rank": each.rank, "scale": each.scale, "dropout": each.dropout, "dora": each.lengths is not None}
+        for name, each in adapted_layers(model)
+    }
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return {key: value for key, value in (("adapter", additions), ("frozen", frozen)) if value}
 
 
 def merge(model: nn.Module) -> nn.Module:

@@ -20,7 +20,9 @@ PlaneBOSX = Annotated[Tensor, NeuralType("B O S Any", Hidden())]
 
 
 class Conv1d(NeuralModule):
-    """A convolution over time (final). Zeros stand before and after, so that T becomes T / stride, rounded up.
+    """A convolution over time (final).
+
+    Zeros stand before and after, so that T becomes T / stride, rounded up.
 
     Args:
         in_axis: letter of the input axis.
@@ -33,6 +35,7 @@ class Conv1d(NeuralModule):
         depthwise: each channel has a filter of its own; sizes are equal then.
         causal: an output sees no later frame.
         bias: whether a vector is added.
+        padded: whether zeros are added; without them only whole kernels count.
 
     Shape: ``B T I -> B S O``; weight ``O I kernel``, or ``O 1 kernel`` where depthwise; bias ``O``.
 
@@ -54,11 +57,12 @@ class Conv1d(NeuralModule):
         depthwise: bool = False,
         causal: bool = False,
         bias: bool = True,
+        padded: bool = True,
     ) -> None:
         super().__init__(I=Axis(in_axis, in_size), O=Axis(out_axis, out_size))
-        _check_kernel(kernel, stride, in_size, out_size, depthwise, causal)
+        _check_kernel(kernel, stride, in_size, out_size, depthwise, causal or not padded)
         self.stride, self.dilation, self.groups = stride, dilation, in_size if depthwise else 1
-        reach = dilation * (kernel - 1)
+        reach = dilation * (kernel - 1) if padded else 0
         self.padding = (reach, 0) if causal else (reach // 2, reach - reach // 2)
         fan_in = kernel * (1 if depthwise else in_size)
         self.weight = nn.Parameter(torch.empty(out_size, fan_in // kernel, kernel).normal_(std=fan_in**-0.5))

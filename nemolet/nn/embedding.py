@@ -90,7 +90,8 @@ class TextEmbedding(NeuralModule):
         hidden_BTD: Tensor = self.tokens(tokens)
         if self.types is None:
             return hidden_BTD
-        return hidden_BTD + (self.types.weight[0] if types is None else self.types(types))
+        kind_BTD: Tensor = self.types(tokens.new_zeros(1, 1) if types is None else types)
+        return hidden_BTD + kind_BTD
 
 
 class Head(NeuralModule):

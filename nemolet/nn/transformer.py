@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
 from nemolet.nn.attention import AttentionOptions
-from nemolet.nn.block import BlockPlan, ResidualOptions
+from nemolet.nn.block import Block, BlockPlan, ResidualOptions
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import PositionEmbedding, RelativePositions, SinusoidalPositions
 from nemolet.nn.feed_forward import ActivationName
@@ -312,6 +312,20 @@ class Decoder(Stack):
             cache=cache,
             memory_BSD=memory,
             memory_BS=memory_mask,
+        )
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for ``batch`` sequences of up to ``capacity`` tokens, where the weights are."""
+        attention = cast(Block, self.blocks[0]).attention
+        weight = next(self.parameters())
+        return KVCache(
+            layers=len(self.blocks),
+            batch=batch,
+            kv_heads=attention.kv_heads,
+            capacity=capacity,
+            head_size=attention.head_size,
+            device=weight.device,
+            dtype=weight.dtype,
         )
 
 

@@ -9,6 +9,7 @@ _EXPORTS = {
     "AddNoise": "nemolet.speech.augmentation",
     "AngularMargin": "nemolet.speech.losses",
     "AttentivePooling": "nemolet.speech.pooling",
+    "AttentionRecognizer": "nemolet.speech.attention_recognizer",
     "AudioClassifier": "nemolet.speech.classifiers",
     "Beam": "nemolet.speech.beam",
     "BlankShare": "nemolet.speech.guards",
@@ -60,6 +61,8 @@ _EXPORTS = {
     "TransducerDecoder": "nemolet.speech.prediction",
     "TransducerRecognizer": "nemolet.speech.models",
     "verification": "nemolet.speech.metrics",
+    "WaveEncoder": "nemolet.speech.wave_encoder",
+    "WaveStem": "nemolet.speech.wave_encoder",
     "WhiteNoise": "nemolet.speech.augmentation",
     "Windows": "nemolet.speech.transcription",
     "word_error_rate": "nemolet.speech.word_error",
@@ -74,6 +77,7 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.speech.attention_recognizer import AttentionRecognizer
     from nemolet.speech.augmentation import (
         AddNoise,
         Gain,
@@ -108,4 +112,5 @@ if TYPE_CHECKING:
     from nemolet.speech.synthesis import SpokenDigits
     from nemolet.speech.transcription import Transcript, Windows, transcribe
     from nemolet.speech.transducer import Hybrid, TokenAndDuration, Transducer
+    from nemolet.speech.wave_encoder import WaveEncoder, WaveStem
     from nemolet.speech.word_error import ErrorRate, character_error_rate, word_error_rate, worst_utterances

@@ -20,6 +20,7 @@ from nemolet.archive import described, save
 from nemolet.data.prepared import Loader, Prepared
 from nemolet.errors import TrainingError, needs
 from nemolet.module import NeuralModule
+from nemolet.nn.adapters import departures
 from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
 from nemolet.training.callbacks import ExponentialAverage, Recorder, spoken
@@ -97,6 +98,7 @@ def fit(
     # A model that cannot be saved is refused before it is trained.
     identity = {"model": described(model, data.tokenizer)["model"], "loss": loss.config(), "seed": seed}
     identity |= {"optim": asdict(optim), "schedule": asdict(schedule), "trainer": training.fixed()}
+    identity |= departures(model)
     check_data = getattr(model, "check_data", None)  # a task model may know what it cannot learn from
     if check_data is not None:
         check_data(data)

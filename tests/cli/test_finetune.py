@@ -104,6 +104,18 @@ def test_a_run_with_an_addition_goes_on(base, chats, capsys):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_a_run_is_known_by_its_addition_too(base, chats, capsys):
+    command = ["finetune", f"archive={base}", f"data.path={chats}", "folder=run", *SHORT]
+    added = [*command, "adapter=lora", "adapter.targets=[attention.qkv]"]
+    succeed(capsys, *added)
+    for other in (["adapter.rank=4"], ["adapter.targets=[feed_forward.up]"], ["adapter.alpha=4"], ["freeze=[down]"]):
+        assert main(list(map(str, [*added, *other]))) == 1
+        said = capsys.readouterr().err
+        assert "another run" in said and ("adapter" in said or "frozen" in said)
+    assert main(list(map(str, command))) == 1
+    assert main(list(map(str, added))) == 0
+
+
 def test_preferences(base, chats, capsys):
     command = ["finetune", f"archive={base}", "data=preferences", f"data.path={chats}", "folder=run", *SHORT]
     assert "preferred" in succeed(capsys, *command, "optim.weight_decay=0")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
@@ -16,120 +15,10 @@ transformers = pytest.importorskip("transformers")
 import nemolet as nl  # noqa: E402 - after the skip
 from nemolet.convert.reading import read  # noqa: E402
 
-VOCAB = 96
-SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, **SPECIAL}
-MANY = {**SIZES, "num_attention_heads": 4, "max_position_embeddings": 128}
-GROUPED = {**MANY, "num_key_value_heads": 2}
-GEMMA = {**GROUPED, "head_dim": 12, "sliding_window": 6, "query_pre_attn_scalar": 20}
-T5 = {
-    "vocab_size": VOCAB,
-    "d_model": 32,
-    "d_kv": 6,
-    "d_ff": 48,
-    "num_layers": 3,
-    "num_decoder_layers": 2,
-    "num_heads": 4,
-    "initializer_factor": 0.3,
-}
-BART = {
-    "vocab_size": VOCAB,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 40,
-    "max_position_embeddings": 128,
-    "init_std": 0.1,
-    **SPECIAL,
-    "forced_eos_token_id": None,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-MIXED = ["full_attention", "sliding_attention", "full_attention"]
-# name -> class of the model, class of its config, its arguments
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "gpt2": (
-        "GPT2LMHeadModel",
-        "GPT2Config",
-        {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, **SPECIAL},
-    ),
-    "llama2": ("LlamaForCausalLM", "LlamaConfig", {**MANY, "rms_norm_eps": 1e-5}),
-    "llama3": ("LlamaForCausalLM", "LlamaConfig", {**GROUPED, "rope_parameters": LLAMA3, "tie_word_embeddings": True}),
-    "llama-bias": ("LlamaForCausalLM", "LlamaConfig", {**GROUPED, "attention_bias": True, "head_dim": 12}),
-    "mistral": ("MistralForCausalLM", "MistralConfig", {**GROUPED, "sliding_window": 6}),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", GROUPED),
-    "qwen2-window": (
-        "Qwen2ForCausalLM",
-        "Qwen2Config",
-        {**GROUPED, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
-    ),
-    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**GROUPED, "head_dim": 12, "tie_word_embeddings": True}),
-    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {**GEMMA, "attn_logit_softcapping": 2.0}),
-    "gemma3": (
-        "Gemma3ForCausalLM",
-        "Gemma3TextConfig",
-        {**GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    ),
-    "phi3": (
-        "Phi3ForCausalLM",
-        "Phi3Config",
-        {
-            **GROUPED,
-            "original_max_position_embeddings": 128,
-            "sliding_window": 7,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-        },
-    ),
-    "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**GROUPED, "num_local_experts": 4}),
-    "qwen3-moe": (
-        "Qwen3MoeForCausalLM",
-        "Qwen3MoeConfig",
-        {**GROUPED, "head_dim": 12, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24},
-    ),
-    "bert": ("BertForMaskedLM", "BertConfig", MANY),
-    "bert-encoder": ("BertModel", "BertConfig", MANY),
-    "roberta": ("RobertaForMaskedLM", "RobertaConfig", {**MANY, "pad_token_id": 1, "bos_token_id": 0}),
-    "roberta-encoder": ("RobertaModel", "RobertaConfig", {**MANY, "pad_token_id": 1, "bos_token_id": 0}),
-    "distilbert": (
-        "DistilBertForMaskedLM",
-        "DistilBertConfig",
-        {"vocab_size": VOCAB, "dim": 32, "hidden_dim": 48, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 128},
-    ),
-    "distilbert-encoder": (
-        "DistilBertModel",
-        "DistilBertConfig",
-        {"vocab_size": VOCAB, "dim": 32, "hidden_dim": 48, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 128},
-    ),
-    "electra": ("ElectraForMaskedLM", "ElectraConfig", {**MANY, "embedding_size": 20}),
-    "electra-encoder": ("ElectraModel", "ElectraConfig", {**MANY, "embedding_size": 32}),
-    "modernbert": (
-        "ModernBertForMaskedLM",
-        "ModernBertConfig",
-        {**MANY, "local_attention": 8, "layer_types": MIXED, "cls_token_id": 1, "sep_token_id": 2},
-    ),
-    "modernbert-encoder": (
-        "ModernBertModel",
-        "ModernBertConfig",
-        {**MANY, "local_attention": 8, "layer_types": MIXED, "cls_token_id": 1, "sep_token_id": 2},
-    ),
-    "t5": ("T5ForConditionalGeneration", "T5Config", T5),
-    "t5-gated": (
-        "T5ForConditionalGeneration",
-        "T5Config",
-        {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    ),
-    "bart": ("BartForConditionalGeneration", "BartConfig", {**BART, "decoder_start_token_id": 2}),
-    "marian": ("MarianMTModel", "MarianConfig", {**BART, "decoder_start_token_id": 0, "scale_embedding": True}),
-}
+from .table import Table  # noqa: E402
+from .tiny_models import MODELS, VOCAB, save  # noqa: E402
+
+DOCS = Path(__file__).parents[2] / "docs" / "huggingface.md"
 
 
 @dataclass(frozen=True)
@@ -146,22 +35,6 @@ class Pair:
         return type(self.ours.model).__name__
 
 
-def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """Norms, biases and single numbers away from ones and zeros, so that nothing can be swapped unseen."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim < 2:
-                parameter.add_(0.2 * noise)
-            elif "embed" not in name and "shared" not in name and "wte" not in name:
-                parameter.add_(0.1 * noise)
-        for name, buffer in model.named_buffers():
-            if name == "final_logits_bias":
-                buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
-    return model
-
-
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
     """A pair by its name, made when it is first asked for."""
@@ -169,16 +42,21 @@ def pairs(tmp_path_factory):
 
     def get(name: str) -> Pair:
         if name not in made:
-            model_class, config_class, arguments = MODELS[name]
-            torch.manual_seed(0)
-            config = getattr(transformers, config_class)(**arguments)
-            folder = tmp_path_factory.mktemp("hf") / name
-            shaken(getattr(transformers, model_class)(config)).save_pretrained(folder)
-            theirs = getattr(transformers, model_class).from_pretrained(folder, attn_implementation="eager").eval()
+            folder = save(name, tmp_path_factory.mktemp("hf") / name)
+            theirs = getattr(transformers, MODELS[name][0]).from_pretrained(folder, attn_implementation="eager").eval()
             made[name] = Pair(name, folder, theirs, read(folder))
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def table(pairs):
+    """The table of architectures, whose cells the tests keep."""
+    table = Table(DOCS, update=os.environ.get("NEMOLET_UPDATE_GOLDEN") == "1")
+    yield table
+    if table.update:
+        table.write({name: pairs(name).kind for name in MODELS})
 
 
 @pytest.fixture(params=MODELS)

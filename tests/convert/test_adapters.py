@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nemolet.cli import main
 from nemolet.convert import read
 from nemolet.convert.adapters import export_adapter, import_adapter
 from nemolet.errors import NemoletError
 from nemolet.nn import Adapter, adapt, adapted_layers
+from nemolet.nn.adapter_files import load_adapter
 
 peft = pytest.importorskip("peft", reason="peft is the reference")
 transformers = pytest.importorskip("transformers", reason="transformers is the reference")
@@ -56,6 +58,29 @@ def test_theirs_becomes_ours(kind, dora, tmp_path):
         expected = theirs(input_ids=TOKENS).logits
     assert (ours(TOKENS) - expected).abs().max() < 1e-5
     assert (ours(TOKENS) - plain).abs().max() > 1e-3
+
+
+def test_the_verb_goes_both_ways(tmp_path):
+    """PEFT's adapter, with ranks and factors of its own for some layers, becomes ours, and that PEFT's again."""
+    base = saved("llama", tmp_path / "base")
+    mixed = {"rank_pattern": {"down_proj": 3}, "alpha_pattern": {"v_proj": 3}}
+    config = peft.LoraConfig(r=2, target_modules=TARGETS["llama"], **mixed)
+    theirs = peft.get_peft_model(base, config).eval()
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    convert = ["convert", f"base={tmp_path / 'base'}"]
+    assert main([*convert, f"from={tmp_path / 'theirs'}", f"to={tmp_path / 'ours'}"]) == 0
+    ours = read(tmp_path / "base").model
+    assert "graph.decoder.blocks.0.attention.qkv" in load_adapter(ours, tmp_path / "ours")
+    with torch.no_grad():
+        expected = theirs(input_ids=TOKENS).logits
+        assert (ours(TOKENS) - expected).abs().max() < 1e-5
+        assert main([*convert, f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}"]) == 0
+        again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+        found = peft.PeftModel.from_pretrained(again, str(tmp_path / "back")).eval()(input_ids=TOKENS).logits
+    assert (found - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -1,0 +1,85 @@
+"""Whisper (Radford et al., 2022): two stacks as in BART, over a spectrogram, without biases of keys."""
+
+from __future__ import annotations
+
+from nemolet.convert.architecture import Architecture
+from nemolet.convert.architectures.bart import EmbeddingScale
+from nemolet.convert.fields import Field, Fixed, Part, activation
+from nemolet.convert.mapping import Rule, rules
+from nemolet.convert.operations import Heads, Rows
+
+SIDES = ("encoder", "decoder")
+_USUAL = {"norm": "layer", "norm_eps": 1e-5, "gated": False, "bias": True, "position": "learned"}
+
+
+def _side(side: str, positions: str) -> tuple[Part, ...]:
+    return (
+        Field("d_model", f"{side}.width"),
+        Field(f"{side}_layers", f"{side}.layers"),
+        Field(f"{side}_attention_heads", f"{side}.heads"),
+        Field(f"{side}_ffn_dim", f"{side}.ffn"),
+        Field(positions, f"{side}.max_length"),
+        Field("dropout", f"{side}.dropout", 0.0),
+        activation("activation_function", f"{side}.activation", "gelu"),
+    )
+
+
+CONFIG = (
+    Fixed(
+        {
+            "encoder._target_": "nemolet.nn.Encoder",
+            "decoder._target_": "nemolet.nn.Decoder",
+            "decoder.cross": True,
+            **{f"{side}.{name}": value for side in SIDES for name, value in _USUAL.items()},
+        }
+    ),
+    Field("vocab_size", "vocab_size"),
+    Field("num_mel_bins", "bins"),
+    *_side("encoder", "max_source_positions"),
+    *_side("decoder", "max_target_positions"),
+    EmbeddingScale(),
+    Field("tie_word_embeddings", "tied", True),
+)
+_LAYER = {
+    "attention.qkv.weight": (
+        ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+        Heads(),
+    ),
+    "attention.qkv.bias": (("self_attn.q_proj.bias", "self_attn.v_proj.bias"), Heads(keyless=True)),
+    "attention.out.@": "self_attn.out_proj.@",
+    "attention_norm.@": "self_attn_layer_norm.@",
+    "cross_attention.query.@": "encoder_attn.q_proj.@",
+    "cross_attention.kv.weight": (("encoder_attn.k_proj.weight", "encoder_attn.v_proj.weight"), Heads(paired=True)),
+    "cross_attention.kv.bias": (("encoder_attn.v_proj.bias",), Heads(paired=True, keyless=True)),
+    "cross_attention.out.@": "encoder_attn.out_proj.@",
+    "cross_norm.@": "encoder_attn_layer_norm.@",
+    "feed_forward.up.@": "fc1.@",
+    "feed_forward.down.@": "fc2.@",
+    "feed_forward_norm.@": "final_layer_norm.@",
+}
+TABLE = (
+    Rule("graph.stem.widen.@", "model.encoder.conv1.@"),
+    Rule("graph.stem.halve.@", "model.encoder.conv2.@"),
+    Rule("graph.embed.weight", "model.decoder.embed_tokens.weight", Rows()),
+    Rule("graph.head.weight", "proj_out.weight", Rows()),
+    *(
+        rule
+        for side in SIDES
+        for rule in (
+            Rule(f"graph.{side}.position.weight", f"model.{side}.embed_positions.weight"),
+            *rules(f"graph.{side}.blocks.*.", f"model.{side}.layers.*.", _LAYER),
+            Rule(f"graph.{side}.norm.@", f"model.{side}.layer_norm.@"),
+        )
+    ),
+)
+ARCHITECTURES = (
+    Architecture(
+        "whisper",
+        "WhisperForConditionalGeneration",
+        "nemolet.speech.AttentionRecognizer",
+        CONFIG,
+        TABLE,
+        prefix="model.",
+        ignored=(r"proj_out\.weight",),
+    ),
+)

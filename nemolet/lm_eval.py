@@ -1,0 +1,164 @@
+"""Models of nemolet in the Language Model Evaluation Harness (the extra ``eval``).
+
+The harness finds models by names that are registered in its own process, so its command line runs from here, with
+all of its options::
+
+    python -m nemolet.lm_eval --model nemolet --model_args path=model.nemolet --tasks TASK
+
+In Python, ``import nemolet.lm_eval`` is enough: ``lm_eval.simple_evaluate(model="nemolet", ...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from nemolet.archive import load
+from nemolet.data.chat import ChatTemplate
+from nemolet.errors import ConfigError
+from nemolet.language.decoding import beginning, generate
+from nemolet.language.likelihood import Likelihood, likelihoods
+from nemolet.language.sampling import Sampling
+
+_AUTO = 8  # pairs at once where the harness leaves it to the model
+
+
+@register_model("nemolet")
+class HarnessModel(TemplateLM):
+    """An archive or a Hugging Face folder as a model of the harness (final).
+
+    Args:
+        path: of the archive or folder, with a causal language model and its tokenizer.
+        device: where to compute.
+        batch_size: requests at once; ``"auto"`` for 8.
+        max_batch_size: the harness passes it; nothing depends on it.
+        max_gen_toks: length limit of a continuation, where a task sets none.
+        add_bos: whether a text begins with the beginning-of-text token, where there is one, as in generation.
+
+    Raises:
+        ConfigError: for an archive without tokenizer, or of another kind of model.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        device: str | None = None,
+        batch_size: int | str = _AUTO,
+        max_batch_size: int | None = None,
+        max_gen_toks: int = 256,
+        add_bos: bool = True,
+    ) -> None:
+        super().__init__()
+        asked = device or "cpu"
+        if asked.startswith("cuda") and not torch.cuda.is_available():
+            asked = "cpu"  # the harness asks for a GPU wherever nothing is said
+        archive = load(path, device=asked)
+        if archive.tokenizer is None or not hasattr(archive.model, "new_cache"):
+            raise ConfigError(
+                "this archive cannot be evaluated as a language model",
+                where=path,
+                expected="a causal language model with its tokenizer",
+                found=f"{type(archive.model).__name__}, "
+                + ("without a tokenizer" if archive.tokenizer is None else "with a tokenizer"),
+            )
+        self.model, self.text = archive.model, archive.tokenizer
+        self.template = archive.extra.get("chat_template.jinja")
+        self.max_length: int = vars(archive.model)["context"]
+        self.batch_size = _AUTO if str(batch_size).startswith("auto") else int(batch_size)
+        self.max_gen_toks = int(max_gen_toks)
+        self.add_bos = add_bos and archive.tokenizer.bos_id is not None
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that an empty context is."""
+        return beginning(self.text)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """By which the harness tells its stored requests apart."""
+        return f"nemolet-{self.text.fingerprint}"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Ids of a text; special tokens in it are read, as few-shot prompts of chats contain them."""
+        begins = self.add_bos and add_special_tokens is not False
+        tokens = self.text.encode(string, special=True)
+        return [self.eot_token_id, *tokens] if begins and tokens[:1] != [self.eot_token_id] else tokens
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[Likelihood]:
+        found = likelihoods(self.model, [(c, a) for _, c, a in requests], batch_size=self.batch_size)
+        for (texts, _, _), one in zip(requests, found):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, one)
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of whole texts, each token with as much before it as windows allow."""
+        windows: list[tuple[int, list[int], list[int]]] = []
+        for index, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            parts = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
+            windows += [(index, *make_disjoint_window(part)) for part in parts]
+        sums = [0.0] * len(requests)
+        found = self._loglikelihood_tokens([(None, before, after) for _, before, after in windows])
+        for (index, _, _), one in zip(windows, found):
+            sums[index] += one.log_prob
+        return sums
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continuations; requests with the same settings run together."""
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(repr(sorted(request.args[1].items())), []).append(index)
+        texts: dict[int, str] = {}
+        for numbers in groups.values():
+            for start in range(0, len(numbers), self.batch_size):
+                some = numbers[start : start + self.batch_size]
+                texts |= dict(zip(some, self._generate([requests[i].args[0] for i in some], requests[some[0]].args[1])))
+        for index, request in enumerate(requests):
+            self.cache_hook.add_partial("generate_until", request.args, texts[index])
+        return [texts[index] for index in range(len(requests))]
+
+    def _generate(self, prompts: list[str], settings: dict[str, Any]) -> Iterable[str]:
+        until = settings.get("until") or []
+        sampled = bool(settings.get("do_sample", float(settings.get("temperature") or 0) > 0))
+        temperature = float(settings.get("temperature") or 1.0) if sampled else 0.0
+        sampling = Sampling(
+            temperature=temperature, top_k=int(settings.get("top_k", 0)), top_p=float(settings.get("top_p", 1.0))
+        )
+        room = int(settings.get("max_gen_toks") or settings.get("max_tokens") or self.max_gen_toks)
+        room = min(room, self.max_length)
+        stop = [until] if isinstance(until, str) else [text for text in until if text]
+        ids = [self.tok_encode(prompt) or [self.eot_token_id] for prompt in prompts]
+        found = generate(self.model, self.text, ids, max_new_tokens=room, sampling=sampling, stop=stop)
+        return [completion.text for completion in found]
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template of the archive, or our plain one."""
+        return None if chat_template is False else self._template().source
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as a prompt. The beginning-of-text token is added when the prompt is encoded."""
+        names = {index: name for name, index in self.text.special_tokens.items()}
+        eos = names.get(self.text.eos_id, "") if self.text.eos_id is not None else ""
+        return self._template().render(chat_history, add_generation_prompt=add_generation_prompt, eos_token=eos)
+
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.template.decode() if self.template is not None else "plain")
+
+
+def main() -> None:
+    """The command line of the harness, which now knows the model ``nemolet``."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()
