@@ -28,6 +28,7 @@ _EXPORTS = {
     "evaluate": "nemolet.speech.evaluation",
     "Features": "nemolet.speech.features",
     "FeatureStream": "nemolet.speech.feature_stream",
+    "FrequencyWarp": "nemolet.speech.augmentation",
     "FrontEnd": "nemolet.speech.front_end",
     "Gain": "nemolet.speech.augmentation",
     "greedy_ctc": "nemolet.speech.decoding",
@@ -76,6 +77,7 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:
     from nemolet.speech.augmentation import (
         AddNoise,
+        FrequencyWarp,
         Gain,
         RoomImpulse,
         Shift,
