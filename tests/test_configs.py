@@ -24,6 +24,7 @@ CHOICES = [(group, option) for group, options in GROUPS.items() for option in op
 # What an option needs beside itself.
 NEEDS = {
     ("tokenizer", "file"): ["tokenizer.path=tok"],
+    ("tokenizer", "phone"): ["tokenizer.path=words.dict"],
     ("data", "features"): ["data.path=an4.jsonl", "data.arrays=an4.npz"],
 }
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
@@ -32,6 +33,7 @@ EXAMPLES = {"labelled", "multi_labelled", "requests", "tagged", "questions", "si
 EXAMPLES |= {"instructions", "preferences"}
 SPEECH = {  # what reads recordings, not text
     "model": {
+        "conformer_attention",
         "conformer_ctc",
         "conformer_hybrid",
         "conformer_transducer",

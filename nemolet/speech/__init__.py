@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "AddNoise": "nemolet.speech.augmentation",
     "AngularMargin": "nemolet.speech.losses",
+    "align": "nemolet.speech.ctc_prefix",
+    "AttentionRecognizer": "nemolet.speech.attention_recognizer",
     "AttentivePooling": "nemolet.speech.pooling",
     "AudioClassifier": "nemolet.speech.classifiers",
     "Beam": "nemolet.speech.beam",
@@ -20,6 +22,7 @@ _EXPORTS = {
     "Confusion": "nemolet.speech.metrics",
     "ConvEncoder": "nemolet.speech.convolutional",
     "CTC": "nemolet.speech.losses",
+    "CTCPrefix": "nemolet.speech.ctc_prefix",
     "CTCRecognizer": "nemolet.speech.models",
     "DetectionScore": "nemolet.speech.metrics",
     "ECAPAEncoder": "nemolet.speech.ecapa",
@@ -36,6 +39,7 @@ _EXPORTS = {
     "Hybrid": "nemolet.speech.transducer",
     "HybridRecognizer": "nemolet.speech.models",
     "Hypothesis": "nemolet.speech.decoding",
+    "JointAttention": "nemolet.speech.attention_recognizer",
     "KaldiFbank": "nemolet.speech.features",
     "LiveRecognizer": "nemolet.speech.live",
     "LogMel": "nemolet.speech.features",
@@ -75,6 +79,7 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.speech.attention_recognizer import AttentionRecognizer, JointAttention
     from nemolet.speech.augmentation import (
         AddNoise,
         FrequencyWarp,
@@ -90,6 +95,7 @@ if TYPE_CHECKING:
     from nemolet.speech.classifiers import AudioClassifier, SpeakerVerifier, SpeechDetector
     from nemolet.speech.conformer import ConformerEncoder
     from nemolet.speech.convolutional import ConvEncoder
+    from nemolet.speech.ctc_prefix import CTCPrefix, align
     from nemolet.speech.decoding import Hypothesis, greedy_ctc, greedy_transducer
     from nemolet.speech.ecapa import ECAPAEncoder
     from nemolet.speech.encoder import SpeechEncoder

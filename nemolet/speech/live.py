@@ -39,6 +39,14 @@ class LiveRecognizer:
                 f"level={front_end.level}",
                 fix="train one with encoder.chunk=..., front_end.level=null, front_end.normalize=null or over=fixed",
             )
+        if not isinstance(model, (CTCRecognizer, TransducerRecognizer, HybridRecognizer)):
+            raise GenerationError(
+                "the decoder looks at the whole recording",
+                where=model.label,
+                expected="CTC or a transducer",
+                found=type(model).__name__,
+                fix="train model=conformer_ctc, conformer_transducer or conformer_hybrid",
+            )
         if isinstance(model, TransducerRecognizer) and model.durations is not None:
             raise GenerationError(
                 "a model that skips frames is not read in chunks", where=model.label, fix="use RNN-T or CTC"
