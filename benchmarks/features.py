@@ -9,10 +9,6 @@ written out here with the calls that its AudioToMelSpectrogramPreprocessor makes
 
 from __future__ import annotations
 
-import sys
-
-sys.path.pop(0)  # this folder: its tokenize.py would stand before the standard library's
-
 import argparse
 import os
 import statistics

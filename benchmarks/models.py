@@ -10,10 +10,6 @@ which no implementation in the same precision can beat: what is left below it is
 
 from __future__ import annotations
 
-import sys
-
-sys.path.pop(0)  # this folder: its tokenize.py would stand before the standard library's
-
 import argparse
 import gc
 import os

@@ -10,10 +10,6 @@ process; the table shows medians over windows and ratios of them.
 
 from __future__ import annotations
 
-import sys
-
-sys.path.pop(0)  # this folder: its tokenize.py would stand before the standard library's
-
 import argparse
 import csv
 import os
@@ -21,6 +17,7 @@ import resource
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,7 +33,7 @@ SMALL = {
     "heads": 4,
     "context": 64,
     "norm": "layer",
-    "activation": "gelu_tanh",
+    "activation": "gelu",  # of the recipe; the GPT-2 class of transformers computes the tanh form
     "gated": False,
     "position": "learned",
     "bias": False,

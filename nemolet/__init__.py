@@ -13,14 +13,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "nemolet.types": (
-        "Axis AudioBN Count CountScalar HiddenBTD HiddenRestD HiddenRestI HiddenRestO Hidden LabelsB LabelsBT"
-        " Labels LengthsB Lengths LogProbsBTV LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask"
-        " MemoryBSD NeuralType Outcome PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds"
-        " TokenIdsBS Void Axis AudioBN AudioLengthsB Count CountScalar EmbeddingBD HiddenBTD HiddenRestD"
-        " HiddenRestI HiddenRestO Hidden LabelsB LabelsBT Labels LengthsB Lengths LogProbsBTV LogitsBTSV"
-        " LogitsBTV LogitsBV Logits Loss LossScalar MaskBS MaskBT Mask MemoryBSD NeuralType Outcome"
-        " PositionsBT SegmentsBT SpectrogramBTC Spectrogram TokenIdsBT TokenIds Void"
+        "AudioBN AudioLengthsB Axis Count CountScalar EmbeddingBD Hidden HiddenBTD HiddenRestD HiddenRestI"
+        " HiddenRestO Labels LabelsB LabelsBT Lengths LengthsB LogProbsBTV Logits LogitsBTSV LogitsBTV LogitsBV"
+        " Loss LossScalar Mask MaskBS MaskBT MemoryBSD NeuralType PositionsBT SegmentsBT Spectrogram"
+        " SpectrogramBTC TokenIds TokenIdsBS TokenIdsBT Void"
     ),
+    "nemolet.comparison": "Outcome compare",
     "nemolet.symbols": "Input Symbol",
     "nemolet.module": "NeuralModule checked parameter_axes",
     "nemolet.graph": "Graph compose",
@@ -85,6 +83,7 @@ if TYPE_CHECKING:
         types,
     )
     from nemolet.archive import load, save
+    from nemolet.comparison import Outcome, compare
     from nemolet.config import build, register
     from nemolet.errors import NemoletError
     from nemolet.graph import Graph, compose

@@ -1,29 +1,91 @@
 """Addresses of the YAML form of a graph: which ports the wires name, and the order they imply.
 
-``decoder.output`` is an output of a module, ``decoder.hidden`` a port, and a word without a dot an input
-of the graph.
+``decoder.output`` is an output of a module, ``decoder.hidden`` a port, ``decoder`` the only one of either. Any other
+word is an input of the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from nemolet.comparison import compare
 from nemolet.errors import WiringError, did_you_mean
 from nemolet.module import NeuralModule
-from nemolet.symbols import Port
-from nemolet.types import DictOf, ListOf, PortType, compare
+from nemolet.ports import Port
+from nemolet.types import DictOf, ListOf, PortType
 
 
-def check_addresses(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> None:
-    """Refuse a wire that starts or ends at no port, with the nearest one that exists.
+def full_wires(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any]) -> dict[str, Any]:
+    """The wires, with a port for every module that is named without one.
+
+    Raises:
+        WiringError: for a module with several ports, listing them, and for two wires into one.
+    """
+
+    def full(source: Any, where: str) -> Any:
+        if isinstance(source, dict):
+            return {key: full(item, where) for key, item in source.items()}
+        if isinstance(source, list):
+            return [full(item, where) for item in source]
+        return source if source is None else full_address(modules, source, where)
+
+    found: dict[str, Any] = {}
+    for end, source in wires.items():
+        target = end
+        if end in modules:
+            ports = modules[end].input_ports
+            target = _only(end, [p for p in ports.values() if not p.optional] or [*ports.values()], f"wires.{end}")
+        if target in found:
+            raise WiringError(
+                "two wires enter one port",
+                where=target,
+                found=f"{found[target]} and {source}",
+                fix="remove one of them",
+            )
+        found[target] = full(source, f"wires.{end}")
+    return found
+
+
+def full_address(modules: Mapping[str, NeuralModule], address: str, where: str) -> str:
+    """An address, with its only output for a module.
+
+    Raises:
+        WiringError: for a module with several outputs, listing them.
+    """
+    return _only(address, modules[address].output_ports.values(), where) if address in modules else address
+
+
+def _only(module: str, ports: Collection[Port], where: str) -> str:
+    if len(ports) != 1:
+        raise WiringError(
+            f"{module} has several ports",
+            where=where,
+            expected=", ".join(f"{module}.{port}" for port in ports),
+            found=module,
+            fix="write the port too",
+        )
+    return f"{module}.{next(iter(ports)).name}"
+
+
+def check_addresses(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse a wire that starts or ends at no port, and options of no module, with the nearest that exists.
 
     Raises:
         WiringError: naming the address.
     """
     targets = [f"{name}.{port}" for name, module in modules.items() for port in module.input_ports]
     sources = [f"{name}.{port}" for name, module in modules.items() for port in module.output_ports]
+    for name in options:
+        if name not in modules:
+            raise WiringError(
+                "these are options of no module",
+                where=f"options.{name}",
+                expected=", ".join(modules),
+                found=name,
+                fix=did_you_mean(name, modules),
+            )
     for target, source in wires.items():
         if target not in targets:
             raise WiringError(

@@ -185,12 +185,13 @@ def _named(model: NeuralModule) -> dict[str, Tensor]:
     return tensors
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> Archive:
+def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Archive:
     """Read a ``.nemolet`` file, or a folder of a Hugging Face model (also ``hf://owner/name``).
 
     Args:
         path: of the file or folder.
         device: where the model goes.
+        dtype: of its floating-point weights; None leaves each as it was saved.
 
     Raises:
         ArchiveError: for anything that :func:`save` would not have written; nothing of it was executed.
@@ -200,7 +201,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Archive:
     if str(path).startswith("hf://") or _is_folder(path):
         from nemolet.convert.reading import read
 
-        return read(path, device=device)
+        return read(path, device=device, dtype=dtype)
     members, config = _read(Path(path))
     where = str(path)
     file = _weights(members, where)
@@ -216,10 +217,11 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Archive:
     except Exception as error:  # hostile values meet constructors; whatever those raise is a refusal
         found = f"{type(error).__name__}: {error}"
         raise ArchiveError("the model cannot be rebuilt", where=where, found=found) from error
-    state = model.state_dict()
-    with torch.no_grad():
-        for name in tensors:
-            state[name].copy_(file.get(name))
+    state = model.state_dict(keep_vars=True)
+    for name in tensors:
+        stored = file.get(name)
+        wanted = dtype if stored.is_floating_point() else None
+        state[name].data = stored.to(dtype=wanted, copy=True)  # of the same parameter, which may be tied
     try:
         model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -270,11 +272,6 @@ def contents(path: str | Path) -> Contents:
 
 def _extra(members: Mapping[str, Member]) -> dict[str, bytes]:
     return {n.removeprefix("extra/"): m.content for n, m in members.items() if n.startswith("extra/")}
-
-
-def inspect(path: str | Path) -> dict[str, Any]:
-    """The config of an archive, after every check that :func:`load` makes before it builds anything."""
-    return _read(Path(path))[1]
 
 
 # --------------------------------------------------------------------------------------------------

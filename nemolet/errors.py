@@ -7,8 +7,9 @@ the four as it knows; the text is laid out here, once.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class NemoletError(Exception):
@@ -100,6 +101,42 @@ class ParallelError(NemoletError):
 
 class TrainingError(NemoletError):
     """Training cannot start, continue or resume as asked."""
+
+
+class MissingPackageError(NemoletError):
+    """A package that only some uses need is not installed."""
+
+
+@contextlib.contextmanager
+def needs(package: str, *, extra: str) -> Iterator[None]:
+    """Where a package is imported that an extra of nemolet brings: if it is missing, say how to get it.
+
+    Args:
+        package: that is imported.
+        extra: of nemolet, which brings it.
+
+    Raises:
+        MissingPackageError: where it is not installed.
+
+    Example:
+        >>> with needs("nothing_of_this_name", extra="speech"):
+        ...     import nothing_of_this_name
+        Traceback (most recent call last):
+        ...
+        nemolet.errors.MissingPackageError: the package nothing_of_this_name is missing
+          expected  the packages of nemolet[speech]
+          found     No module named 'nothing_of_this_name'
+          fix       pip install "nemolet[speech]"
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPackageError(
+            f"the package {package} is missing",
+            expected=f"the packages of nemolet[{extra}]",
+            found=str(error),
+            fix=f'pip install "nemolet[{extra}]"',
+        ) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -8,29 +8,20 @@ A Graph has ports of its own, so graphs nest; it runs as a plain sequence of cal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from nemolet.addresses import check_addresses, item_type, running_order, wired_inputs
+from nemolet.addresses import check_addresses, full_address, full_wires, item_type, running_order, wired_inputs
+from nemolet.comparison import compare
 from nemolet.draw import Arrow, Box, Picture, mermaid, svg, text_table, write
 from nemolet.errors import WiringError, did_you_mean
-from nemolet.module import NeuralModule, Signature
+from nemolet.module import NeuralModule
 from nemolet.naming import Letters, name_inputs, name_modules, name_outputs
-from nemolet.symbols import Node, Port, Symbol, Wire, symbols_of, upstream
-from nemolet.types import PortType, compare
-from nemolet.wiring import Solution, bind_call, check
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call when the graph runs: where its arguments lie and where its results go."""
-
-    name: str
-    arguments: Mapping[str, Any]  # port -> slot, or a list or dict of slots
-    constants: Mapping[str, object]
-    options: tuple[str, ...]
-    results: Mapping[str, str]  # output port -> slot
-    single: bool
+from nemolet.ports import Port, Signature
+from nemolet.steps import Step, release
+from nemolet.symbols import Node, Symbol, Wire, symbols_of, upstream
+from nemolet.types import PortType
+from nemolet.wiring import Solution, check
 
 
 class Graph(NeuralModule, ports_of_instance=True):
@@ -64,26 +55,30 @@ class Graph(NeuralModule, ports_of_instance=True):
                 "a graph needs at least one module", where="Graph", fix="pass the symbols modules returned"
             )
         self.solution: Solution = check(self.nodes)
-        module_names = name_modules(self.nodes, names or {})
         self.inputs: dict[str, Symbol] = name_inputs(self.nodes)
         self.ends: dict[str, Symbol] = ends
+        self._add_modules(name_modules(self.nodes, names or {}, self.inputs))
+        self.end_slots: dict[str, str] = {name: self._slot(symbol) for name, symbol in ends.items()}
+        steps = (self._step(index, node) for index, node in enumerate(self.nodes))
+        self.steps: list[Step] = release(steps, self.end_slots.values())
+        self.signature = self._signature()
+
+    def _add_modules(self, names: Mapping[int, str]) -> None:
         for node in self.nodes:
             assert isinstance(node.module, NeuralModule)
-            name = module_names[id(node.module)]
-            if name not in self._modules:
-                if not name or "." in name or hasattr(self, name) or name == "steps":
-                    raise WiringError(
-                        "a module cannot have this name",
-                        where=f"Graph.{name}",
-                        found=repr(name),
-                        expected="a name without dots that no Graph attribute has",
-                        fix=f"call it {name}_",
-                    )
-                self.add_module(name, node.module)
-                node.module.label = name
-        self.end_slots: dict[str, str] = {name: self._slot(symbol) for name, symbol in ends.items()}
-        self.steps: list[Step] = [self._step(index, node) for index, node in enumerate(self.nodes)]
-        self.signature = self._signature()
+            name = names[id(node.module)]
+            if name in self._modules:
+                continue
+            if not name or "." in name or name in self.inputs or hasattr(self, name) or name == "steps":
+                raise WiringError(
+                    "a module cannot have this name",
+                    where=f"Graph.{name}",
+                    found=repr(name),
+                    expected="a name without dots that no input and no attribute of the graph has",
+                    fix=f"call it {name}_",
+                )
+            self.add_module(name, node.module)
+            node.module.label = name
 
     @property
     def module_names(self) -> dict[int, str]:
@@ -100,7 +95,7 @@ class Graph(NeuralModule, ports_of_instance=True):
             constants=dict(node.options),
             options=tuple(o for o in declared.options if o not in node.options),
             results={port: f"{index}.{port}" for port in module.output_ports},
-            single=declared.record is None and not (isinstance(module, Graph) and len(module.ends) > 1),
+            single=declared.record is None and len(module.output_ports) == 1,
         )
 
     def _slots(self, wire: Wire) -> Any:
@@ -151,37 +146,16 @@ class Graph(NeuralModule, ports_of_instance=True):
         """Outputs of the whole graph."""
         return self.declared().outputs
 
-    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Nest: make a node of this graph in another one."""
-        declared = self.declared()
-        outputs = bind_call(self, declared.order, declared.options, args, kwargs).outputs()
-        if declared.record is not None:
-            return declared.record(**outputs)
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run all modules in order.
 
         Returns:
             The tensor of the only output, the NamedTuple of the last module, or a dictionary by name.
         """
-        declared = self.declared()
-        values = self._bind(declared, args, kwargs)
+        values = self._bind(self.declared(), args, kwargs)
         for step in self.steps:
-            call = {port: _fetch(slot, values) for port, slot in step.arguments.items()}
-            call.update(step.constants)
-            for option in step.options:
-                if option in values:
-                    call[option] = values[option]
-            result = self._modules[step.name](**call)  # type: ignore[misc]
-            for port, slot in step.results.items():
-                values[slot] = (
-                    result if step.single else result[port] if type(result) is dict else getattr(result, port)
-                )
-        results = {name: values[slot] for name, slot in self.end_slots.items()}
-        if declared.record is not None:
-            return declared.record(**results)
-        return next(iter(results.values())) if len(results) == 1 else results
+            step.run(self.get_submodule(step.name), values)
+        return self.returned({name: values[slot] for name, slot in self.end_slots.items()})
 
     def _bind(self, declared: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if len(args) > len(declared.order):
@@ -300,14 +274,6 @@ class Graph(NeuralModule, ports_of_instance=True):
         return self._slot(wire) if wire.node is None else f"{self._title(wire.node)}.{wire.port.name}"
 
 
-def _fetch(slot: Any, values: dict[str, Any]) -> Any:
-    if type(slot) is str:
-        return values[slot]
-    if type(slot) is dict:
-        return {key: _fetch(item, values) for key, item in slot.items()}
-    return [_fetch(item, values) for item in slot]
-
-
 def _parameters(node: Node) -> str:
     assert isinstance(node.module, NeuralModule)
     count = sum(p.numel() for p in node.module.parameters())
@@ -328,11 +294,13 @@ def compose(
     """Build a Graph from modules in order; ports are matched by name and type.
 
     A required port takes the only output not yet used whose type fits, else the one that also has its
-    name; where no output fits, the port becomes an input of the graph under its own name.
+    name; where no output fits, the port becomes an input of the graph under its own name. An optional port takes
+    only what has its name too: an output, else an input that is there already; otherwise it stays open.
 
     Args:
         modules: typed modules by name.
-        wires: only where matching does not say it: ``{"head.hidden": "decoder.output"}``; null leaves a port open.
+        wires: only where matching does not say it: ``{"head.hidden": "decoder.output"}``, or ``{"head": "decoder"}``
+            where each has one port; null leaves a port open, and any other word is an input of the graph.
         outputs: addresses of the outputs, by name; by default every output that nothing uses.
         options: constant options of modules, by module.
 
@@ -345,10 +313,11 @@ def compose(
         >>> list(graph.input_ports)
         ['tokens']
     """
-    wires = dict(wires or {})
+    options = options or {}
     for name, module in modules.items():
         module.label = name
-    check_addresses(modules, wires)
+    wires = full_wires(modules, wires or {})
+    check_addresses(modules, wires, options)
     available: dict[str, Symbol] = {}  # address -> output
     unused: dict[str, Symbol] = {}
     inputs: dict[str, Symbol] = {}
@@ -365,61 +334,53 @@ def compose(
         return inputs.setdefault(address, Symbol(typed.get(address, replace(port, name=address))))
 
     for name in running_order(modules, wires):
-        module, call = modules[name], dict((options or {}).get(name, {}))
+        module, call = modules[name], dict(options.get(name, {}))
         for port in module.input_ports.values():
-            address = wires.get(f"{name}.{port.name}")
-            if address is None and (f"{name}.{port.name}" not in wires or not port.optional):
-                address = _match(name, port, unused, inputs)
+            target = f"{name}.{port.name}"
+            address = wires[target] if target in wires else _match(target, port, unused, inputs)
             if address is not None:
                 call[port.name] = find(address, port)
         if not any(True for _ in symbols_of(call)):
             raise WiringError("the module has no inputs", where=name, fix="remove it, or give it a typed input port")
-        result = module(**call)
-        produced = (
-            result._asdict()
-            if hasattr(result, "_asdict")
-            else result
-            if isinstance(result, dict)
-            else {"output": result}
-        )
-        for symbol in produced.values():
+        for symbol in module.by_name(module(**call)).values():
             available[f"{name}.{symbol.port.name}"] = unused[f"{name}.{symbol.port.name}"] = symbol
-    return Graph(names=modules, **_pick_outputs(outputs, available, unused))
+    return Graph(names=modules, **_pick_outputs(modules, outputs, available, unused))
 
 
 compose.__buildable__ = True  # type: ignore[attr-defined]  # what Graph.config() writes down
 
 
-def _match(name: str, port: Port, unused: Mapping[str, Symbol], inputs: Mapping[str, Symbol]) -> str | None:
+def _match(target: str, port: Port, unused: Mapping[str, Symbol], inputs: Mapping[str, Symbol]) -> str | None:
     """The address that fits a port without a wire; None leaves an optional port open."""
-    fitting = {a: s for a, s in unused.items() if compare(port.type, s.port.type).flows}
-    same_name = [a for a, s in fitting.items() if s.port.name == port.name]
-    if port.optional:
-        return same_name[0] if len(same_name) == 1 else port.name if port.name in inputs else None
-    if len(fitting) == 1:
-        return next(iter(fitting))
-    if len(same_name) == 1:
-        return same_name[0]
-    if fitting:
+    fitting = [address for address, symbol in unused.items() if compare(port.type, symbol.port.type).flows]
+    same_name = [address for address in fitting if unused[address].port.name == port.name]
+    candidates = same_name or ([] if port.optional else fitting)
+    if len(candidates) > 1:
         raise WiringError(
             "several outputs fit this port",
-            where=f"{name}.{port.name}",
+            where=target,
             expected=f"one output of type {port.type}",
-            found=", ".join(fitting),
-            fix=f"say which: wires: {{{name}.{port.name}: {next(iter(fitting))}}}",
+            found=", ".join(candidates),
+            fix=f"say which: wires: {{{target}: {candidates[0]}}}" + (", or null for none" if port.optional else ""),
         )
-    return port.name
+    if candidates:
+        return candidates[0]
+    return None if port.optional and port.name not in inputs else port.name
 
 
 def _pick_outputs(
-    outputs: dict[str, str] | list[str] | None, available: Mapping[str, Symbol], unused: Mapping[str, Symbol]
+    modules: Mapping[str, NeuralModule],
+    outputs: dict[str, str] | list[str] | None,
+    available: Mapping[str, Symbol],
+    unused: Mapping[str, Symbol],
 ) -> dict[str, Symbol]:
     if outputs is None:
         chosen = {a: a for a in unused}
     else:
         chosen = dict(outputs) if isinstance(outputs, dict) else {a: a for a in outputs}
     ends: dict[str, Symbol] = {}
-    for name, address in chosen.items():
+    for name, given in chosen.items():
+        address = full_address(modules, given, f"outputs.{name}")
         if address not in available:
             raise WiringError(
                 "there is no such output",
@@ -429,6 +390,6 @@ def _pick_outputs(
                 fix=did_you_mean(address, available),
             )
         short = available[address].port.name
-        key = name if name != address else short if short not in ends else address.replace(".", "_")
+        key = name if name != given else short if short not in ends else address.replace(".", "_")
         ends[key] = available[address]
     return ends

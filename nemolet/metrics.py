@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from nemolet.errors import ConfigError
 from nemolet.module import NeuralModule
 from nemolet.types import IGNORED, CountScalar, LabelsB, LabelsBT, LogitsBTV, LogitsBV
 
@@ -19,7 +20,8 @@ class Accuracy(NeuralModule):
     """How many samples were put into their class (final).
 
     Args:
-        top: a sample counts where its class is among so many of the likeliest.
+        top: a sample counts where its class is among so many of the likeliest; of no more classes than that, every
+            one counts.
 
     Shape: logits_BV, labels_B -> scalar, scalar.
 
@@ -32,10 +34,13 @@ class Accuracy(NeuralModule):
 
     def __init__(self, *, top: int = 1) -> None:
         super().__init__()
+        if top < 1:
+            raise ConfigError("no class is counted", where="Accuracy.top", expected="at least 1", found=top)
         self.top = top
 
     def forward(self, logits: LogitsBV, labels: LabelsB) -> Share:
-        hits = (logits.topk(self.top, dim=-1).indices == labels[:, None]).any(-1)
+        likeliest = logits.topk(min(self.top, logits.shape[-1]), dim=-1).indices
+        hits = (likeliest == labels[:, None]).any(-1)
         return Share(hits.sum(), (labels != IGNORED).sum())
 
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import types as python_types
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from math import prod
-from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from nemolet.errors import DeclarationError, ShapeError
-from nemolet.rules import check_arguments
-from nemolet.symbols import Port, Symbol, holds_symbol
+from nemolet.ports import Port, Signature, read_signature
+from nemolet.rules import check_arguments, check_rules
+from nemolet.symbols import holds_symbol
 from nemolet.types import (
     ANY,
     REST,
@@ -40,124 +40,6 @@ from nemolet.types import (
 )
 from nemolet.wiring import bind_call
 
-# --------------------------------------------------------------------------------------------------
-# Ports from annotations
-# --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What the annotations of a ``forward`` declare."""
-
-    inputs: Mapping[str, Port]
-    options: tuple[str, ...]  # arguments that are no tensors: caches, flags
-    order: tuple[str, ...]  # all arguments as positions
-    outputs: Mapping[str, Port]
-    record: type | None  # the NamedTuple that holds several outputs
-
-
-def read_signature(forward: Any, name: str) -> Signature:
-    """Read the ports from the annotations of a ``forward`` method.
-
-    Raises:
-        DeclarationError: for a tensor argument without a type, naming it.
-    """
-    try:
-        hints = get_type_hints(forward, include_extras=True)
-    except NameError as error:
-        raise DeclarationError(
-            "an annotation names something unknown",
-            where=f"{name}.forward",
-            found=str(error),
-            fix="import the name at the top of the module, outside `if TYPE_CHECKING`",
-        ) from error
-    inputs, options, order = {}, [], []
-    for argument in list(inspect.signature(forward).parameters.values())[1:]:
-        where = f"{name}.forward({argument.name})"
-        if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
-            raise DeclarationError("ports cannot hide in *args or **kwargs", where=where, fix="name each argument")
-        if argument.name not in hints:
-            raise DeclarationError(
-                "an argument has no annotation",
-                where=where,
-                expected="a type such as HiddenBTD",
-                found="nothing",
-                fix=f"write {argument.name}: HiddenBTD (or its plain Python type)",
-            )
-        declared, optional = _port_type(hints[argument.name], where)
-        order.append(argument.name)
-        if declared is None:
-            options.append(argument.name)
-        else:
-            inputs[argument.name] = Port(argument.name, declared, optional or argument.default is None)
-    outputs, record = _read_outputs(hints.get("return"), name)
-    return Signature(inputs, tuple(options), tuple(order), outputs, record)
-
-
-def _read_outputs(hint: Any, name: str) -> tuple[dict[str, Port], type | None]:
-    where = f"{name}.forward() -> ..."
-    if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
-        outputs = {}
-        for key, value in get_type_hints(hint, include_extras=True).items():
-            declared, optional = _port_type(value, f"{hint.__name__}.{key}")
-            if declared is None:
-                raise DeclarationError("an output has no type", where=f"{hint.__name__}.{key}", found=value)
-            outputs[key] = Port(key, declared, optional)
-        return outputs, hint
-    declared, optional = _port_type(hint, where) if hint is not None else (None, False)
-    if declared is None:
-        raise DeclarationError(
-            "the output has no type",
-            where=where,
-            found=hint,
-            expected="a type such as HiddenBTD, or a NamedTuple of them",
-        )
-    return {"output": Port("output", declared, optional)}, None
-
-
-def _port_type(hint: Any, where: str) -> tuple[PortType | None, bool]:
-    """The declared type inside an annotation (None for a plain Python type), and whether it is optional."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        found = [arg for arg in args[1:] if isinstance(arg, NeuralType)]
-        return (found[0], False) if found else _port_type(args[0], where)
-    if origin in (Union, python_types.UnionType):
-        members = [_port_type(arg, where)[0] for arg in args if arg is not type(None)]
-        declared = next((member for member in members if member is not None), None)
-        return declared, type(None) in args
-    if isinstance(origin, type) and issubclass(origin, Collection):
-        items = [_port_type(arg, where)[0] for arg in args if arg is not Ellipsis]
-        item = next((each for each in items if each is not None), None)
-        if item is None:
-            return None, False
-        if origin is list or (origin is tuple and Ellipsis in args):
-            return ListOf(item), False
-        if origin is tuple and set(items) == {item}:
-            return ListOf(item, len(args)), False
-        if origin is dict and items[0] is None:
-            return DictOf(item), False
-        raise DeclarationError(
-            "this container of tensors has no port type",
-            where=where,
-            found=hint,
-            expected="list[X], dict[str, X], or a tuple of one type X",
-            fix="give each tensor an argument of its own, or return a NamedTuple",
-        )
-    if isinstance(hint, type) and issubclass(hint, Tensor):
-        raise DeclarationError(
-            "a tensor has no type",
-            where=where,
-            expected="a type such as HiddenBTD",
-            found=hint.__name__,
-            fix="annotate it with an alias of nemolet.types, or with Annotated[Tensor, NeuralType(...)]",
-        )
-    return None, False
-
-
-# --------------------------------------------------------------------------------------------------
-# The module
-# --------------------------------------------------------------------------------------------------
-
 
 class NeuralModule(nn.Module):
     """Base of all typed modules (abstract: write your own ``forward``).
@@ -168,6 +50,7 @@ class NeuralModule(nn.Module):
 
     Raises:
         DeclarationError: when the class is created, for an argument of ``forward`` without a type.
+        ConfigError: when an instance is made, for arguments against the ``CONFIG_RULES`` of the class.
 
     Example:
         >>> from nemolet.types import HiddenBTD
@@ -191,6 +74,7 @@ class NeuralModule(nn.Module):
 
     def __init_subclass__(cls, *, ports_of_instance: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        check_rules(cls)
         if "forward" in cls.__dict__ and not ports_of_instance:  # a Graph knows its ports only when it is made
             cls.signature = read_signature(cls.__dict__["forward"], cls.__name__)
 
@@ -236,8 +120,21 @@ class NeuralModule(nn.Module):
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a node of a symbolic call and return its outputs in the form ``forward`` returns them."""
         declared = self.declared()
-        outputs = bind_call(self, declared.order, declared.options, args, kwargs).outputs()
-        return outputs["output"] if declared.record is None else declared.record(**outputs)
+        return self.returned(bind_call(self, declared.order, declared.options, args, kwargs).outputs())
+
+    def returned(self, outputs: dict[str, Any]) -> Any:
+        """Outputs by name in the form ``forward`` returns them: a record, else the only one, else by name (a graph)."""
+        record = self.declared().record
+        if record is not None:
+            return record(**outputs)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def by_name(self, returned: Any) -> dict[str, Any]:
+        """What ``forward`` returned, by the names of the output ports."""
+        if self.declared().record is not None:
+            return dict(returned._asdict())
+        ports = self.output_ports
+        return dict(returned) if len(ports) > 1 else dict.fromkeys(ports, returned)
 
     def declare_axes(self, **axes: str) -> None:
         """Declare the axes of this module's own parameters, such as ``weight="(H K) D"``.
@@ -373,9 +270,8 @@ def _checked_call(module: NeuralModule, call: Any, args: tuple[Any, ...], kwargs
         if port is not None and value is not None:
             _check_value(port.type, value, f"{module.label}.{name}", sizes)
     result = call(*args, **kwargs)
-    ports = module.output_ports  # of a Graph they may have any names, and several without a record come as a dict
-    values = result._asdict() if declared.record else result if len(ports) > 1 else dict.fromkeys(ports, result)
-    for name, port in ports.items():
+    values = module.by_name(result)
+    for name, port in module.output_ports.items():
         if values.get(name) is not None:
             _check_value(port.type, values[name], f"{module.label}.{name}", sizes)
     return result
@@ -424,4 +320,4 @@ def check_tensor(declared: NeuralType, value: Any, where: str, sizes: dict[str, 
             sizes.setdefault(axis.letter, (size, where))
 
 
-__all__ = ["NeuralModule", "Signature", "Symbol", "check_tensor", "checked", "parameter_axes", "read_signature"]
+__all__ = ["NeuralModule", "check_tensor", "checked", "parameter_axes"]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nemolet.errors import WiringError
 from nemolet.module import NeuralModule
 from nemolet.symbols import Node, Symbol, symbols_of
 from nemolet.types import ANY, LEGEND, REST, Axis, NeuralType, PortType
-from nemolet.wiring import Solution, Var
+from nemolet.wiring import Items, ResolvedTree, Solution, Var
 
 
 class Letters:
@@ -21,16 +21,19 @@ class Letters:
         self.letter_of: dict[Var, str] = {}
 
     def of(self, symbol: Symbol) -> PortType:
-        resolved, plain = self.solution.root_of(symbol), self.solution.type_of(symbol)
-        if resolved is None or not isinstance(plain, NeuralType):
-            return plain
+        """The type of a symbol in the letters of the graph."""
+        return self._named(self.solution.resolved(symbol))
+
+    def _named(self, resolved: ResolvedTree) -> PortType:
+        if isinstance(resolved, Items):
+            return resolved.holding(self._named(resolved.item))
+        plain = resolved.plain()
         axes = [Axis(self._letter(var.root(), axis), axis.size) for var, axis in zip(resolved.axes, plain.axes)]
         renamed = {
             name: self._letter(var.root(), Axis(var.letter))
             for name, var in resolved.refs.items()
             if isinstance(getattr(plain.element, name), str)
         }
-        assert {f.name for f in fields(plain.element)} >= set(renamed)
         return NeuralType(tuple(axes), replace(plain.element, **renamed) if renamed else plain.element)
 
     def _letter(self, root: Var, axis: Axis) -> str:
@@ -72,15 +75,15 @@ def _end(value: object) -> Symbol:
     return value
 
 
-def name_modules(nodes: Sequence[Node], names: Mapping[str, NeuralModule]) -> dict[int, str]:
-    """A name for each module, by its id: as given, else after its class."""
+def name_modules(nodes: Sequence[Node], names: Mapping[str, NeuralModule], inputs: Collection[str]) -> dict[int, str]:
+    """A name for each module, by its id: as given, else after its class, and not that of an input."""
     chosen = {id(module): name for name, module in names.items()}
-    taken = set(names)
+    taken = {*names, *inputs}
     for node in nodes:
         if id(node.module) in chosen:
             continue
         base = node.module.label
-        name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, len(nodes) + 2))) if n not in taken)
+        name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
         chosen[id(node.module)] = name
         taken.add(name)
     return chosen

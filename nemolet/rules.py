@@ -1,6 +1,7 @@
 """What must hold of settings, whether they come from a config or from Python.
 
-A class states it in ``CONFIG_RULES``, pairs of an expression and a sentence, and in ``Literal`` annotations.
+A class states it in ``CONFIG_RULES``, pairs of an expression and a sentence, and in ``Literal`` annotations. Configs
+are checked by :mod:`nemolet.config`, typed modules whenever one is made, and dataclasses by :func:`check_settings`.
 """
 
 from __future__ import annotations
@@ -32,11 +33,48 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
     ast.USub: operator.neg,
+    ast.Not: operator.not_,
 }
+_JOINS: tuple[type, ...] = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Is, ast.IsNot)
+_READABLE = (ast.Constant, ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.Load, *_JOINS, *_OPERATORS)
 
 
 class _Unknown(Exception):
     """A rule speaks of a setting that is not set."""
+
+
+@functools.lru_cache(maxsize=1024)
+def read_rule(expression: str) -> ast.expr:
+    """The parsed expression of a rule.
+
+    Raises:
+        ConfigError: for anything but numbers, text, names, items, lengths, arithmetic, comparisons, and, or, not.
+
+    Example:
+        >>> evaluate(read_rule("not width % heads"), {"width": 8, "heads": 2})
+        True
+    """
+    try:
+        tree = ast.parse(expression, mode="eval").body
+    except SyntaxError as error:
+        raise ConfigError("a rule cannot be read", where=expression, found=error.msg) from error
+    for node in ast.walk(tree):
+        known = isinstance(node, _READABLE)
+        if isinstance(node, ast.Attribute):
+            known = isinstance(node.value, (ast.Name, ast.Attribute))
+        elif isinstance(node, ast.Call):
+            known = _dotted(node.func) == "len" and len(node.args) == 1 and not node.keywords
+        elif isinstance(node, ast.Compare):
+            is_none = isinstance(node.ops[0], (ast.Is, ast.IsNot))
+            known = len(node.ops) == 1 and (not is_none or ast.unparse(node.comparators[0]) == "None")
+        if not known:
+            raise ConfigError(
+                "a rule can only compare and calculate",
+                where=expression,
+                found=ast.unparse(node) or type(node).__name__,
+                fix="check this in __init__",
+            )
+    return tree
 
 
 def broken(rules: Rules, known: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -52,7 +90,7 @@ def broken(rules: Rules, known: Mapping[str, Any]) -> list[tuple[str, dict[str, 
     """
     found = []
     for expression, sentence in rules:
-        tree = ast.parse(expression, mode="eval").body
+        tree = read_rule(expression)
         try:
             holds = evaluate(tree, known)
         except (_Unknown, TypeError, IndexError, KeyError):
@@ -60,15 +98,19 @@ def broken(rules: Rules, known: Mapping[str, Any]) -> list[tuple[str, dict[str, 
         except ZeroDivisionError:
             holds = False
         if not holds:
-            nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Name, ast.Attribute))]
-            names = [name for name in dict.fromkeys(map(_dotted, nodes)) if name and name != "len"]
-            whole = [n for n in names if not any(other.startswith(f"{n}.") for other in names)]
-            found.append((sentence, {name: _lookup(name, known) for name in whole}))
+            found.append((sentence, {name: _lookup(name, known) for name in _settings_of(tree)}))
     return found
 
 
+def _settings_of(tree: ast.expr) -> list[str]:
+    """The settings that a rule speaks of, such as ``width`` and ``attention.head_size``."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Name, ast.Attribute))]
+    names = [name for name in dict.fromkeys(map(_dotted, nodes)) if name != "len"]
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+
+
 def evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """The value of a rule: numbers, text, names, items, lengths, arithmetic, comparisons, and, or; nothing else."""
+    """The value of an expression that :func:`read_rule` has read."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, (ast.Name, ast.Attribute)):
@@ -85,13 +127,12 @@ def evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
         return _OPERATORS[type(node.op)](evaluate(node.left, known), evaluate(node.right, known))
     if isinstance(node, ast.Subscript):
         return evaluate(node.value, known)[evaluate(node.slice, known)]
-    if isinstance(node, ast.Call) and _dotted(node.func) == "len" and len(node.args) == 1:
+    if isinstance(node, ast.Call):
         return len(evaluate(node.args[0], known))
-    if isinstance(node, ast.Compare) and ast.unparse(node).endswith((" is not None", " is None")):
+    assert isinstance(node, ast.Compare)
+    if isinstance(node.ops[0], (ast.Is, ast.IsNot)):
         return (_lookup(_dotted(node.left), known) is None) == isinstance(node.ops[0], ast.Is)
-    if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        return _OPERATORS[type(node.ops[0])](evaluate(node.left, known), evaluate(node.comparators[0], known))
-    raise ConfigError("a rule can only compare and calculate", where=ast.unparse(node))
+    return _OPERATORS[type(node.ops[0])](evaluate(node.left, known), evaluate(node.comparators[0], known))
 
 
 def _dotted(node: ast.AST) -> str:
@@ -108,7 +149,7 @@ def _lookup(name: str, known: Mapping[str, Any]) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
-# Settings that were made in Python
+# Objects that are made in Python
 # --------------------------------------------------------------------------------------------------
 
 
@@ -122,26 +163,52 @@ def check_settings(settings: Any) -> None:
     kind = type(settings)
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     check_choices(kind, kind.__name__, values)
-    rules: Rules = getattr(kind, "CONFIG_RULES", ())
-    for sentence, named in broken(rules, values):
-        found = ", ".join(f"{name}={value!r}" for name, value in named.items())
-        raise ConfigError(sentence, where=kind.__name__, found=found)
+    _refuse_broken(kind, values)
 
 
 def check_arguments(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse unknown choices among the arguments of a class, before it is made of them.
+    """Refuse the same among the arguments of a class, before it is made of them.
 
     Raises:
         ConfigError: naming the class and the argument.
     """
     make: Any = kind.__init__  # type: ignore[misc]
-    if not (args or kwargs) or not _choices(make):
+    if not (args or kwargs) or not (_choices(make) or hasattr(kind, "CONFIG_RULES")):
         return  # a copy is made without arguments
     try:
-        given = inspect.signature(make).bind(None, *args, **kwargs).arguments
+        bound = _signature(make).bind(None, *args, **kwargs)
     except TypeError:
         return  # which the call itself reports
-    check_choices(make, kind.__name__, given)
+    check_choices(make, kind.__name__, bound.arguments)
+    bound.apply_defaults()
+    _refuse_broken(kind, bound.arguments)
+
+
+def check_rules(kind: type) -> None:
+    """Refuse rules that cannot be read or speak of no setting, when a class is defined; for ``__init_subclass__``.
+
+    Raises:
+        ConfigError: naming the class and the rule.
+    """
+    parameters = _signature(kind.__init__).parameters  # type: ignore[misc]
+    settings = [*parameters, *(name for each in kind.__mro__ for name in inspect.get_annotations(each))]
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for expression, _ in kind.__dict__.get("CONFIG_RULES", ()):
+        for name in _settings_of(read_rule(expression)):
+            if name.partition(".")[0] not in settings and not is_open:
+                raise ConfigError(
+                    "a rule speaks of no setting",
+                    where=f"{kind.__name__}.CONFIG_RULES",
+                    found=f"{name} in {expression!r}",
+                    fix=did_you_mean(name, settings),
+                )
+
+
+def _refuse_broken(kind: type, values: Mapping[str, Any]) -> None:
+    rules: Rules = getattr(kind, "CONFIG_RULES", ())
+    for sentence, named in broken(rules, values):
+        found = ", ".join(f"{name}={value!r}" for name, value in named.items())
+        raise ConfigError(sentence, where=kind.__name__, found=found, fix=f"change {' or '.join(named)}")
 
 
 def check_choices(annotated: Any, where: str, values: Mapping[str, Any]) -> None:
@@ -160,6 +227,11 @@ def check_choices(annotated: Any, where: str, values: Mapping[str, Any]) -> None
                 found=repr(values[name]),
                 fix=did_you_mean(str(values[name]), known) or "choose one of them",
             )
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(make: Any) -> inspect.Signature:
+    return inspect.signature(make)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -8,22 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, get_args
+from typing import Any, NoReturn, Protocol
 
 from nemolet.errors import DeclarationError, WiringError
-from nemolet.types import DictOf, ListOf, NeuralType, PortType
-
-
-@dataclass(frozen=True)
-class Port:
-    """One named input or output of a module."""
-
-    name: str
-    type: PortType
-    optional: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.type}" + (" | None" if self.optional else "")
+from nemolet.ports import Port, port_type
+from nemolet.types import DictOf, ListOf, NeuralType
 
 
 class Typed(Protocol):
@@ -54,10 +43,12 @@ class Symbol:
     def __repr__(self) -> str:
         return f"Symbol({self.name}: {self.port.type})"
 
-    def __bool__(self) -> bool:
+    def _no_value(self, *_: object) -> NoReturn:
         raise WiringError(
             "a symbol has no value yet", where=self.name, fix="wire modules with symbols; run the graph with tensors"
         )
+
+    __bool__ = __len__ = __iter__ = __getitem__ = _no_value
 
 
 Wire = Symbol | list["Wire"] | dict[str, "Wire"]
@@ -76,26 +67,41 @@ class Node:
         return {name: Symbol(port, self) for name, port in self.module.output_ports.items()}
 
 
-def Input(type: object, name: str = "", *, optional: bool = False) -> Any:
+def Input(type: Any, name: str = "", *, optional: bool = False) -> Any:
     """Declare an input of a graph.
 
     Args:
-        type: an alias such as ``TokenIdsBT``, or a :class:`NeuralType`.
+        type: an annotation of a port, such as ``TokenIdsBT``, ``list[HiddenBTD]`` or ``MaskBT | None``, or its type.
         name: the port's name in the graph; by default that of the first port it flows into.
         optional: whether the graph may be run without it; it then flows into optional ports only.
+
+    Raises:
+        DeclarationError: for anything that no port can be annotated with.
 
     Example:
         >>> from nemolet.types import TokenIdsBT
         >>> Input(TokenIdsBT, "tokens")
         Symbol(input tokens: B T TokenIds(vocab=V))
     """
-    found = [arg for arg in get_args(type) if isinstance(arg, NeuralType)]
-    declared = type if isinstance(type, (NeuralType, ListOf, DictOf)) else found[0] if found else None
+    where = f"input {name or '?'}"
+    is_type = isinstance(type, (NeuralType, ListOf, DictOf))
+    declared, may_miss = (type, False) if is_type else port_type(type, where)
     if declared is None:
         raise DeclarationError(
-            "an input needs a type", where=f"Input({type!r})", expected="an alias such as nl.TokenIdsBT", found=type
+            "an input needs a type", where=where, expected="an alias such as nl.TokenIdsBT", found=type
         )
-    return Symbol(Port(name, declared, optional))
+    return Symbol(Port(name, declared, optional or may_miss))
+
+
+def inputs_of(module: Typed) -> dict[str, Symbol]:
+    """An input for each port of a module, by name: what a graph needs that is to be called as the module is.
+
+    Example:
+        >>> from nemolet.nn import Decoder
+        >>> inputs_of(Decoder(layers=1, width=8, heads=2))["mask"]
+        Symbol(input mask: B T Mask)
+    """
+    return {name: Symbol(port) for name, port in module.input_ports.items()}
 
 
 def symbols_of(value: object) -> Iterable[Symbol]:

@@ -1,11 +1,12 @@
-"""Axis letters, element types and their comparison: the only shape vocabulary of nemolet.
+"""Axis letters, element types and types of ports: the only shape vocabulary of nemolet.
 
 A :class:`NeuralType` says which axes a tensor has and what its numbers mean. Everything else in
 the library that speaks of shapes (wiring checks, pictures, parameter layouts, export, serving)
 is derived from the declarations written in this vocabulary.
 
 Reading order: the legend of letters, :class:`Axis`, the element types, :class:`NeuralType`,
-containers, comparison, and last the aliases that annotate ``forward`` methods.
+containers, and last the aliases that annotate ``forward`` methods. Whether a tensor of one type may enter a port
+of another is said by :mod:`nemolet.comparison`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, fields, replace
-from enum import Enum
 from typing import Annotated
 
 from torch import Tensor
@@ -241,28 +241,6 @@ class Count(Element):
 # --------------------------------------------------------------------------------------------------
 
 
-class Outcome(Enum):
-    """Result of comparing an expected type with one that was found.
-
-    Only SAME and GREATER (the expected element is a parent of the found one) may flow.
-    """
-
-    SAME = "same"
-    GREATER = "the expected element is a parent of the found one"
-    LESS = "the found element is more general than the expected one"
-    DIM_INCOMPATIBLE = "an axis has another size"
-    TRANSPOSE_SAME = "the same axes in another order"
-    CONTAINER_SIZE_MISMATCH = "containers of another kind, depth or length"
-    SAME_TYPE_INCOMPATIBLE_PARAMS = "the same element with another parameter"
-    INCOMPATIBLE = "another element or other axes"
-    UNCHECKED = "nothing is declared"
-
-    @property
-    def flows(self) -> bool:
-        """Whether a wire with this outcome is allowed."""
-        return self in (Outcome.SAME, Outcome.GREATER)
-
-
 class NeuralType:
     """The axes of a tensor and what its numbers mean.
 
@@ -274,9 +252,8 @@ class NeuralType:
         DeclarationError: for an unknown letter, a repeated letter, or an element that is not one.
 
     Example:
-        >>> want, have = NeuralType("B T D=512", Hidden()), NeuralType("B T D=256", Hidden())
-        >>> want.compare(have).name
-        'DIM_INCOMPATIBLE'
+        >>> str(NeuralType("B T D=256", Hidden()))
+        'B T D=256 Hidden'
     """
 
     __slots__ = ("axes", "element")
@@ -321,10 +298,6 @@ class NeuralType:
     def __repr__(self) -> str:
         return f"NeuralType({' '.join(map(str, self.axes))!r}, {self.element!r})"
 
-    def compare(self, found: PortType | None) -> Outcome:
-        """Compare this expected type with a found one; see :func:`compare`."""
-        return compare(self, found)
-
 
 @dataclass(frozen=True)
 class ListOf:
@@ -348,73 +321,6 @@ class DictOf:
 
 
 PortType = NeuralType | ListOf | DictOf
-
-
-def compare(expected: PortType, found: PortType | None) -> Outcome:
-    """Say whether a tensor of type ``found`` may enter a port of type ``expected``.
-
-    Unlike in NeMo, an axis that matches anything never hides a mismatch found at another axis.
-    """
-    if found is None:
-        return Outcome.UNCHECKED
-    if isinstance(expected, NeuralType) and isinstance(found, NeuralType):
-        if isinstance(expected.element, Void) and not expected.axes:
-            return Outcome.SAME
-        axes = compare_axes(expected.axes, found.axes)
-        element = compare_elements(expected.element, found.element)
-        if element in (Outcome.INCOMPATIBLE, Outcome.LESS):
-            return element
-        return axes if axes is not Outcome.SAME else element
-    if type(expected) is not type(found) or isinstance(expected, NeuralType) or isinstance(found, NeuralType):
-        return Outcome.CONTAINER_SIZE_MISMATCH
-    if (
-        isinstance(expected, ListOf)
-        and isinstance(found, ListOf)
-        and None not in (expected.size, found.size)
-        and expected.size != found.size
-    ):
-        return Outcome.CONTAINER_SIZE_MISMATCH
-    return compare(expected.item, found.item)
-
-
-def compare_axes(expected: tuple[Axis, ...], found: tuple[Axis, ...]) -> Outcome:
-    """Compare axes by position: rank, then letters, then sizes."""
-    pairs = pair_axes(expected, found)
-    if pairs is None:
-        return Outcome.INCOMPATIBLE
-    if not all(want.fits(have) for want, have in pairs):
-        kinds = [Counter(axis.kind for axis in axes) for axes in zip(*pairs)]
-        return Outcome.TRANSPOSE_SAME if kinds[0] == kinds[1] else Outcome.INCOMPATIBLE
-    sizes_agree = all(want.size is None or have.size is None or want.size == have.size for want, have in pairs)
-    return Outcome.SAME if sizes_agree else Outcome.DIM_INCOMPATIBLE
-
-
-def pair_axes(expected: tuple[Axis, ...], found: tuple[Axis, ...]) -> list[tuple[Axis, Axis]] | None:
-    """Pair axes by position, after '...' took what is left over; None where the ranks differ."""
-    open_want = bool(expected) and expected[0].letter == REST
-    open_have = bool(found) and found[0].letter == REST
-    want, have = expected[open_want:], found[open_have:]
-    if (len(want) > len(have) and not open_have) or (len(have) > len(want) and not open_want):
-        return None
-    shared = min(len(want), len(have))
-    return list(zip(want[len(want) - shared :], have[len(have) - shared :]))
-
-
-def compare_elements(expected: Element, found: Element) -> Outcome:
-    """Compare elements by class and by the fields both know."""
-    if isinstance(expected, Void):
-        return Outcome.SAME
-    if not isinstance(found, type(expected)):
-        return Outcome.LESS if isinstance(expected, type(found)) else Outcome.INCOMPATIBLE
-    for name in (f.name for f in fields(expected)):
-        want, have = getattr(expected, name), getattr(found, name)
-        if isinstance(want, str) and isinstance(have, str):
-            agree = Axis(want).fits(Axis(have))
-        else:  # a letter stands for a size that only the graph knows
-            agree = want is None or have is None or isinstance(want, str) or isinstance(have, str) or want == have
-        if not agree:
-            return Outcome.SAME_TYPE_INCOMPATIBLE_PARAMS
-    return Outcome.SAME if type(expected) is type(found) else Outcome.GREATER
 
 
 Binding = int | float | str | Axis

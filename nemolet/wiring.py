@@ -12,21 +12,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+from nemolet.comparison import Outcome, compare, pair_axes
 from nemolet.errors import WiringError, did_you_mean
-from nemolet.symbols import Node, Port, Symbol, Typed, Wire, holds_symbol, symbols_of, upstream
-from nemolet.types import (
-    ANY,
-    LEGEND,
-    REST,
-    Axis,
-    DictOf,
-    Element,
-    ListOf,
-    NeuralType,
-    Outcome,
-    PortType,
-    compare,
-)
+from nemolet.ports import Port
+from nemolet.symbols import Node, Symbol, Typed, Wire, holds_symbol, symbols_of, upstream
+from nemolet.types import ANY, LEGEND, REST, Axis, DictOf, Element, ListOf, NeuralType, PortType
 
 
 class Var:
@@ -44,6 +34,11 @@ class Var:
         while var.parent is not None:
             var = var.parent
         return var
+
+    def axis(self) -> Axis:
+        """What is known of it; an axis of any kind is of the kind it has met."""
+        root = self.root()
+        return Axis(root.letter if self.letter == ANY else self.letter, root.size)
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,28 @@ class Resolved:
     def plain(self) -> NeuralType:
         """The type with everything the check found out."""
         known = {k: v.root().size for k, v in self.refs.items() if v.root().size and k != "of"}
-        axes = tuple(Axis(v.letter, v.root().size) for v in self.axes)
+        axes = tuple(var.axis() for var in self.axes)
         return NeuralType(_distinct(axes), replace(self.element, **known) if known else self.element)
+
+
+@dataclass
+class Items:
+    """A container during a check: all its items have one type."""
+
+    item: ResolvedTree
+    length: int | None  # of a list; it becomes known where the list enters a port with a length
+    named: bool = False  # whether it is a dictionary
+
+    def plain(self) -> PortType:
+        """The type with everything the check found out."""
+        return self.holding(self.item.plain())
+
+    def holding(self, item: PortType) -> PortType:
+        """This container as a type, of items of a type."""
+        return DictOf(item) if self.named else ListOf(item, self.length)
+
+
+ResolvedTree = Resolved | Items
 
 
 def _distinct(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
@@ -82,9 +97,6 @@ def _distinct(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
     return tuple(result)
 
 
-ResolvedTree = Resolved | list["ResolvedTree"] | dict[str, "ResolvedTree"]
-
-
 class Scope:
     """The axis variables of one node."""
 
@@ -93,6 +105,7 @@ class Scope:
         self.letters: dict[str, Var] = {}
 
     def var(self, axis: Axis, port: str) -> Var:
+        """The variable of a letter; each 'Any' is an axis of its own."""
         origin = f"{self.label}.{port}" if port else self.label
         # An axis with a size of its own is told apart by it: one module may have a wide and a narrow D.
         key = str(axis) if axis.letter != ANY else f"Any{len(self.letters)}"
@@ -101,6 +114,7 @@ class Scope:
         return self.letters[key]
 
     def resolve(self, declared: NeuralType, port: str) -> Resolved:
+        """A declared type with the variables of this node."""
         axes = tuple(self.var(axis, port) for axis in declared.axes)
         refs: dict[str, Var] = {}
         for f in fields(declared.element):
@@ -108,6 +122,13 @@ class Scope:
             if isinstance(value, str):
                 refs[f.name] = self.var(Axis(value), port)
         return Resolved(axes, declared.element, refs)
+
+    def resolve_tree(self, declared: PortType, port: str) -> ResolvedTree:
+        """The same for containers too."""
+        if isinstance(declared, NeuralType):
+            return self.resolve(declared, port)
+        item = self.resolve_tree(declared.item, port)
+        return Items(item, None, named=True) if isinstance(declared, DictOf) else Items(item, declared.size)
 
 
 class Solution:
@@ -118,33 +139,19 @@ class Solution:
 
     def type_of(self, symbol: Symbol) -> PortType:
         """The solved type of a symbol."""
-        return _plain(self._types[_key(symbol)], symbol.port.type)
+        return self.resolved(symbol).plain()
 
-    def root_of(self, symbol: Symbol) -> Resolved | None:
-        """The axis variables of a symbol, or None for a container."""
-        found = self._types[_key(symbol)]
-        return found if isinstance(found, Resolved) else None
+    def resolved(self, symbol: Symbol, port: str = "?") -> ResolvedTree:
+        """The variables of a symbol; those of a graph's input are made when it first enters a port."""
+        # Symbols of one output are made anew by each look at a node, so they are told apart by node and port.
+        key = symbol if symbol.node is None else (symbol.node, symbol.port.name)
+        if key not in self._types:
+            self._types[key] = Scope(f"input {symbol.port.name or port}").resolve_tree(symbol.port.type, "")
+        return self._types[key]
 
     def store(self, symbol: Symbol, resolved: ResolvedTree) -> None:
-        self._types[_key(symbol)] = resolved
-
-    def lookup(self, symbol: Symbol) -> ResolvedTree | None:
-        return self._types.get(_key(symbol))
-
-
-def _key(symbol: Symbol) -> object:
-    # Symbols of one output are made anew by each look at a node, so they are told apart by node and port.
-    return symbol if symbol.node is None else (symbol.node, symbol.port.name)
-
-
-def _plain(resolved: ResolvedTree, declared: PortType) -> PortType:
-    if isinstance(resolved, Resolved):
-        return resolved.plain()
-    if isinstance(resolved, list) and isinstance(declared, ListOf):
-        return ListOf(_plain(resolved[0], declared.item) if resolved else declared.item, declared.size)
-    assert isinstance(resolved, dict) and isinstance(declared, DictOf)
-    item = next(iter(resolved.values()), None)
-    return DictOf(declared.item if item is None else _plain(item, declared.item))
+        """Keep the variables of an output of a node."""
+        self._types[symbol.node, symbol.port.name] = resolved
 
 
 def check(nodes: Sequence[Node]) -> Solution:
@@ -158,44 +165,104 @@ def check(nodes: Sequence[Node]) -> Solution:
         scope = Scope(node.module.label)
         for name, port in node.module.input_ports.items():
             if name in node.wires:
-                _flow(port.type, node.wires[name], port, scope, solution)
+                _Entry(port, scope, solution).take(node.wires[name], port.type)
         for name, symbol in node.outputs().items():
-            solution.store(symbol, _fresh(symbol.port.type, scope, name))
+            solution.store(symbol, scope.resolve_tree(symbol.port.type, name))
     return solution
 
 
-def _fresh(declared: PortType, scope: Scope, port: str) -> ResolvedTree:
-    if isinstance(declared, NeuralType):
-        return scope.resolve(declared, port)
-    if isinstance(declared, ListOf):
-        return [_fresh(declared.item, scope, port) for _ in range(declared.size or 1)]
-    return {"*": _fresh(declared.item, scope, port)}
+@dataclass(frozen=True)
+class _Entry:
+    """A port that a wire enters."""
 
+    port: Port
+    scope: Scope
+    solution: Solution
 
-def _flow(declared: PortType, wire: Wire, port: Port, scope: Scope, solution: Solution) -> None:
-    """Let a wire enter a port: the types must fit, and their axes become one."""
-    if isinstance(wire, Symbol):
-        resolved = solution.lookup(wire)
-        if resolved is None:  # an input of the graph, met for the first time
-            resolved = _fresh(wire.port.type, Scope(f"input {wire.port.name or port.name}"), "")
-            solution.store(wire, resolved)
-        if wire.port.optional and not port.optional:
-            raise WiringError(
-                "an optional output flows into a port that needs a value",
-                where=f"{scope.label}.{port.name}",
-                expected=f"{port}",
-                found=f"{wire.name} | None",
-                fix=f"make port {port.name!r} optional, or the source not",
-            )
-        _unify(declared, resolved, _plain(resolved, wire.port.type), wire.name, port, scope)
-        return
-    kind: type = list if isinstance(declared, ListOf) else dict if isinstance(declared, DictOf) else Symbol
-    if isinstance(declared, NeuralType) or not isinstance(wire, kind):
-        raise _misfit(Outcome.CONTAINER_SIZE_MISMATCH, declared, _describe(wire), _names(wire), port, scope)
-    if isinstance(declared, ListOf) and declared.size not in (None, len(wire)):
-        raise _misfit(Outcome.CONTAINER_SIZE_MISMATCH, declared, _describe(wire), _names(wire), port, scope)
-    for item in wire.values() if isinstance(wire, dict) else wire:
-        _flow(declared.item, item, port, scope, solution)
+    @property
+    def where(self) -> str:
+        return f"{self.scope.label}.{self.port.name}"
+
+    def take(self, wire: Wire, declared: PortType) -> None:
+        """Let a wire enter: the types must fit, and their axes become one."""
+        if isinstance(wire, Symbol):
+            if wire.port.optional and not self.port.optional:
+                raise WiringError(
+                    "an optional output flows into a port that needs a value",
+                    where=self.where,
+                    expected=f"{self.port}",
+                    found=f"{wire.name} | None",
+                    fix=f"make port {self.port.name!r} optional, or the source not",
+                )
+            self.unify(declared, self.solution.resolved(wire, self.port.name), wire.name)
+            return
+        if isinstance(declared, DictOf) and isinstance(wire, dict):
+            items = list(wire.values())
+        elif isinstance(declared, ListOf) and isinstance(wire, list) and declared.size in (None, len(wire)):
+            items = wire
+        else:
+            raise self.misfit(Outcome.CONTAINER_SIZE_MISMATCH, declared, _describe(wire), _names(wire))
+        for item in items:
+            self.take(item, declared.item)
+
+    def unify(self, declared: PortType, resolved: ResolvedTree, source: str) -> None:
+        """Compare what is known of both sides, and make it one."""
+        found = resolved.plain()
+        outcome = compare(declared, found)
+        if not outcome.flows:
+            raise self.misfit(outcome, declared, found, source)
+        if isinstance(resolved, Items):
+            assert isinstance(declared, (ListOf, DictOf))
+            if isinstance(declared, ListOf) and resolved.length is None:
+                resolved.length = declared.size
+            self.unify(declared.item, resolved.item, source)
+            return
+        assert isinstance(declared, NeuralType)
+        if not declared.axes and resolved.axes:
+            return  # Void
+        want = self.scope.resolve(declared, self.port.name)
+        pairs = _pair(want.axes, resolved.axes)
+        if pairs is None or not all(mine.axis().fits(theirs.axis()) for mine, theirs in pairs):
+            note = "'...' already stands for other axes"
+            raise self.misfit(Outcome.INCOMPATIBLE, declared, found, source, note)
+        pairs += [(want.refs[name], resolved.refs[name]) for name in want.refs if name in resolved.refs]
+        for name, var in want.refs.items():  # a letter here against a known number there
+            size = getattr(resolved.element, name, None)
+            if isinstance(size, int):
+                pairs.append((var, Var(var.letter, size, source)))
+        for name, var in resolved.refs.items():
+            size = getattr(want.element, name, None)
+            if isinstance(size, int):
+                pairs.append((Var(var.letter, size, self.where), var))
+        for mine, theirs in pairs:
+            clash = _merge(mine.root(), theirs.root())
+            if clash:
+                raise self.misfit(Outcome.DIM_INCOMPATIBLE, declared, found, source, clash)
+
+    def misfit(
+        self, outcome: Outcome, expected: PortType, found: object, source: str, note: str | None = None
+    ) -> WiringError:
+        """The one text for a wire that does not fit."""
+        what = {
+            Outcome.DIM_INCOMPATIBLE: "an axis has another size",
+            Outcome.TRANSPOSE_SAME: "the axes are in another order",
+            Outcome.CONTAINER_SIZE_MISMATCH: "the containers differ",
+            Outcome.SAME_TYPE_INCOMPATIBLE_PARAMS: "the elements have different parameters",
+            Outcome.LESS: "the element is too general",
+        }.get(outcome, "the types do not fit")
+        fix = {
+            Outcome.DIM_INCOMPATIBLE: (f"{note}; " if note else "") + "build both modules with the same size",
+            Outcome.TRANSPOSE_SAME: "transpose the tensor between the two modules",
+            Outcome.CONTAINER_SIZE_MISMATCH: "pass a container of the declared kind, depth and length",
+            Outcome.SAME_TYPE_INCOMPATIBLE_PARAMS: "give both modules the same value, or convert in between",
+        }.get(outcome, note or _element_fix(expected, found))
+        return WiringError(
+            f"{what}: {source} -> {self.where}",
+            where=self.where,
+            expected=f"{expected}   at input {self.where}",
+            found=f"{found}   from {source}",
+            fix=fix,
+        )
 
 
 def _describe(wire: Wire) -> str:
@@ -209,97 +276,37 @@ def _names(wire: Wire) -> str:
     return ", ".join(dict.fromkeys(s.name for s in symbols_of(wire))) or "an empty container"
 
 
-def _unify(declared: PortType, resolved: ResolvedTree, found: PortType, source: str, port: Port, scope: Scope) -> None:
-    outcome = compare(declared, found)
-    if not outcome.flows:
-        raise _misfit(outcome, declared, found, source, port, scope)
-    if not isinstance(declared, NeuralType):
-        assert isinstance(declared, (ListOf, DictOf)) and isinstance(found, (ListOf, DictOf))
-        for item in resolved.values() if isinstance(resolved, dict) else resolved if isinstance(resolved, list) else []:
-            _unify(declared.item, item, found.item, source, port, scope)
-        return
-    assert isinstance(resolved, Resolved)
-    if not declared.axes and len(resolved.axes):
-        return  # Void
-    want = scope.resolve(declared, port.name)
-    pairs = _pair(want.axes, resolved.axes)
-    if pairs is None:
-        raise _misfit(
-            Outcome.INCOMPATIBLE, declared, found, source, port, scope, note="'...' already stands for other axes"
-        )
-    pairs += [(want.refs[name], resolved.refs[name]) for name in want.refs if name in resolved.refs]
-    for name, var in want.refs.items():  # a letter here against a known number there
-        size = getattr(resolved.element, name, None)
-        if isinstance(size, int):
-            pairs.append((var, Var(var.letter, size, source)))
-    for name, var in resolved.refs.items():
-        size = getattr(want.element, name, None)
-        if isinstance(size, int):
-            pairs.append((Var(var.letter, size, f"{scope.label}.{port.name}"), var))
-    for mine, theirs in pairs:
-        _merge(mine.root(), theirs.root(), declared, found, source, port, scope)
-
-
 def _pair(want: tuple[Var, ...], have: tuple[Var, ...]) -> list[tuple[Var, Var]] | None:
     """Pair two rows of axes, where an open '...' takes what the other row has more; None where it cannot."""
-    open_want, open_have = (bool(row) and row[0].root().letter == REST for row in (want, have))
-    if len(want) == len(have) and open_want == open_have:
-        return list(zip(want, have))
-    if open_want and not (open_have and len(have) < len(want)):
-        short, long = want, have
-    elif open_have:
-        short, long = have, want
-    else:
+    pairs = pair_axes(want, have)
+    if pairs is None:
         return None
-    lead, rest = len(long) - len(short) + 1, short[0].root()
-    if lead < 0 or any(var.root() is rest for var in long):  # it cannot stand for itself and more
+    left, right = want[: len(want) - len(pairs)], have[: len(have) - len(pairs)]
+    if [var.letter for var in left] != [REST]:
+        left, right = right, left
+    if not left:
+        return pairs
+    (rest,) = left
+    if [var.letter for var in right] == [REST]:
+        return [(rest, right[0]), *pairs]
+    if any(var.root() is rest.root() for var in right):  # it cannot stand for itself and more
         return None
-    rest.axes = long[:lead]
-    return list(zip(want[len(want) - len(long) + lead :], have[len(have) - len(long) + lead :]))
+    rest.root().axes = right
+    return pairs
 
 
-def _merge(mine: Var, theirs: Var, declared: PortType, found: PortType, source: str, port: Port, scope: Scope) -> None:
+def _merge(mine: Var, theirs: Var) -> str | None:
+    """Make two variables one; where their sizes differ, say so."""
     if mine is theirs:
-        return
+        return None
     if mine.size is not None and theirs.size is not None and mine.size != theirs.size:
-        raise _misfit(
-            Outcome.DIM_INCOMPATIBLE,
-            declared,
-            found,
-            source,
-            port,
-            scope,
-            note=f"{mine.letter} is {mine.size} by {mine.origin}, but {theirs.size} by {theirs.origin}",
-        )
+        return f"{mine.letter} is {mine.size} by {mine.origin}, but {theirs.size} by {theirs.origin}"
     if theirs.size is None and mine.size is not None:
         theirs.size, theirs.origin = mine.size, mine.origin
+    if theirs.letter == ANY:
+        theirs.letter = mine.letter
     mine.parent = theirs
-
-
-def _misfit(
-    outcome: Outcome, expected: PortType, found: object, source: str, port: Port, scope: Scope, note: str | None = None
-) -> WiringError:
-    """The one text for a wire that does not fit."""
-    what = {
-        Outcome.DIM_INCOMPATIBLE: "an axis has another size",
-        Outcome.TRANSPOSE_SAME: "the axes are in another order",
-        Outcome.CONTAINER_SIZE_MISMATCH: "the containers differ",
-        Outcome.SAME_TYPE_INCOMPATIBLE_PARAMS: "the elements have different parameters",
-        Outcome.LESS: "the element is too general",
-    }.get(outcome, "the types do not fit")
-    fix = {
-        Outcome.DIM_INCOMPATIBLE: (f"{note}; " if note else "") + "build both modules with the same size",
-        Outcome.TRANSPOSE_SAME: "transpose the tensor between the two modules",
-        Outcome.CONTAINER_SIZE_MISMATCH: "pass a container of the declared kind, depth and length",
-        Outcome.SAME_TYPE_INCOMPATIBLE_PARAMS: "give both modules the same value, or convert in between",
-    }.get(outcome, note or _element_fix(expected, found))
-    return WiringError(
-        f"{what}: {source} -> {scope.label}.{port.name}",
-        where=f"{scope.label}.{port.name}",
-        expected=f"{expected}   at input {scope.label}.{port.name}",
-        found=f"{found}   from {source}",
-        fix=fix,
-    )
+    return None
 
 
 def _element_fix(expected: PortType, found: object) -> str:

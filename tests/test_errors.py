@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import configparser
 import copy
 import pickle
+import re
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nemolet as nl
 from nemolet import errors
+from nemolet.data.audio import resample
 from nemolet.errors import NemoletError, did_you_mean, nearest
+from nemolet.training.experiment import _loggers
+from nemolet.training.settings import Training
 
 KINDS = [
     kind
@@ -66,3 +74,26 @@ def test_a_suggestion_is_a_question_or_nothing():
 def test_an_unknown_public_name_is_met_with_the_nearest():
     with pytest.raises(AttributeError, match="did you mean 'Graph'"):
         nl.Grpah  # noqa: B018
+
+
+PACKAGES = {  # the extra that brings a package, and a use of it
+    "tokenizers": ("hf", lambda: nl.tokenizers.HuggingFaceTokenizer(b"{}")),
+    "huggingface_hub": ("hf", lambda: nl.load("hf://owner/name")),
+    "soundfile": ("speech", lambda: nl.data.load_audio(__file__)),
+    "soxr": ("speech", lambda: resample(np.zeros(9, np.float32), 2, 3)),
+    "wandb": ("wandb", lambda: _loggers(Training(loggers=("wandb",)), Path())),
+    "mlflow": ("mlflow", lambda: _loggers(Training(loggers=("mlflow",)), Path())),
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_missing_package_is_told_with_the_extra_that_brings_it(package, monkeypatch):
+    extra, use = PACKAGES[package]
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(NemoletError) as refused:
+        use()
+    assert f"the package {package} is missing" in str(refused.value)
+    assert f'pip install "nemolet[{extra}]"' in str(refused.value)
+    extras = configparser.ConfigParser()
+    extras.read(Path(__file__).parents[1] / "setup.cfg")
+    assert re.search(rf"^{package}\b", extras["options.extras_require"][extra], re.MULTILINE)

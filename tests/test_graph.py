@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from typing import Annotated, NamedTuple
 
 import pytest
@@ -212,6 +213,70 @@ def test_gradients_reach_every_parameter():
     assert all(parameter.grad.abs().sum() > 0 for parameter in graph.parameters())
 
 
+def test_containers_are_inputs_of_a_graph():
+    graph = Graph(total=Add()(Input(list[HiddenBTD], "parts")), weighed=Weigh()(Input(dict[str, HiddenBTD], "streams")))
+    one, two = torch.ones(1, 2, 3), torch.full((1, 2, 3), 2.0)
+    with nl.checked():
+        found = graph(parts=[one, two, two], streams={"a": one, "b": two})
+        with pytest.raises(nl.NemoletError, match="streams: the container differs"):
+            graph(parts=[one], streams=[one])
+    same(found["total"], 5 * one)
+    same(found["weighed"], 21 * one)
+    outer = Graph(Graph(Add()(Input(list[HiddenBTD], "parts")))([Embed()(tokens())]))
+    assert str(outer.input_ports["tokens"].type) == "B T TokenIds(vocab=5)"
+
+
+def test_letters_of_a_container_are_those_of_the_graph():
+    graph = Graph(a=Add()(Input(list[HiddenBTD], "parts")), b=Scale(2.0)(Input(HiddenBTD, "x")))
+    assert str(graph.input_ports["parts"].type.item.axes) == str(graph.output_ports["a"].type.axes)
+    assert not {axis.letter for axis in graph.input_ports["x"].type.axes[:2]} & {
+        axis.letter for axis in graph.output_ports["a"].type.axes
+    }
+
+
+class Watch(NeuralModule):
+    """Makes a tensor, and notes which of those made before are still alive."""
+
+    def __init__(self, made: list, alive: list) -> None:
+        super().__init__()
+        self.made, self.alive = made, alive
+
+    def forward(self, hidden: HiddenRestD) -> HiddenRestD:
+        self.alive.append(sum(each() is not None for each in self.made))
+        result = hidden + 1
+        self.made.append(weakref.ref(result))
+        return result
+
+
+def test_a_value_is_freed_after_its_last_use():
+    made, alive = [], []
+    layers = [Watch(made, alive) for _ in range(6)]
+    x = Input(HiddenBTD, "x")
+    end = layers[0](x)
+    for layer in layers[1:]:
+        end = layer(end)
+    with torch.no_grad():
+        result = Graph(end)(torch.zeros(1, 1, 2))
+    assert alive == [0, 1, 1, 1, 1, 1]
+    same(result, torch.full((1, 1, 2), 6.0))
+
+
+def test_a_value_that_is_read_later_or_returned_is_kept():
+    made, alive = [], []
+    first, second, third = (Watch(made, alive) for _ in range(3))
+    split = Split()
+    start = first(Input(HiddenBTD, "x"))
+    middle = second(start)
+    graph = Graph(out=Add()([third(split(middle).minus), start]), middle=middle)
+    for _ in range(2):
+        made.clear()
+        with torch.no_grad():
+            result = graph(torch.zeros(1, 1, 2))
+        same(result["out"], torch.zeros(1, 1, 2))
+        same(result["middle"], torch.full((1, 1, 2), 2.0))
+        assert [each() is not None for each in made] == [False, True, False]
+
+
 # --------------------------------------------------------------------------------------------------
 # Nesting
 # --------------------------------------------------------------------------------------------------
@@ -284,6 +349,25 @@ def test_a_wire_may_lead_to_an_earlier_module():
     graph = compose({"head": Head(), "embed": Embed()}, {"head.hidden": "embed.output"})
     assert list(graph.input_ports) == ["tokens"]
     assert list(graph.output_ports) == ["output"]
+
+
+def test_a_module_named_without_a_port_is_its_only_one():
+    modules = {"embed": Embed(), "a": Scale(2.0), "b": Scale(3.0), "add": Add()}
+    graph = compose(modules, {"b": "embed", "add": ["a", "b", "embed"]}, outputs={"sum": "add", "half": "a"})
+    assert list(graph.input_ports) == ["tokens"]
+    same(graph(TOKENS)["sum"], 6 * Embed()(TOKENS))
+    same(graph(TOKENS)["half"], 2 * Embed()(TOKENS))
+    assert list(compose(modules, {"b": "embed", "add": ["a", "b"]}, outputs=["add"]).output_ports) == ["output"]
+
+
+def test_a_module_is_not_named_after_an_input():
+    class Mask(NeuralModule):
+        def forward(self, hidden: HiddenBTD, mask: MaskBT) -> HiddenBTD:
+            return hidden * mask[..., None]
+
+    graph = Graph(Mask()(Embed()(tokens()), Input(MaskBT, "mask")))
+    assert list(dict(graph.named_children())) == ["embed", "mask_2"]
+    assert recompose(graph, dict(graph.named_children())).config() == graph.config()
 
 
 def test_outputs_nothing_uses_are_the_outputs():

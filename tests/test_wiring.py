@@ -42,6 +42,7 @@ from nemolet.wiring import check
 IndexBT = Annotated[Tensor, NeuralType("B T", Index())]
 HiddenBDT = Annotated[Tensor, NeuralType("B D T", Hidden())]
 HiddenAnyTD = Annotated[Tensor, NeuralType("Any T D", Hidden())]
+HiddenVTD = Annotated[Tensor, NeuralType("V T D", Hidden())]
 HiddenBD = Annotated[Tensor, NeuralType("B D", Hidden())]
 HiddenRestTD = Annotated[Tensor, NeuralType("... T D", Hidden())]
 
@@ -180,6 +181,31 @@ class Deep(NeuralModule):
 class Fan(NeuralModule):
     def forward(self, hidden: HiddenBTD) -> tuple[HiddenBTD, HiddenBTD, HiddenBTD]:
         return (hidden,) * 3
+
+
+class Triple(NeuralModule):
+    def forward(self, parts: tuple[HiddenBTD, HiddenBTD, HiddenBTD]) -> HiddenBTD:
+        return parts[0]
+
+
+class Grid(NeuralModule):
+    def forward(self, parts: list[tuple[HiddenBTD, HiddenBTD]]) -> HiddenBTD:
+        return parts[0][0]
+
+
+class Turned(NeuralModule):
+    def forward(self, hidden: HiddenVTD) -> HiddenVTD:
+        return hidden
+
+
+class Masked(NamedTuple):
+    hidden: HiddenBTD
+    mask: MaskBT
+
+
+class Masker(NeuralModule):
+    def forward(self, hidden: HiddenBTD) -> Masked:
+        return Masked(hidden, hidden.sum(-1) > 0)
 
 
 class Streams(NeuralModule):
@@ -534,6 +560,99 @@ def ambiguous_match():
     return lambda: compose(modules, wires)
 
 
+@refused("several outputs fit this port", "d.mask", "a.mask, b.mask", "wires: {d.mask: a.mask}, or null")
+def ambiguous_match_of_an_optional_port():
+    modules = {"a": Masker(), "b": Masker(), "d": Layer()}
+    return lambda: compose(modules, {"a.hidden": "x", "b.hidden": "y", "d.hidden": "x"})
+
+
+@refused("a has several ports", "wires.b.hidden", "a.hidden: B T D Hidden, a.memory: B T D Hidden")
+def wire_from_a_module_with_several_outputs():
+    modules = {"a": Split(), "b": Layer()}
+    return lambda: compose(modules, {"b.hidden": "a"})
+
+
+@refused("b has several ports", "wires.b", "b.hidden: B T D Hidden, b.memory: B S D Hidden")
+def wire_into_a_module_with_several_ports():
+    modules = {"a": Layer(), "b": Cross()}
+    return lambda: compose(modules, {"b": "a"})
+
+
+@refused("b.hidden: two wires enter one port", "a.output and x")
+def two_wires_into_one_port():
+    modules = {"a": Layer(), "b": Layer()}
+    return lambda: compose(modules, {"b": "a", "b.hidden": "x"})
+
+
+@refused("nothing flows into port 'memory'", "b.memory", "B S D Hidden")
+def null_for_a_port_that_needs_a_wire():
+    modules = {"a": Layer(), "b": Cross()}
+    return lambda: compose(modules, {"b.memory": None})
+
+
+@refused("options.lst", "options of no module", "did you mean 'last'?")
+def options_of_no_module():
+    modules = {"last": Scaled()}
+    return lambda: compose(modules, options={"lst": {"scale": 2.0}})
+
+
+@refused("a module cannot have this name", "'tokens'", "no input")
+def module_named_like_an_input():
+    modules = {"tokens": Embed()}
+    return lambda: compose(modules)
+
+
+@refused("turned.hidden", "input x", "B T D", "V T D")
+def any_between_two_axes():
+    layer, turned = Layer(), Turned()
+
+    def wire():
+        x = Input(HiddenAnyTD, "x")
+        return Graph(a=layer(x), b=turned(x))
+
+    return wire
+
+
+@refused("turned.hidden", "any_batch.output", "B T D", "V T D")
+def any_output_between_two_axes():
+    first, layer, turned = AnyBatch(), Layer(), Turned()
+
+    def wire():
+        x = first(hidden())
+        return Graph(a=layer(x), b=turned(x))
+
+    return wire
+
+
+@refused("add.right", "input y", "B V D", "'...' already stands for other axes")
+def open_axes_between_two_axes():
+    add = Add()
+    return lambda: add(hidden(), Input(NeuralType("B V D", Hidden()), "y"))
+
+
+@refused("triple.parts", "input parts", "list[B T D Hidden] of 3", "list[B T D Hidden] of 2")
+def list_of_any_length_between_two_lengths():
+    pair, triple = Pair(), Triple()
+
+    def wire():
+        parts = Input(list[HiddenBTD], "parts")
+        return Graph(a=pair(parts), b=triple(parts))
+
+    return wire
+
+
+@refused("grid.parts", "input x, input y, input z", "list of 3", "list[B T D Hidden] of 2")
+def nested_list_of_the_wrong_length():
+    grid = Grid()
+    return lambda: grid([[hidden("x"), hidden("y"), hidden("z")]])
+
+
+@refused("layer.hiden", "there is no port 'hiden'", "embed.output", "did you mean 'hidden'?")
+def renamed_port():
+    embed, layer = Embed(), Layer()
+    return lambda: layer(hiden=embed(tokens()))
+
+
 @refused("the wires form a cycle", "b.output -> a.hidden", "a.output -> b.hidden")
 def cycle():
     modules = {"a": Layer(), "b": Layer()}
@@ -591,10 +710,18 @@ def test_a_wrong_wire_is_refused_before_any_tensor_exists(build, texts):
     for text in texts:
         assert text in str(caught.value)
     assert caught.value.where
+    source, arrow, target = caught.value.what.rpartition(": ")[2].partition(" -> ")
+    if arrow:  # a wire that does not fit: both its ports are named, each beside its own type
+        assert f"from {source}" in caught.value.found
+        assert f"at input {target}" in caught.value.expected
 
 
 def test_the_table_is_long_and_the_recorder_records():
-    assert len(CASES) >= 24
+    assert len(CASES) >= 60
+    promised = ["element", "axis", "size"]
+    assert {f"wrong_{what}" for what in promised} <= (names := {case.id for case in CASES})
+    promised = "missing_port doubled_port renamed_port ambiguous_match cycle any_between_two_axes"
+    assert {*promised.split(), "nested_list_of_the_wrong_length", "any_beside_a_wrong_axis"} <= names
     with NoTensors() as torch_ran:
         torch.zeros(1).add(1)
     assert any("zeros" in name for name in torch_ran.operations)
@@ -675,6 +802,20 @@ def test_a_list_is_checked_item_by_item():
     assert solved(Streams()({"a": embed(tokens()), "b": hidden()})) == "B T D=8 Hidden"
 
 
+def test_an_axis_of_any_kind_is_of_the_kind_it_meets():
+    x = Input(HiddenAnyTD, "x")
+    assert solved(x_end := AnyBatch()(x)) == "Any T D Hidden"
+    assert str(Graph(Cross()(x, x)).input_ports["x"].type) == "B T D Hidden"
+    assert solved(Layer()(x_end)) == "B T D Hidden"
+    assert solved(Turned()(AnyBatch()(hidden()))) == "V T D Hidden"  # each Any is an axis of its own
+
+
+def test_a_list_of_any_length_has_the_length_of_the_port_it_enters():
+    parts = Input(list[HiddenBTD], "parts")
+    graph = Graph(Pair()(parts), Sum()(parts))
+    assert str(graph.input_ports["parts"]) == "parts: list[B T D Hidden] of 2"
+
+
 def test_an_optional_port_may_stay_open_or_take_an_optional_input():
     layer = Layer()
     assert solved(layer(hidden())) == solved(layer(hidden(), Input(MaskBT, optional=True)))
@@ -708,10 +849,18 @@ def test_a_deep_stack_meets_no_recursion_limit():
 def test_inputs_are_declared_by_alias_or_type():
     assert str(Input(ListOf(NeuralType("B T", Index()))).port.type) == "list[B T Index]"
     assert str(Input(DictOf(NeuralType("B", Audio())), "a")) == "Symbol(input a: dict[str, B Audio])"
-    with pytest.raises(DeclarationError, match="an input needs a type"):
-        Input(Tensor)
+    assert str(Input(list[HiddenBTD], "parts")) == "Symbol(input parts: list[B T D Hidden])"
+    assert str(Input(tuple[HiddenBTD, HiddenBTD]).port.type) == "list[B T D Hidden] of 2"
+    assert str(Input(dict[str, MaskBT] | None, "m").port) == "m: dict[str, B T Mask] | None"
+    for wrong in (Tensor, list[Tensor], HiddenBTD | MaskBT, tuple[HiddenBTD, MaskBT]):
+        with pytest.raises(DeclarationError, match="input x: "):
+            Input(wrong, "x")
+    for wrong in (int, "B T D", None):
+        with pytest.raises(DeclarationError, match="an input needs a type"):
+            Input(wrong)
 
 
 def test_a_symbol_has_no_value():
-    with pytest.raises(WiringError, match="a symbol has no value yet"):
-        bool(hidden())
+    for use in (bool, len, list, lambda symbol: symbol[0]):
+        with pytest.raises(WiringError, match="a symbol has no value yet"):
+            use(hidden())

@@ -2,8 +2,8 @@
 
 Every verb is a module of this package with a ``Settings`` dataclass and a ``run`` function; the values are in
 ``conf/<verb>.yaml``. This file finds the verb, composes and validates its config, and runs it. A plain run
-composes the config itself, so that a mistake is answered before anything heavy is imported; flags that belong
-to Hydra (``--multirun``, ``--cfg``, ``--info``, ``--shell-completion``) are handed to Hydra.
+composes the config itself, so that a mistake is answered before anything heavy is imported, and so does ``--help``;
+flags that belong to Hydra (``--multirun``, ``--cfg``, ``--info``, ``--shell-completion``) are handed to Hydra.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from nemolet.errors import ConfigError, NemoletError, nearest
@@ -34,7 +35,7 @@ VERBS = {
 }
 USAGE = """nemolet: typed neural modules of speech and language
 
-usage: nemolet <verb> [group=option] [key=value] ...
+usage: nemolet <verb> [word] ... [group=option] [key=value] ...
 
 {verbs}
 
@@ -42,8 +43,8 @@ examples:
   nemolet train experiment=demo                       a small model, on text that Python carries
   nemolet train data.path=my.txt model=llama_tiny     your own text
   nemolet train optim.lr=1e-3,3e-3 --multirun         one run for each value
-  nemolet generate archive=runs/demo/model.nemolet prompt="def "
-  nemolet convert from=hf_folder to=model.nemolet     weights of Hugging Face, and back again
+  nemolet generate runs/demo/model.nemolet "def "      words are taken as they are; so is what follows --
+  nemolet convert hf_folder model.nemolet             weights of Hugging Face, and back again
   nemolet list                                        what can be chosen
 
   nemolet <verb> --help       the config of a verb, with its groups
@@ -78,6 +79,8 @@ _FLAGS: dict[str, int | tuple[str, ...]] = {
     "--info": _INFO,
     "-i": _INFO,
 }
+SWEEP = {"--multirun", "-m"}
+_HELP = {"--help", "-h"}
 # Flags of our own, which are settings under a name that people expect.
 _ALIASES = {"--dry-run": "dry_run=true"}
 
@@ -101,12 +104,20 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(
                 "there is no such verb", where=f"nemolet {verb}", expected=", ".join(VERBS), found=verb, fix=fix
             )
-        flags, overrides = _split(arguments[1:])
-        if flags:
+        from nemolet.cli.words import quoted, taken
+
+        flags, plain, rest = _split(arguments[1:])
+        words, overrides = taken(verb, plain, rest, sweep=not SWEEP.isdisjoint(flags))
+        if flags and not _HELP.issuperset(flags):
             from nemolet.cli.hydra_app import run
 
-            return run(verb, flags, overrides)
-        return call(verb, composed(verb, overrides))
+            return run(verb, flags, overrides + quoted(words))
+        if flags:
+            from nemolet.cli.verb_help import show
+
+            show(verb, overrides, words)
+            return 0
+        return call(verb, composed(verb, overrides, words))
     except ConfigError as error:
         return report(error, 2)
     except NemoletError as error:
@@ -122,15 +133,16 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and overrides.
+def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Flags with their values, what is no flag, and what follows ``--``.
 
     Raises:
         ConfigError: for a flag that Hydra does not have, or one without its value.
     """
     flags: list[str] = []
     overrides: list[str] = []
-    rest = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest = arguments[:end]
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("-"):
@@ -154,7 +166,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             raise ConfigError("this flag needs a value", where=name, fix=f"for example {name} job")
         if not given and (takes == 1 or (isinstance(takes, tuple) and rest and rest[0] in takes)):
             flags.append(rest.pop(0))
-    return flags, overrides
+    return flags, overrides, arguments[end + 1 :]
 
 
 def home(verb: str) -> str:
@@ -162,17 +174,23 @@ def home(verb: str) -> str:
     return f"nemolet.cli.{'listing' if verb == 'list' else verb}"
 
 
-def composed(verb: str, overrides: list[str]) -> dict[str, Any]:
+def composed(verb: str, overrides: list[str], words: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The whole config of a verb, validated against its Settings without importing the verb.
+
+    Args:
+        verb: of the command.
+        overrides: in Hydra's grammar.
+        words: values that are taken as they are, by the name of their setting.
 
     Raises:
         ConfigError: listing every problem.
     """
+    from nemolet.cli.words import placed
     from nemolet.config import schema_of, validated
 
     schema = schema_of(home(verb), "Settings")
     assert schema is not None
-    return validated(verb, overrides, schema, supplied=SUPPLIED)
+    return validated(verb, overrides, schema, supplied=SUPPLIED, change=lambda config: placed(config, words or {}))
 
 
 def call(verb: str, config: dict[str, Any]) -> int:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from nemolet.cli import generate
+from nemolet.errors import TokenizerError
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Settings(generate.Settings):
 
 
 def run(settings: Settings) -> None:
-    """Read lines and continue each until the input ends."""
+    """Read lines and continue each until the input ends; a line that the model cannot read is said to be so."""
     from nemolet.language.decoding import stream
 
     model, tokenizer = generate.opened(settings.archive, settings.device)
@@ -25,15 +26,18 @@ def run(settings: Settings) -> None:
         text = line.rstrip("\n")
         if not text:
             return
-        for _, piece in stream(
-            model,
-            tokenizer,
-            [text],
-            max_new_tokens=settings.max_new_tokens,
-            sampling=generate.sampling(settings),
-            stop=stop,
-            seed=settings.seed + turn,
-        ):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        print()
+        try:
+            for _, piece in stream(
+                model,
+                tokenizer,
+                [text],
+                max_new_tokens=settings.max_new_tokens,
+                sampling=generate.sampling(settings),
+                stop=stop,
+                seed=settings.seed + turn,
+            ):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            print()
+        except TokenizerError as error:
+            print(f"{error}\nTry another line.", file=sys.stderr, flush=True)

@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nemolet.cli.train import Settings as Settings
-from nemolet.cli.train import with_sizes
+from nemolet.cli.train import assumed, wired
 from nemolet.config import build
-from nemolet.tokenizers import ByteTokenizer
 
 _GIGA = 2**30
-_LABELS = {name: ["O", "B-x", "I-x"] for name in ("labels", "intents", "slots")}  # only the data knows the real ones
 
 
 def run(settings: Settings) -> None:
     """Print the graph, its parameters, the memory of a step, and its arithmetic."""
     from nemolet.training.graphs import example_batch
+    from nemolet.training.optim import states
     from nemolet.training.throughput import flops_per_entry
+    from nemolet.types import NeuralType, TokenIds
 
     graph = wired(settings)
     print(graph.summary())
+    sizes = {name: size if isinstance(size, int) else len(size) for name, size in assumed(settings).items()}
+    if sizes:
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        print(f"\nassumed, since only the data knows: {told}")
     count = sum(p.numel() for p in graph.parameters())
-    states = {"adamw": 2, "muon": 1, "adafactor": 0}[settings.optim.name]
-    size = 4 * count / _GIGA
+    size, kept = 4 * count / _GIGA, 4 * sum(states(settings.optim, graph).values()) / _GIGA
     print(
         f"\n{count:,} parameters: {size:.2f} GiB of weights, {size:.2f} of gradients, "
-        f"about {states * size:.2f} of optimizer state, in float32"
+        f"{kept:.2f} of optimizer state ({settings.optim.name}), in float32"
     )
-    source = build(settings.data, where="data")
-    batch = example_batch(graph, source.typical)
+    batch = example_batch(graph, build(settings.data, where="data").typical)
     flops = flops_per_entry(graph, batch)
-    if flops is not None:
-        entries = next(iter(batch.values())).numel() * settings.trainer.accumulate
-        print(f"{flops / 1e9:.2f} GFLOP per token of training; {flops * entries / 1e12:.2f} TFLOP per step")
-
-
-def wired(settings: Settings) -> Any:
-    """The training graph, on no device; sizes that only the data knows are usual ones."""
-    import torch
-
-    from nemolet.training.graphs import training_graph
-
-    sizes = {
-        "vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size,
-        "classes": len(settings.model.get("names") or "ab"),
-        **_LABELS,
-    }
-    unknown = {name: size for name, size in sizes.items() if settings.model.get(name) is None}
-    with torch.device("meta"):
-        model = build(with_sizes(settings.model, unknown), where="model")
-        fields = getattr(build(settings.data, where="data"), "PORTS", ())
-        return training_graph(model, build(settings.loss, where="loss"), fields=fields)
+    if flops is None:
+        return
+    name, first = next(iter(batch.items()))
+    step = flops * first.numel() * settings.trainer.accumulate
+    port = graph.input_ports[name].type
+    each = isinstance(port, NeuralType) and isinstance(port.element, TokenIds)
+    print((f"{flops / 1e9:.2f} GFLOP per token of training; " if each else "") + f"{step / 1e12:.2f} TFLOP per step")

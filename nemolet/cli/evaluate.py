@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from nemolet.archive import Archive
 
 
+_USUAL = 256  # tokens of a window, of a model that does not say how much it can read
+
+
 @dataclass(frozen=True)
 class Settings:
     """What to evaluate on what.
@@ -22,6 +25,8 @@ class Settings:
         archive: a ``.nemolet`` file.
         data: the text or the examples, all of which count; or recordings, of which those set aside for validation
             count.
+        context: tokens or words that are read together, so that each is predicted from what is before it in its window;
+            null for ``data.sequence_length`` where that is set, and otherwise all that the model can read.
         out: a file of JSON lines for what was said and what was heard, of a model of speech; null for none.
         max_batches: stop after so many; null for the whole text.
         device: where to compute.
@@ -30,12 +35,16 @@ class Settings:
 
     archive: str
     data: ModuleConfig
+    context: int | None = None
     out: str | None = None
     max_batches: int | None = None
     device: str = "cpu"
     imports: list[str] | None = None
 
-    CONFIG_RULES = (("max_batches >= 1", "max_batches is at least 1; null for the whole text"),)
+    CONFIG_RULES = (
+        ("max_batches >= 1", "max_batches is at least 1; null for the whole text"),
+        ("context >= 1", "context is at least 1; null for the model's own"),
+    )
 
 
 def run(settings: Settings) -> None:
@@ -59,17 +68,26 @@ def run(settings: Settings) -> None:
 
 def _print_language(model: Any, tokenizer: Any, settings: Settings) -> None:
     from nemolet.language.losses import CrossEntropy
-    from nemolet.language.metrics import LanguageScore
     from nemolet.training.evaluation import score
     from nemolet.training.graphs import training_graph
 
-    data = build(settings.data, where="data")
-    context = getattr(model, "context", data.sequence_length)
-    data = replace(data, sequence_length=min(context, data.sequence_length))
-    prepared = data.prepare(tokenizer, split=False)
+    prepared = _in_windows(build(settings.data, where="data"), model, settings).prepare(tokenizer, split=False)
     graph = training_graph(model, CrossEntropy()).eval()
-    loss, count = score(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
-    print(LanguageScore(loss, count, count * prepared.valid_bytes_per_token))
+    batches = prepared.valid_loader(max_batches=settings.max_batches)
+    print(score(graph, batches, settings.device, count_bytes=tokenizer.count_bytes))
+
+
+def _in_windows(data: Any, model: Any, settings: Settings) -> Any:
+    """The text in windows as long as asked, or as the model can read; the longer they are, the fewer make a batch."""
+    own = getattr(model, "context", None)
+    asked = settings.context or data.sequence_length
+    if asked is not None and own is not None and asked > own:
+        raise ConfigError(
+            "the model cannot read so much at once", where="context", expected=f"at most {own}", found=asked
+        )
+    if asked is not None or own is None:
+        return replace(data, sequence_length=asked or _USUAL)
+    return replace(data, sequence_length=own, batch_size=max(1, data.batch_size * _USUAL // max(own, _USUAL)))
 
 
 def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
@@ -87,7 +105,7 @@ def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
             expected="data=labelled, requests, tagged, questions, similar or parallel, with data.path=...",
             found=type(source).__name__,
         )
-    source = replace(source.with_names(model), context=getattr(model, "context", source.context))
+    source = replace(source.with_names(model), context=settings.context or getattr(model, "context", source.context))
     loss = model.objective() if hasattr(model, "objective") else CrossEntropy()  # a language model on conversations
     prepared = source.prepare(tokenizer, split=False)
     graph = training_graph(model, loss, measures(model), prepared.fields).eval()

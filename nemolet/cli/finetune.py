@@ -72,13 +72,14 @@ class Settings:
 def run(settings: Settings) -> int:
     """Train, write ``model.nemolet`` (additions merged), and the addition itself to ``adapter/``."""
     import pytorch_lightning as pl
+    import torch
 
     from nemolet.archive import load
     from nemolet.nn.adapters import adapt, freeze
     from nemolet.training.callbacks import spoken
     from nemolet.training.experiment import fit
 
-    archive = load(settings.archive)
+    archive = load(settings.archive, dtype=torch.float32)  # small steps are lost in half precision
     if archive.tokenizer is None:
         raise ConfigError(
             "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
@@ -159,9 +160,11 @@ def _around(settings: Settings, model: Any) -> Any:
     from nemolet.language.preference import PreferenceModel
 
     if settings.teacher is not None:
+        import torch
+
         from nemolet.archive import load
 
-        return Distilled(student=model, teacher=load(settings.teacher).model)
+        return Distilled(student=model, teacher=load(settings.teacher, dtype=torch.float32).model)
     target = settings.data.get("_target_", "")
     return PreferenceModel(policy=model) if target.endswith(Preferences.__name__) else model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nemolet.cli import check, train
+from nemolet.cli import train
 from nemolet.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def run(settings: Settings) -> None:
             found=settings.out,
             expected="a name that ends in .svg or .md",
         )
-    graph = check.wired(settings)
+    graph = train.wired(settings)
     if settings.inside:
         graph = getattr(graph.model, "graph", None)
         if graph is None:

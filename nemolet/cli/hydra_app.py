@@ -8,7 +8,6 @@ from typing import Any
 
 from nemolet.errors import ConfigError, NemoletError
 
-_SWEEP = {"--multirun", "-m"}
 _UNCHECKED = {"--shell-completion", "-sc", "--hydra-help"}  # their words are no overrides of a config
 _QUIET = ["hydra.output_subdir=null", "hydra/job_logging=disabled"]  # a run has a folder and a log of its own
 
@@ -57,11 +56,11 @@ def _speak_again() -> None:
 
 
 def _settings(verb: str, flags: list[str]) -> list[str]:
-    from nemolet.cli import VERBS
+    from nemolet.cli import SWEEP, VERBS
 
     if _UNCHECKED.intersection(flags):
         return []
-    if _SWEEP.intersection(flags):
+    if SWEEP.intersection(flags):
         return [*_QUIET, "hydra.sweep.dir=runs", "hydra.sweep.subdir=."]
     title = f"hydra.help.header='nemolet {verb}: {VERBS[verb]}'"
     return [*_QUIET, "hydra.run.dir=.", "hydra/hydra_logging=disabled", title]
@@ -69,12 +68,13 @@ def _settings(verb: str, flags: list[str]) -> list[str]:
 
 def _checked(verb: str, flags: list[str], overrides: list[str]) -> list[str]:
     """Overrides as Hydra takes them, after all that can be said about them was said."""
-    from nemolet.cli import SUPPLIED, home
-    from nemolet.config import check_block, compose, hydra_overrides, import_user_modules, refuse, schema_of
+    from nemolet.cli import SWEEP
+    from nemolet.cli.verb_help import unknown
+    from nemolet.config import compose, hydra_overrides, import_user_modules, refuse
 
     if _UNCHECKED.intersection(flags):
         return overrides
-    sweep = bool(_SWEEP.intersection(flags))
+    sweep = bool(SWEEP.intersection(flags))
     usable, problems = hydra_overrides(overrides, sweep=sweep)
     refuse(problems, f"nemolet {verb}")
     if sweep:
@@ -82,11 +82,7 @@ def _checked(verb: str, flags: list[str], overrides: list[str]) -> list[str]:
         return usable
     config, problems = compose(verb, overrides)
     import_user_modules(config.get("imports"))
-    schema = schema_of(home(verb), "Settings")
-    assert schema is not None
-    found = check_block(schema, config, supplied=SUPPLIED)
-    # A config that is only looked at may lack values and break rules, but what it adds has to exist.
-    refuse([*problems, *(p for p in found if "no such setting" in p.what)], f"nemolet {verb}")
+    refuse([*problems, *unknown(verb, config)], f"nemolet {verb}")
     return usable
 
 

@@ -19,20 +19,23 @@ class Settings:
     group: str | None = None
 
 
+def groups() -> dict[str, list[str]]:
+    """The options of every group; folders of Hydra's own groups have none."""
+    folders = (path for path in config_folder().iterdir() if path.is_dir() and not path.name.startswith("_"))
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(folders)}
+
+
 def run(settings: Settings) -> None:
     """Print the config groups and their options."""
-    folders = (path for path in config_folder().iterdir() if path.is_dir() and not path.name.startswith("_"))
-    groups = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(folders)}
-    if settings.group is not None and settings.group not in groups:
+    known = groups()
+    if settings.group is not None and settings.group not in known:
         raise ConfigError(
             "there is no such group",
             where="group",
-            expected=", ".join(groups),
+            expected=", ".join(known),
             found=settings.group,
-            fix=did_you_mean(settings.group, groups),
+            fix=did_you_mean(settings.group, known),
         )
-    for name, options in groups.items():
-        if not options:  # a folder of Hydra's own groups
-            continue
-        if settings.group in (None, name):
+    for name, options in known.items():
+        if options and settings.group in (None, name):
             print(f"{name + '=':<12} {' '.join(options)}")

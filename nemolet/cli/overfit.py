@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from nemolet.cli.train import Settings as TrainSettings
-from nemolet.cli.train import progress_bar, with_sizes
+from nemolet.cli.train import check_wiring, progress_bar, with_sizes
 from nemolet.config import build
 from nemolet.errors import TrainingError
 
@@ -38,6 +38,7 @@ def run(settings: Settings) -> int:
 
     from nemolet.training.graphs import training_graph
 
+    check_wiring(settings)
     torch.manual_seed(settings.seed)
     source = build(settings.data, where="data")
     data = replace(source, seed=settings.seed).prepare(settings.tokenizer, progress=progress_bar)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nemolet.cli import check, train
+from nemolet.cli import train
 from nemolet.config import build
 from nemolet.errors import ConfigError
 
@@ -49,6 +49,7 @@ def show(settings: train.Settings, *, world: int | None = None, explain: bool = 
     from nemolet.parallel.planner import memory
     from nemolet.parallel.table import memory_table
     from nemolet.training.graphs import example_batch
+    from nemolet.training.optim import states
 
     parallel = settings.parallel
     sizes = parallel.sizes()
@@ -56,11 +57,11 @@ def show(settings: train.Settings, *, world: int | None = None, explain: bool = 
     least = prod(size for size in known if size > 0)
     world = world or (least if -1 not in known else max(8, least))
     sizes = sizes.resolve(world)
-    graph = check.wired(settings)
+    graph = train.wired(settings)
     derived = plan(graph, parallel.make_rules(), sizes, overrides=parallel.overrides, kv_heads=parallel.kv_heads)
     source = build(settings.data, where="data")
     stages = memory(
-        graph, derived, example_batch(graph, source.typical), parallel=parallel, optimizer=settings.optim.name
+        graph, derived, example_batch(graph, source.typical), parallel=parallel, states=states(settings.optim, graph)
     )
     print(derived.explain() if explain else derived)
     print(f"\n{memory_table(stages, world)}")

@@ -15,14 +15,14 @@ class Settings:
     """What to tokenise into what.
 
     Args:
-        path: a file or folder; null for the text that Python carries.
+        path: text, JSON lines (also compressed), or a folder of them; null for the text that Python carries.
         out: common prefix of the ``.bin`` and ``.idx`` files; the tokenizer goes to ``<out>.tokenizer``.
-        tokenizer: the tokenizer, trained from the text where it does not exist yet.
+        tokenizer: the tokenizer; characters and SentencePiece are learned from the text, ``kind=file`` is read.
         workers: processes.
         text_key: where the text lies in a JSON record.
-        invalid_utf8: what to do with bytes that are no UTF-8.
+        invalid_utf8: what to do with bytes that are no UTF-8: stop, write U+FFFD, or leave them out.
         max_line_bytes: longest line of a JSON lines file.
-        marks: whether documents begin and end with the tokens for that.
+        marks: whether documents begin and end with the tokens for that, where the tokenizer has them.
     """
 
     out: str

@@ -13,6 +13,7 @@ from nemolet.data.corpus import TokenizerSpec
 from nemolet.errors import ConfigError
 from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
+from nemolet.tokenizers import ByteTokenizer
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
 from nemolet.training.settings import Training
@@ -79,6 +80,62 @@ class Settings:
     )
 
 
+_LABELS = {name: ["O", "B-x", "I-x"] for name in ("labels", "intents", "slots")}
+
+
+def assumed(settings: Settings) -> dict[str, Any]:
+    """Usual values of what the model of a config leaves open, since only the data knows it."""
+
+    def open_in(block: ModuleConfig) -> set[str]:
+        nested = (open_in(value) for value in block.values() if isinstance(value, dict) and "_target_" in value)
+        return {name for name, value in block.items() if value is None}.union(*nested)
+
+    sizes = {
+        "vocab_size": settings.tokenizer.expected_size or ByteTokenizer().vocab_size,
+        "classes": len(settings.model.get("names") or "ab"),
+        **_LABELS,
+    }
+    unknown = open_in(settings.model)
+    return {name: size for name, size in sizes.items() if name in unknown}
+
+
+def wired(settings: Settings, *, metrics: bool = False) -> Any:
+    """The training graph on no device, without data; what only the data knows is assumed.
+
+    Args:
+        settings: of the run.
+        metrics: whether what is measured is wired too.
+
+    Raises:
+        NemoletError: for parts that cannot be built, or do not fit.
+    """
+    import torch
+
+    from nemolet.training.graphs import training_graph
+
+    with torch.device("meta"):
+        model = build(with_sizes(settings.model, assumed(settings)), where="model")
+        loss = build(settings.loss, where="loss")
+        fields = getattr(build(settings.data, where="data"), "PORTS", ())
+        measured = (build(settings.metrics, where="metrics") or measures(model)) if metrics else None
+        return training_graph(model, loss, measured, fields)
+
+
+def check_wiring(settings: Settings) -> None:
+    """Find mistakes before minutes go into the data.
+
+    Raises:
+        NemoletError: for parts that cannot be built, or do not fit.
+    """
+    if "'_ref_': 'tokenizer'" in repr((settings.model, settings.loss, settings.metrics)):
+        return  # there is none yet
+    try:
+        wired(settings, metrics=True)
+    except ConfigError as error:  # a class of the user's may look at values
+        if not isinstance(error.__cause__, (NotImplementedError, RuntimeError)):
+            raise
+
+
 def run(settings: Settings) -> int:
     """Train, or go on where the folder left off; then write a sample."""
     if settings.dry_run:
@@ -94,6 +151,7 @@ def run(settings: Settings) -> int:
     from nemolet.training.experiment import fit
     from nemolet.training.launching import requeue
 
+    check_wiring(settings)
     folder = Path(settings.folder or f"runs/{settings.name}")
     source = build(settings.data, where="data")
     data = (replace(source, seed=settings.seed) if source.seed is None else source).prepare(

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,29 @@ def compose(
 
 
 def validated(
-    name: str, overrides: Sequence[str], schema: Schema, *, supplied: Sequence[str] = (), folder: Path | None = None
+    name: str,
+    overrides: Sequence[str],
+    schema: Schema,
+    *,
+    supplied: Sequence[str] = (),
+    folder: Path | None = None,
+    change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Compose a config and check all of it. Modules that its ``imports`` names are imported first.
+
+    Args:
+        name: of the main config.
+        overrides: in Hydra's grammar.
+        schema: what the config builds.
+        supplied: paths that the program fills in later, so that they may be null or absent.
+        folder: of the configs.
+        change: what is done to the composed config before it is checked.
 
     Raises:
         ConfigError: listing every problem with its path and a suggestion.
     """
     config, problems = compose(name, overrides, folder=folder)
+    config = config if change is None else change(config)
     import_user_modules(config.get("imports"))
     refuse([*problems, *check_block(schema, config, supplied=supplied)], f"nemolet {name}")
     return config

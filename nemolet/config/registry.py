@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from nemolet.config.schema import Block, Either, Schema, buildable, definitions, schema_of, schema_of_object
 from nemolet.errors import ConfigError, NemoletError, nearest
+from nemolet.rules import check_rules
 
 _registered: dict[str, Any] = {}  # filled by the user's own imports; a config cannot add to it
 
@@ -22,6 +23,9 @@ def register(thing: T) -> T:
 
     Its name is ``module.Class``. The process that loads an archive has to import the module first.
 
+    Raises:
+        ConfigError: for a class with a rule that cannot be read.
+
     Example:
         >>> @register
         ... class Twice:
@@ -30,6 +34,8 @@ def register(thing: T) -> T:
         >>> build({"_target_": "nemolet.config.registry.Twice", "factor": 3}).factor
         3
     """
+    if isinstance(thing, type):
+        check_rules(thing)
     _registered[f"{thing.__module__}.{thing.__qualname__}"] = thing
     return thing
 

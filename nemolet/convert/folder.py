@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemolet.errors import ConversionError
+from nemolet.errors import ConversionError, needs
 from nemolet.tensor_files import PickledFile, Shards, TensorFile
 from nemolet.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 
@@ -68,12 +68,8 @@ def located(name: str | Path) -> Path:
     match = _HUB.fullmatch(str(name))
     if match is None:
         return Path(name)
-    try:
+    with needs("huggingface_hub", extra="hf"):
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ConversionError(
-            "a model of the Hub needs another package", where=str(name), fix='pip install "nemolet[hf]"'
-        ) from error
     wanted = ["*.safetensors", "*.safetensors.index.json", "tokenizer.json", *SENTENCEPIECE, *CARRIED]
     try:
         return Path(snapshot_download(match[1], revision=match[2], allow_patterns=wanted))

@@ -14,6 +14,7 @@ _EXPORTS = {
     "AudioValidationLoader": "nemolet.data.audio_loader",
     "BatchPlan": "nemolet.data.buckets",
     "Blend": "nemolet.data.packing",
+    "Chain": "nemolet.data.packing",
     "ChatTemplate": "nemolet.data.chat",
     "Corpus": "nemolet.data.corpus",
     "EmbeddedText": "nemolet.data.embedded",
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     from nemolet.data.loader import TokenLoader, ValidationLoader
     from nemolet.data.manifest import Utterance, read_audio, utterances_of_arrays
     from nemolet.data.masking import MaskedText
-    from nemolet.data.packing import Blend, PackedTokens
+    from nemolet.data.packing import Blend, Chain, PackedTokens
     from nemolet.data.pairs import ParallelTexts, SimilarTexts
     from nemolet.data.sources import TextFiles
     from nemolet.data.tokenization import tokenize

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nemolet.errors import DataError
+from nemolet.errors import DataError, needs
 
 Samples = NDArray[np.float32]
 Channels = Literal["mix", "first", "refuse"]  # what becomes of several channels
@@ -110,7 +110,8 @@ class AudioFile:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        import soundfile
+        with needs("soundfile", extra="speech"):
+            import soundfile
 
         try:
             with self._bytes() as stream, soundfile.SoundFile(stream) as sound:
@@ -237,7 +238,8 @@ def resample(samples: Samples, rate: int, wanted: int) -> Samples:
     """
     if rate == wanted or not len(samples):
         return samples
-    import soxr
+    with needs("soxr", extra="speech"):
+        import soxr
 
     result: Samples = soxr.resample(samples, rate, wanted)
     return result

@@ -1,4 +1,4 @@
-"""Batches of samples that differ in length: padded as their types say, alike lengths together, resumable."""
+"""Batches of samples that differ in length: padded as their types say, and loaders of them that resume."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nemolet.data.buckets import pooled
 from nemolet.data.prepared import Batch
 from nemolet.errors import DataError
 from nemolet.types import IGNORED, Axis, Labels, Mask, NeuralType
@@ -125,19 +126,11 @@ class BucketLoader:
             size = -(-len(self.batching.samples) // self.batching.together)
             epoch, index = divmod(self.number, size)
             if epoch != planned:
-                plan, planned = self._plan(epoch), epoch
+                random = np.random.default_rng([self.seed, epoch])
+                plan = pooled(self.batching.lengths, self.batching.together, random, pool=self.pool)
+                planned = epoch
             self.number += 1
             yield self.batching.batch(plan[index])
-
-    def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
-        random = np.random.default_rng([self.seed, epoch])
-        count, together = len(self.batching.samples), self.batching.together
-        order = np.resize(random.permutation(count), -(-count // together) * together)  # the last is filled up
-        batches: list[NDArray[np.int64]] = []
-        for pool in np.split(order, range(self.pool * together, len(order), self.pool * together)):
-            pool = pool[np.argsort(self.batching.lengths[pool], kind="stable")]
-            batches += np.split(pool, len(pool) // together)
-        return [batches[index] for index in random.permutation(len(batches))]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""

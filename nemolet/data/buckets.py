@@ -1,4 +1,7 @@
-"""Which utterances go together into which batch, as a pure function of a seed and the number of an epoch."""
+"""Which samples go together into which batch, as a pure function of a seed and the number of an epoch.
+
+Two plans: batches of as many samples as asked (:func:`pooled`; texts), or of as many seconds (:class:`BatchPlan`).
+"""
 
 from __future__ import annotations
 
@@ -124,6 +127,31 @@ class BatchPlan:
                 longest = length
             batches[-1].append(row)
         return batches
+
+
+def pooled(
+    lengths: NDArray[np.int64], batch_size: int, random: np.random.Generator, *, pool: int = 50
+) -> list[NDArray[np.int64]]:
+    """Samples by number in batches of one size, those of a batch about as long as each other, in a random order.
+
+    Args:
+        lengths: of the samples.
+        batch_size: samples of every batch; the last is filled up with samples of other ones.
+        random: of this epoch.
+        pool: how many batches are sorted by length together.
+
+    Example:
+        >>> batches = pooled(np.array([1, 9, 1, 9]), 2, np.random.default_rng(0))
+        >>> sorted(tuple(sorted(batch.tolist())) for batch in batches)
+        [(0, 2), (1, 3)]
+    """
+    count = len(lengths)
+    order = np.resize(random.permutation(count), -(-count // batch_size) * batch_size)
+    batches: list[NDArray[np.int64]] = []
+    for part in np.split(order, range(pool * batch_size, len(order), pool * batch_size)):
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += np.split(part, len(part) // batch_size)
+    return [batches[index] for index in random.permutation(len(batches))]
 
 
 def recordings_in(batch: Sequence[Row]) -> int:

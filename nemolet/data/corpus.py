@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nemolet.data.embedded import EmbeddedText
 from nemolet.data.indexed import IndexedTokens
 from nemolet.data.loader import TokenLoader, ValidationLoader
-from nemolet.data.packing import Blend, PackedTokens, Sampler
+from nemolet.data.packing import Blend, Chain, PackedTokens, Sampler
 from nemolet.data.prepared import Progress, Unit
 from nemolet.data.sources import InvalidUTF8, Pieces, TextFiles
+from nemolet.data.splits import Split, set_aside, whole
 from nemolet.data.tokenization import tokenize
 from nemolet.errors import DataError
 from nemolet.rules import check_settings
@@ -36,6 +36,7 @@ from nemolet.tokenizers import (
     load_tokenizer,
     save_tokenizer,
 )
+from nemolet.types import IGNORED
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,6 @@ class TokenizerSpec:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Documents of a token file that belong to training or to validation."""
-
-    tokens: NDArray[np.generic]
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class Corpus:
     """Text for training a language model (final). Tokens are made once and kept in a cache.
 
@@ -124,7 +116,7 @@ class Corpus:
             text that Python carries.
         valid_path: text for validation; None sets part of ``path`` aside.
         valid_fraction: how much is set aside: whole documents where there are many, else the end of the text.
-        sequence_length: T.
+        sequence_length: T; None where the one who asks knows the model, as ``nemolet evaluate`` does.
         batch_size: sequences per rank and step.
         order: how sequences are cut and shuffled; see :class:`nemolet.data.PackedTokens`.
         respect_documents: whether attention stays inside documents.
@@ -139,7 +131,7 @@ class Corpus:
     path: str | dict[str, float] | None = None
     valid_path: str | None = None
     valid_fraction: float = 0.05
-    sequence_length: int = 256
+    sequence_length: int | None = 256
     batch_size: int = 16
     order: Literal["shuffled", "sequential", "random"] = "shuffled"
     respect_documents: bool = True
@@ -167,7 +159,20 @@ class Corpus:
     @property
     def typical(self) -> dict[str, int]:
         """Sizes of a batch."""
-        return {"B": self.batch_size, "T": self.sequence_length}
+        return {"B": self.batch_size, "T": self.length}
+
+    @property
+    def length(self) -> int:
+        """T, once it is known."""
+        if self.sequence_length is None:
+            raise DataError(
+                "the length of sequences is not known",
+                where="data.sequence_length",
+                expected="a number",
+                found="null",
+                fix="set data.sequence_length=256, or what the model's context is",
+            )
+        return self.sequence_length
 
     def prepare(
         self, tokenizer: TokenizerSpec | Tokenizer, *, progress: Progress | None = None, split: bool = True
@@ -189,16 +194,16 @@ class Corpus:
         for path in weights:
             tokens = self._tokens(path, chosen, progress)
             if not split:
-                kept, aside = _whole(tokens), _whole(tokens)
+                kept, aside = whole(tokens, chosen), whole(tokens, chosen)
             elif self.valid_path:
-                kept, aside = _whole(tokens), None
+                kept, aside = whole(tokens, chosen), None
             else:
-                kept, aside = _split(tokens, self.valid_fraction)
+                kept, aside = set_aside(tokens, self.valid_fraction, chosen)
             train.append(kept)
             if aside is not None:
                 valid.append(aside)
         if self.valid_path and split:
-            valid.append(_whole(self._tokens(self.valid_path, chosen, progress)))
+            valid.append(whole(self._tokens(self.valid_path, chosen, progress), chosen))
         return PreparedCorpus(self, chosen, tuple(train), tuple(valid), tuple(weights.values()))
 
     def _source(self, path: str | None) -> EmbeddedText | TextFiles:
@@ -273,11 +278,15 @@ class PreparedCorpus:
         return TokenLoader(sampler, batch_size=self.corpus.batch_size, rank=rank, ranks=ranks)
 
     def valid_loader(self, *, rank: int = 0, ranks: int = 1, max_batches: int | None = None) -> ValidationLoader:
-        """Every validation sequence once, in order."""
-        sampler = self._packed(_joined(self.valid), "sequential")
+        """Every validation token once, in order."""
         return ValidationLoader(
-            sampler, batch_size=self.corpus.batch_size, rank=rank, ranks=ranks, max_batches=max_batches
+            self.valid_sampler(), batch_size=self.corpus.batch_size, rank=rank, ranks=ranks, max_batches=max_batches
         )
+
+    def valid_sampler(self, *, tail: bool = True) -> Sampler:
+        """The text for validation, file after file; with ``tail``, the rest of each that fills no whole sequence."""
+        parts = [self._packed(split, "sequential", tail=tail) for split in self.valid]
+        return parts[0] if len(parts) == 1 else Chain(parts)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -308,25 +317,38 @@ class PreparedCorpus:
 
     @functools.cached_property
     def valid_bytes_per_token(self) -> float:
-        """UTF-8 bytes that a validation token stands for, on average; for bits per byte."""
-        split = _joined(self.valid)
-        size = sum(
-            len(self.tokenizer.decode(split.tokens[s : s + n].tolist()).encode())
-            for s, n in zip(split.starts.tolist(), split.lengths.tolist())
-        )
-        return size / int(split.lengths.sum())
+        """UTF-8 bytes that a predicted validation token stands for, on average; for bits per byte.
 
-    def _packed(self, split: Split, order: Literal["shuffled", "sequential", "random"]) -> PackedTokens:
+        Of a large text it is measured on sequences spread evenly over it.
+        """
+        sampler = self.valid_sampler()
+        most = max(1, _MEASURED // self.corpus.length)
+        tokens = size = 0
+        for number in np.unique(np.linspace(0, sampler.size - 1, min(most, sampler.size)).astype(np.int64)).tolist():
+            labels = sampler.sample(number).labels
+            predicted = labels[labels != IGNORED]
+            tokens, size = tokens + len(predicted), size + self.tokenizer.count_bytes(predicted.tolist())
+        return size / max(1, tokens)
+
+    def _packed(
+        self, split: Split, order: Literal["shuffled", "sequential", "random"], *, tail: bool = False
+    ) -> PackedTokens:
         return PackedTokens(
             split.tokens,
             split.starts,
             split.lengths,
-            sequence_length=self.corpus.sequence_length,
+            sequence_length=self.corpus.length,
             order=order,
             seed=self.corpus.seed or 0,
-            opener=self.tokenizer.eos_id if self.tokenizer.bos_id is None else None,
+            opener=self.tokenizer.opener,
+            led=split.led,
             respect_documents=self.corpus.respect_documents,
+            tail=tail,
         )
+
+
+_MEASURED = 1 << 22  # tokens whose bytes are counted
+_BLOCK, _BLOCKS = 1 << 20, 64  # ids that are looked at together, and how many such blocks
 
 
 def _is_tokens(path: str) -> bool:
@@ -334,7 +356,11 @@ def _is_tokens(path: str) -> bool:
 
 
 def _fitting(tokens: IndexedTokens, tokenizer: Tokenizer) -> IndexedTokens:
-    largest = max(int(tokens.tokens[i : i + (1 << 20)].max()) for i in range(0, len(tokens.tokens), 1 << 20))
+    """Refuse ids that the tokenizer does not have; of a large file, blocks spread evenly over it are looked at."""
+    ids = tokens.tokens
+    blocks = -(-len(ids) // _BLOCK)
+    chosen = np.unique(np.linspace(0, blocks - 1, min(blocks, _BLOCKS)).astype(np.int64))
+    largest = max(int(ids[n * _BLOCK : (n + 1) * _BLOCK].max()) for n in chosen.tolist())
     if largest >= tokenizer.vocab_size:
         raise DataError(
             "the tokens are outside the vocabulary",
@@ -354,39 +380,3 @@ def _identity(source: EmbeddedText | TextFiles) -> Any:
         return ["embedded", asdict(source), platform.python_version()]
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in source.files()]
     return [stats, source.text_key, source.invalid_utf8, source.max_line_bytes]
-
-
-def _whole(tokens: IndexedTokens) -> Split:
-    return Split(tokens.tokens, tokens.starts, tokens.lengths)
-
-
-def _split(tokens: IndexedTokens, fraction: float) -> tuple[Split, Split]:
-    """Set whole documents aside where there are many, else the end of the text."""
-    starts, lengths = tokens.starts, tokens.lengths
-    if len(lengths) * min(fraction, 1 - fraction) >= 3:
-        # Every so many-th document: neighbours are alike, so both sides see everything.
-        aside = np.floor((np.arange(len(lengths)) + 1) * fraction) > np.floor(np.arange(len(lengths)) * fraction)
-        return Split(tokens.tokens, starts[~aside], lengths[~aside]), Split(
-            tokens.tokens, starts[aside], lengths[aside]
-        )
-    total = int(lengths.sum())
-    border = total - max(2, int(total * fraction))
-    before = np.minimum(np.maximum(border - starts, 0), lengths)
-    return _part(tokens, starts, before), _part(tokens, starts + before, lengths - before)
-
-
-def _part(tokens: IndexedTokens, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Split:
-    kept = lengths > 0
-    return Split(tokens.tokens, starts[kept], lengths[kept])
-
-
-def _joined(splits: tuple[Split, ...]) -> Split:
-    """Several splits as one; their token files are read one after the other."""
-    if len(splits) == 1:
-        return splits[0]
-    shifts = np.cumsum([0] + [len(s.tokens) for s in splits[:-1]])
-    return Split(
-        np.concatenate([s.tokens for s in splits]),
-        np.concatenate([s.starts + d for s, d in zip(splits, shifts)]),
-        np.concatenate([s.lengths for s in splits]),
-    )

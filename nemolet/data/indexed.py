@@ -66,7 +66,9 @@ class IndexedTokens:
                     expected="a .bin and an .idx side by side",
                     fix="make them with `nemolet tokenize`",
                 )
-        content = index.read_bytes()
+        size = index.stat().st_size
+        with index.open("rb") as opened:
+            content = opened.read(_HEADER.size)
         if len(content) < _HEADER.size:
             raise DataError(
                 "the index is truncated",
@@ -84,16 +86,16 @@ class IndexedTokens:
                 found=f"{content[:9]!r}, version {version}, type {code}",
                 fix="tokenise again",
             )
-        if len(content) < _HEADER.size + 12 * sequences:
+        if size < _HEADER.size + 12 * sequences:
             raise DataError(
                 "the index is truncated",
                 where=str(index),
                 expected=f"{sequences} documents",
-                found=f"{len(content)} bytes",
+                found=f"{size} bytes",
                 fix="tokenise again",
             )
         self.dtype = np.dtype(_DTYPES[code])
-        self.lengths: NDArray[np.int64] = np.frombuffer(content, "<i4", sequences, _HEADER.size).astype(np.int64)
+        self.lengths: NDArray[np.int64] = np.fromfile(index, "<i4", sequences, offset=_HEADER.size).astype(np.int64)
         total = int(self.lengths.sum())
         if data.stat().st_size != total * self.dtype.itemsize:
             raise DataError(

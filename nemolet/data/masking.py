@@ -14,6 +14,7 @@ from nemolet.data.loader import TokenLoader, ValidationLoader
 from nemolet.data.packing import Blend, PackedTokens, Sample, Sampler
 from nemolet.data.prepared import Batch, Loader, Progress, Unit
 from nemolet.errors import DataError
+from nemolet.rules import check_settings
 from nemolet.tokenizers import Tokenizer
 from nemolet.types import IGNORED
 
@@ -39,6 +40,9 @@ class MaskedText:
 
     __buildable__ = True
     CONFIG_RULES = (("share > 0 and share < 1", "the share of hidden tokens is between 0 and 1"),)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def typical(self) -> Mapping[str, int]:
@@ -111,7 +115,7 @@ class PreparedMasked:
 
     def valid_loader(self, *, rank: int = 0, ranks: int = 1, max_batches: int | None = None) -> Iterable[Batch]:
         """Every validation sequence once, always with the same holes."""
-        sampler = self._masked(self.text.valid_loader().samples)
+        sampler = self._masked(self.text.valid_sampler(tail=False))
         return ValidationLoader(sampler, max_batches=max_batches, **self._share(rank, ranks))
 
     def _share(self, rank: int, ranks: int) -> dict[str, Any]:

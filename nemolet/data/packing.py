@@ -7,7 +7,7 @@ over ranks and resuming are arithmetic on ``n``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,14 @@ class PackedTokens:
         order: ``"shuffled"`` is another permutation in every pass; ``"sequential"`` is not shuffled;
             ``"random"`` cuts at random places, with replacement.
         seed: of the order.
-        opener: the id that ends every document and so opens the next one (GPT-2, 2019): the first token of a document
-            is predicted from it; None where documents begin with a token of their own, or without one.
+        opener: the id from which the first token of a document is predicted: what ends every document and so opens
+            the next one (GPT-2, 2019); None where documents begin with a token of their own, or without one.
+        led: whether the opener is put before each document, since no other document or token of the file opens it;
+            None for none.
         respect_documents: number the documents in each sequence, so that attention stays inside; otherwise
             sequences run over document ends as over any other token.
+        tail: also give what is left of the text after the last whole sequence, filled up with positions that do not
+            count; for models that look back only.
 
     Raises:
         DataError: for fewer tokens than one sequence needs.
@@ -69,33 +73,41 @@ class PackedTokens:
         order: Literal["shuffled", "sequential", "random"] = "shuffled",
         seed: int = 0,
         opener: int | None = None,
+        led: Sequence[bool] | NDArray[np.bool_] | None = None,
         respect_documents: bool = True,
+        tail: bool = False,
     ) -> None:
         check_choices(type(self).__init__, type(self).__name__, {"order": order})
         self.tokens = tokens
         self.starts, self.lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
+        nothing = led is None or opener is None
+        self.led = np.zeros(len(self.lengths), bool) if nothing else np.asarray(led, bool)
+        self.lengths = self.lengths + self.led  # an opener counts as a token of its document
         self.offsets = np.concatenate(([0], np.cumsum(self.lengths)))
         self.length, self.order, self.seed, self.opener = sequence_length, order, seed, opener
         self.total = int(self.offsets[-1])
-        self.size = (self.total - 1) // sequence_length
+        self.size = (self.total - 1 + (sequence_length - 1 if tail else 0)) // sequence_length
         self.numbered = respect_documents and len(self.lengths) > 1
         if self.size < 1:
             raise DataError(
                 "the text is shorter than one sequence",
                 where="data.sequence_length",
                 found=f"{self.total} tokens",
-                expected=f"at least {sequence_length + 1} tokens",
-                fix=f"use more text, or set data.sequence_length={max(1, self.total - 1)}",
+                expected=f"at least {2 if tail else sequence_length + 1} tokens",
+                fix="use more text" + (f", or set data.sequence_length={self.total - 1}" if self.total > 1 else ""),
             )
         self._epoch, self._permutation = -1, np.zeros(0, np.int64)
 
     def sample(self, number: int) -> Sample:
         """Sequence ``number``."""
-        window, boundaries = self._window(self._start(number))
+        window, boundaries, opened = self._window(self._start(number))
+        missing = self.length + 1 - len(window)  # only at the end of the text
+        window = np.pad(window, (0, missing)) if missing else window
         tokens, labels = window[:-1], window[1:].copy()
+        labels[self.length - missing :] = IGNORED
         if not self.numbered:
             return Sample(tokens, labels, None, None)
-        opened = tokens[boundaries - 1] == (-1 if self.opener is None else self.opener)
+        opened = opened & (tokens[boundaries - 1] == (-1 if self.opener is None else self.opener))
         labels[boundaries[~opened] - 1] = IGNORED  # it cannot be known from the document before
         boundaries = np.unique(boundaries - opened)
         boundaries = boundaries[boundaries > 0]
@@ -119,22 +131,30 @@ class PackedTokens:
             self._epoch, self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.size)
         return int(self._permutation[index]) * self.length
 
-    def _window(self, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """T + 1 ids from a place on, and where in them documents begin."""
+    def _window(self, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """T + 1 ids from a place on, where in them documents begin, and whether what ends one opens the next."""
         first = int(np.searchsorted(self.offsets, start, side="right")) - 1
-        inside = start - int(self.offsets[first])
-        if inside + self.length < self.lengths[first]:  # the usual case of long documents
+        inside = start - int(self.offsets[first]) - int(self.led[first])
+        if inside >= 0 and inside + self.length < self.lengths[first] - self.led[first]:  # usual in long documents
             at = int(self.starts[first]) + inside
-            return self.tokens[at : at + self.length + 1].astype(np.int64), np.zeros(0, np.int64)
-        last = int(np.searchsorted(self.offsets, start + self.length, side="right")) - 1
+            none = np.zeros(0, np.int64)
+            return self.tokens[at : at + self.length + 1].astype(np.int64), none, none.astype(bool)
+        last = int(np.searchsorted(self.offsets[:-1], start + self.length, side="right")) - 1
         begins = self.starts[first : last + 1].copy()
-        ends = begins + self.lengths[first : last + 1]
-        begins[0] += inside
-        parts = [self.tokens[b:e] for b, e in zip(begins.tolist(), ends.tolist())]
+        ends = begins + self.lengths[first : last + 1] - self.led[first : last + 1]
+        led = self.led[first : last + 1].copy()
+        begins[0] += max(0, inside)
+        led[0] &= inside < 0
+        parts: list[NDArray[Any]] = []
+        for begin, end, opens in zip(begins.tolist(), ends.tolist(), led.tolist()):
+            parts += [np.array([self.opener])] if opens else []
+            parts.append(self.tokens[begin : min(end, begin + self.length + 1)])
         boundaries = self.offsets[first + 1 : last + 1] - start
         # An empty document begins where the next one does.
-        boundaries = np.unique(boundaries[(boundaries > 0) & (boundaries <= self.length)])
-        return np.concatenate(parts)[: self.length + 1].astype(np.int64), boundaries
+        boundaries, places = np.unique(boundaries[::-1], return_index=True)
+        opened = ~self.led[first + 1 : last + 1][::-1][places]
+        kept = (boundaries > 0) & (boundaries <= self.length)
+        return np.concatenate(parts)[: self.length + 1].astype(np.int64), boundaries[kept], opened[kept]
 
 
 def scattered(number: int, seed: int) -> int:
@@ -149,6 +169,28 @@ def scattered(number: int, seed: int) -> int:
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & mask
     bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & mask
     return bits ^ (bits >> 31)
+
+
+class Chain:
+    """Samplers one after the other (final).
+
+    Example:
+        >>> one, two = (PackedTokens(np.full(9, i), [0], [9], sequence_length=4) for i in (1, 2))
+        >>> [int(Chain([one, two]).sample(n).tokens[0]) for n in range(4)]
+        [1, 1, 2, 2]
+    """
+
+    def __init__(self, parts: Sequence[Sampler]) -> None:
+        self.parts = list(parts)
+        self.ends = np.cumsum([part.size for part in parts])
+        self.size = int(self.ends[-1])
+
+    def sample(self, number: int) -> Sample:
+        """Sample ``number``."""
+        rounds, place = divmod(number, self.size)
+        part = int(np.searchsorted(self.ends, place, side="right"))
+        before = int(self.ends[part]) - self.parts[part].size
+        return self.parts[part].sample(rounds * self.parts[part].size + place - before)
 
 
 class Blend:

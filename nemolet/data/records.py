@@ -84,11 +84,27 @@ def read_json(path: str | Path, keys: Mapping[str, type | tuple[type, ...]]) -> 
             raise DataError(
                 "the line is no JSON", where=where, expected="one JSON object", found=str(error), fix="repair it"
             ) from None
+        if "\\ud" in line.lower():  # an escape that may be half a character
+            _check_surrogates(values, where)
         if not isinstance(values, dict):
             raise DataError("the line is no record", where=where, expected="a JSON object", found=type(values).__name__)
         for key, kind in keys.items():
             _check(values, key, kind if isinstance(kind, tuple) else (kind,), where)
         yield Record(where, values)
+
+
+def _check_surrogates(values: Any, where: str) -> None:
+    text = json.dumps(values, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "a lone surrogate is not text",
+            where=where,
+            expected="whole characters",
+            found=ascii(text[error.start]),
+            fix="repair the record",
+        ) from None
 
 
 def _check(values: Mapping[str, Any], key: str, kinds: Sequence[type], where: str) -> None:

@@ -6,7 +6,9 @@ import bz2
 import codecs
 import gzip
 import json
+import logging
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ _OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".xz": lambda path: lzma.open(path, "rb"),  # type: ignore[dict-item,return-value]
 }
 _TEXT = (".txt", ".text", ".md", ".rst", ".py", ".jsonl")
+_HALF = re.compile("[\ud800-\udfff]")  # of a character that UTF-16 writes as two
+_log = logging.getLogger("nemolet")
 InvalidUTF8 = Literal["error", "replace", "ignore"]
 
 
@@ -50,10 +54,15 @@ class TextFiles:
     A text file is one document; a line of a ``.jsonl`` file is one document. Long documents come in pieces,
     cut at a space or line end where there is one, so that memory does not depend on their length.
 
+    Of a folder, what is hidden (a name that begins with a dot, or anything below such a folder) is not looked at, and
+    empty files are left out with a warning; a file that is named itself is read whatever its name, and may not be
+    empty.
+
     Args:
         paths: files and folders; folders are searched for text and JSON lines, compressed or not.
         text_key: where the text lies in a JSON record.
-        invalid_utf8: what to do with bytes that are no UTF-8: stop with the place, write U+FFFD, or leave them out.
+        invalid_utf8: what to do with bytes that are no UTF-8, and with lone surrogates in JSON: stop with the place,
+            write U+FFFD, or leave them out.
         max_line_bytes: longest line of a JSON lines file, which has to fit into memory.
 
     Raises:
@@ -77,9 +86,7 @@ class TextFiles:
         found: list[Path] = []
         for path in map(Path, self.paths):
             if path.is_dir():
-                inside = sorted(
-                    f for f in path.rglob("*") if f.is_file() and _kind(f) in _TEXT and not f.name.startswith(".")
-                )
+                inside = sorted(f for f in path.rglob("*") if _kind(f) in _TEXT and f.is_file() and _seen(f, path))
                 if not inside:
                     raise DataError(
                         "the folder holds no text",
@@ -108,6 +115,7 @@ class TextFiles:
 
     def pieces(self) -> Iterator[Piece]:
         """All documents, piece by piece."""
+        named, left_out = set(map(Path, self.paths)), []
         for file in self.files():
             empty = True
             try:
@@ -123,7 +131,7 @@ class TextFiles:
                     found=str(error),
                     fix="copy it again",
                 ) from error
-            if empty:
+            if empty and file in named:
                 raise DataError(
                     "the file is empty",
                     where=str(file),
@@ -131,6 +139,9 @@ class TextFiles:
                     found="nothing",
                     fix="remove it from data.path",
                 )
+            left_out += [file] if empty else []
+        if left_out:
+            _log.warning("%d empty files are left out, the first is %s", len(left_out), left_out[0])
 
     def _text(self, stream: BinaryIO, file: Path) -> Iterator[Piece]:
         decoder = codecs.getincrementaldecoder("utf-8")("strict" if self.invalid_utf8 == "error" else self.invalid_utf8)
@@ -157,7 +168,8 @@ class TextFiles:
                     fix="convert the file, or set data.invalid_utf8=replace",
                 ) from None
             if not block:
-                yield Piece(held, last=True)
+                if held:
+                    yield Piece(held, last=True)
                 return
             line, offset = line + block.count(10), offset + len(block)
             while len(held) > BLOCK:
@@ -180,7 +192,7 @@ class TextFiles:
                 )
             if not raw.strip():
                 continue
-            text = self._record(raw, where)
+            text = self._whole(self._record(raw, where), where)
             if not text:
                 raise DataError(
                     "the record has no text",
@@ -224,8 +236,27 @@ class TextFiles:
                 found=", ".join(names) or type(record).__name__,
                 fix=f"set data.text_key={close}" if close else "remove the record",
             )
-        text: str = record[self.text_key]
-        return text.encode("utf-8", "replace").decode()  # a lone \\ud800 escape is no text
+        return str(record[self.text_key])
+
+    def _whole(self, text: str, where: str) -> str:
+        """A text without halves of characters, which only an escape such as ``\\ud800`` can bring."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            if self.invalid_utf8 == "error":
+                raise DataError(
+                    "a lone surrogate is not text",
+                    where=where,
+                    expected="whole characters",
+                    found=f"{text[error.start]!a} at character {error.start}",
+                    fix="repair the record, or set data.invalid_utf8=replace",
+                ) from None
+            return _HALF.sub("\ufffd" if self.invalid_utf8 == "replace" else "", text)
+        return text
+
+
+def _seen(file: Path, folder: Path) -> bool:
+    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _kind(file: Path) -> str:

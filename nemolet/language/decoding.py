@@ -294,12 +294,9 @@ class _Piece:
 
 
 def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Encode a prompt; an empty one starts a new document."""
-    ids = tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
-    if not ids:
-        start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        ids = [start if start is not None else _any_token(tokenizer)]
-    return ids
+    """Encode a prompt as the beginning of a document: after what opens one."""
+    opener = [] if tokenizer.opener is None else [tokenizer.opener]
+    return opener + tokenizer.encode(prompt) or [_any_token(tokenizer)]
 
 
 def _any_token(tokenizer: Tokenizer) -> int:

@@ -13,7 +13,7 @@ from nemolet.nn.feed_forward import ACTIVATIONS, ActivationName
 from nemolet.nn.linear import Linear
 from nemolet.nn.norm import NormName, make_norm
 from nemolet.nn.transformer import Encoder
-from nemolet.symbols import Input
+from nemolet.symbols import inputs_of
 from nemolet.types import HiddenBTD, LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT, TokenTypesBT
 
 
@@ -54,14 +54,9 @@ class TextEncoder(NeuralModule):
         super().__init__(V=vocab_size, D=width)
         self.vocab_size, self.width, self.context = vocab_size, width, stack.max_length
         embed = TextEmbedding(vocab_size, entry, types=token_types, pad_to_multiple_of=pad_vocab_to)
-        tokens = Input(TokenIdsBT, "tokens")
-        types = Input(TokenTypesBT, "types", optional=True)
-        packing = {
-            "segments": Input(SegmentsBT, "segments", optional=True),
-            "positions": Input(PositionsBT, "positions", optional=True),
-            "mask": Input(MaskBT, "mask", optional=True),
-        }
-        self.graph = Graph(stack(embed(tokens, types), **packing), names={"embed": embed, "stack": stack})
+        inputs = inputs_of(self)
+        hidden = embed(inputs.pop("tokens"), inputs.pop("types"))
+        self.graph = Graph(stack(hidden, **inputs), names={"embed": embed, "stack": stack})
         self._embed = (embed,)  # a tuple: it is a part of the graph already
         self.pooler = Linear("D", "D", width, width, bias=True, init_std=0.02) if pooler else None
 
@@ -163,14 +158,7 @@ class MaskedLM(NeuralModule):
             bias=bias,
             token_bias=token_bias,
         )
-        tokens = Input(TokenIdsBT, "tokens")
-        rest = {
-            "types": Input(TokenTypesBT, "types", optional=True),
-            "segments": Input(SegmentsBT, "segments", optional=True),
-            "positions": Input(PositionsBT, "positions", optional=True),
-            "mask": Input(MaskBT, "mask", optional=True),
-        }
-        self.graph = Graph(head(encoder(tokens, **rest)), names={"encoder": encoder, "head": head})
+        self.graph = Graph(head(encoder(**inputs_of(self))), names={"encoder": encoder, "head": head})
 
     def forward(
         self,

@@ -20,7 +20,7 @@ from nemolet.nn.norm import NormName
 from nemolet.nn.rope import RopeScaling
 from nemolet.nn.router import Mixture
 from nemolet.nn.transformer import CheckpointingName, Decoder, LocalLayers
-from nemolet.symbols import Input
+from nemolet.symbols import inputs_of
 from nemolet.tokenizers.base import Tokenizer
 from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
 
@@ -161,15 +161,9 @@ class CausalLM(NeuralModule):
             if tied
             else Head("D", "V", width, vocab_size, softcap=softcap, pad_to_multiple_of=pad_vocab_to)
         )
-        tokens = Input(TokenIdsBT, "tokens")
-        packing = {
-            "segments": Input(SegmentsBT, "segments", optional=True),
-            "positions": Input(PositionsBT, "positions", optional=True),
-            "mask": Input(MaskBT, "mask", optional=True),
-        }
-        self.graph = Graph(
-            head(decoder(embed(tokens), **packing)), names={"embed": embed, "decoder": decoder, "head": head}
-        )
+        inputs = inputs_of(self)
+        hidden = decoder(embed(inputs.pop("tokens")), **inputs)
+        self.graph = Graph(head(hidden), names={"embed": embed, "decoder": decoder, "head": head})
         self._cache_shape = (layers, kv_heads or heads, (attention and attention.head_size) or width // heads)
 
     def forward(

@@ -12,7 +12,7 @@ from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding, Head
 from nemolet.nn.transformer import Decoder, Encoder
-from nemolet.symbols import Input
+from nemolet.symbols import inputs_of
 from nemolet.types import LogitsBTV, MaskBS, MaskBT, PositionsBT, TokenIdsBS, TokenIdsBT
 
 
@@ -76,14 +76,10 @@ class EncoderDecoder(NeuralModule):
             head = Head("D", "V", tied=embed, **options)
         else:
             head = Head("D", "V", width, vocab_size, pad_to_multiple_of=pad_vocab_to, **options)
-        source_mask = Input(MaskBS, "source_mask", optional=True)
-        memory = encoder(embed(Input(TokenIdsBS, "source")), mask=source_mask)
-        hidden = decoder(
-            embed(Input(TokenIdsBT, "tokens")),
-            mask=Input(MaskBT, "mask", optional=True),
-            memory=memory,
-            memory_mask=source_mask,
-        )
+        inputs = inputs_of(self)
+        seen = inputs["source_mask"]
+        memory = encoder(embed(inputs["source"]), mask=seen)
+        hidden = decoder(embed(inputs["tokens"]), mask=inputs["mask"], memory=memory, memory_mask=seen)
         names: dict[str, NeuralModule] = {"embed": embed, "encoder": encoder, "decoder": decoder, "head": head}
         self.graph = Graph(head(hidden), names=names)
         self._parts = (embed, encoder, decoder, head)  # a tuple: they are parts of the graph already

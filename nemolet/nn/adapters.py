@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nemolet.errors import ConfigError
 from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
+from nemolet.rules import check_settings
 from nemolet.types import HiddenRestI, HiddenRestO, format_dims
 
 
@@ -42,6 +43,9 @@ class Adapter:
         ("rank >= 1", "the rank is at least 1"),
         ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def scale(self) -> float:

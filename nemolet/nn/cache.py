@@ -78,11 +78,6 @@ class KVCache:
         self.length += length
         self.valid_BS = valid_BS
 
-    def trim(self, length: int) -> None:
-        """Forget everything after the first ``length`` tokens."""
-        self.length = min(self.length, length)
-        self.valid_BS = None if self.valid_BS is None else self.valid_BS[:, : self.length]
-
     def reorder(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]

@@ -92,6 +92,7 @@ class Stack(NeuralModule):
             by the square root of 2 L (Radford et al., 2019).
 
     Raises:
+        ConfigError: for settings against the rules.
         ShapeError: for sizes that do not divide, or a sequence longer than learned positions.
     """
 
@@ -354,14 +355,6 @@ def _biased(
 def _local_layers(layers: int, window: int | None, local: LocalLayers | None) -> tuple[bool, ...]:
     if local is None:
         return (window is not None,) * layers
-    if len(local.layers) != layers or window is None:
-        raise ShapeError(
-            "the local layers do not fit the stack",
-            where="local.layers",
-            expected=f"true or false for each of {layers} layers, and a window",
-            found=f"{len(local.layers)} values, window={window}",
-            fix="give one value per layer, and the window that binds them",
-        )
     return tuple(local.layers)
 
 

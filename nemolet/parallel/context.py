@@ -22,7 +22,7 @@ from nemolet.nn.router import Router, whole
 from nemolet.nn.transformer import Stack
 from nemolet.parallel.exchange import Group, all_gather
 from nemolet.parallel.experts import SumOver
-from nemolet.symbols import Port
+from nemolet.ports import Port
 from nemolet.types import NeuralType, Positions
 
 

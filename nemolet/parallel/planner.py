@@ -20,7 +20,6 @@ from nemolet.parallel.patterns import Pattern
 from nemolet.parallel.plan import Plan
 from nemolet.parallel.settings import Parallel
 
-_STATES = {"adamw": 2, "muon": 1, "adafactor": 0}  # numbers an optimizer remembers for each parameter
 _WIDTH = {None: 4, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -48,7 +47,7 @@ def memory(
     batch: Mapping[str, Tensor],
     *,
     parallel: Parallel | None = None,
-    optimizer: str = "adamw",
+    states: Mapping[str, int] | None = None,
 ) -> list[StageMemory]:
     """Bytes on a rank of each pipeline stage.
 
@@ -61,7 +60,8 @@ def memory(
         plan: of this graph.
         batch: one micro-batch of one data-parallel rank; its values do not matter.
         parallel: precision, checkpointing and pipeline.
-        optimizer: its name.
+        states: how many numbers the optimizer keeps for each whole parameter, by name, as
+            :func:`nemolet.training.optim.states` finds; None for two for each number, as AdamW does.
     """
     parallel = parallel or Parallel()
     blocks, ranks = [name for stack in plan.stacks for name in stack], plan.sizes.pp
@@ -70,7 +70,9 @@ def memory(
     owner = _owners(plan, blocks, counts, ranks)
     found = []
     for rank in range(ranks):
-        numbers = sum(p.local_size for n, p in plan.parameters.items() if owner[n] == rank)
+        own = {n: p for n, p in plan.parameters.items() if owner[n] == rank}
+        numbers = sum(p.local_size for p in own.values())
+        kept_of = {n: 2 * p.size if states is None else states[n] for n, p in own.items()}
         inside = [block for block in blocks if owner[block] == rank]
         once = _kept_by(inside, kept, parallel.checkpointing)
         once += kept["first"] * (rank == 0) + kept["last"] * (rank == ranks - 1)
@@ -81,7 +83,7 @@ def memory(
                 numbers=numbers,
                 parameters=4 * numbers,
                 gradients=4 * numbers,
-                optimizer=4 * _STATES.get(optimizer, 2) * numbers,
+                optimizer=sum(4 * -(-kept_of[n] * p.local_size // p.size) for n, p in own.items()),
                 gathered=_gathered(plan, owner, rank, _WIDTH[parallel.param_dtype]),
                 activations=_in_flight(parallel, ranks, rank) * once + again,
             )

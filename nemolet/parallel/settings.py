@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nemolet.rules import check_settings
+
 if TYPE_CHECKING:
     from nemolet.parallel.mesh import MeshSizes
     from nemolet.parallel.rules import Rules
@@ -62,6 +64,9 @@ class Parallel:
         ("tp >= 1 and pp >= 1 and cp >= 1 and ep >= 1", "tp, pp, cp and ep are at least 1"),
         ("microbatches >= 1", "microbatches is at least 1; null for twice as many as stages"),
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def sizes(self) -> MeshSizes:
         """The sizes of the mesh, as asked for; see :meth:`MeshSizes.resolve`."""

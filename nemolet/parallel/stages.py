@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from nemolet.errors import ParallelError
-from nemolet.graph import Graph, Step
+from nemolet.graph import Graph
 from nemolet.module import NeuralModule
 from nemolet.nn.transformer import Stack
 from nemolet.parallel.layout import Boundary, ModulePlan, sequence_ports
 from nemolet.parallel.plan import Plan
+from nemolet.steps import Step
 
 _ENTRY, _EXIT = ("position", "input_norm", "input_proj"), ("norm",)  # of a Stack, around its blocks
 
@@ -187,14 +188,14 @@ def _absent(graph: Graph, child: str, first: bool, last: bool, *, innermost: boo
     before: set[int] = set()
     waiting = list(at)
     while waiting:
-        needed = {int(slot.partition(".")[0]) for slot in _slots(graph.steps[waiting.pop()].arguments) if "." in slot}
+        needed = {int(slot.partition(".")[0]) for slot in graph.steps[waiting.pop()].reads if "." in slot}
         waiting += needed - before
         before |= needed
     after = [number for number in range(len(graph.steps)) if number not in before and number not in at]
     crossing = [
         f"{graph.steps[int(slot.partition('.')[0])].name} -> {graph.steps[number].name}"
         for number in after
-        for slot in _slots(graph.steps[number].arguments)
+        for slot in graph.steps[number].reads
         if "." in slot and int(slot.partition(".")[0]) in before
     ]
     twice = {graph.steps[n].name for n in before} & {graph.steps[n].name for n in after}
@@ -208,13 +209,6 @@ def _absent(graph: Graph, child: str, first: bool, last: bool, *, innermost: boo
         )
     missing = (set() if first else before) | (set() if last else set(after))
     return [graph.steps[number] for number in sorted(missing)]
-
-
-def _slots(arguments: Any) -> list[str]:
-    if isinstance(arguments, str):
-        return [arguments]
-    values = arguments.values() if isinstance(arguments, Mapping) else arguments
-    return [slot for each in values for slot in _slots(each)]
 
 
 def _refuse(where: str, expected: str, found: str, fix: str) -> None:

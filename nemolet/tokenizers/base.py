@@ -89,6 +89,16 @@ class Tokenizer(abc.ABC):
             )
         return self._decode(tokens, special)
 
+    @property
+    def opener(self) -> int | None:
+        """What stands before the first token of every document and of every prompt: its own mark, or what ends the
+        document before; None where there is neither."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
+    def count_bytes(self, ids: Sequence[int]) -> int:
+        """UTF-8 bytes of the text that ids stand for; exact for any part of a text where every id has its own."""
+        return len(self.decode(ids).encode())
+
     @abc.abstractmethod
     def stream(self) -> StreamDecoder:
         """A new decoder for one stream of ids."""
@@ -167,6 +177,10 @@ class TableTokenizer(Tokenizer):
 
     def stream(self) -> StreamDecoder:
         return _ByteStream(self.table, frozenset(self.special_tokens.values()))
+
+    def count_bytes(self, ids: Sequence[int]) -> int:
+        hidden = frozenset(self.special_tokens.values())
+        return sum(len(self.table[i]) for i in ids if i not in hidden)
 
     def _decode(self, tokens: list[int], special: bool) -> str:
         hidden = () if special else frozenset(self.special_tokens.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from nemolet.errors import TokenizerError
+from nemolet.errors import TokenizerError, needs
 from nemolet.tokenizers.base import StreamDecoder, Tokenizer, WindowStream
 
 _BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
@@ -30,7 +30,8 @@ class HuggingFaceTokenizer(Tokenizer):
     lossless = False
 
     def __init__(self, content: bytes, *, bos: str | None = None, eos: str | None = None) -> None:
-        import tokenizers
+        with needs("tokenizers", extra="hf"):
+            import tokenizers
 
         try:
             self.inner = tokenizers.Tokenizer.from_buffer(content)
@@ -62,6 +63,15 @@ class HuggingFaceTokenizer(Tokenizer):
                 found=name,
             )
         return self.special_tokens[name]
+
+    @property
+    def opener(self) -> int | None:
+        """What the file's own template puts before a text (GPT-2: nothing), so that a converted model reads what it
+        was trained on; of a file without one its beginning-of-text token."""
+        if self.inner.post_processor is None:
+            return self.bos_id
+        plain, full = (self.inner.encode("a", add_special_tokens=added).ids for added in (False, True))
+        return full[0] if full[:1] != plain[:1] else None
 
     def stream(self) -> StreamDecoder:
         return WindowStream(self)

@@ -96,7 +96,7 @@ class SentencePieceTokenizer(TableTokenizer):
                 "the vocabulary is too small",
                 where="tokenizer.vocab_size",
                 found=vocab_size,
-                expected=f"more than {least}: 256 bytes, {least - 256} special tokens, some characters",
+                expected=f"more than {least}: 256 bytes, {least - 257} special tokens, the line end, characters",
                 fix="set tokenizer.vocab_size=512, or choose tokenizer=byte",
             )
         target, sentences = io.BytesIO(), _sentences(texts, max_bytes)

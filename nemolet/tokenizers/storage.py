@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,39 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         partial.replace(folder / name)
 
 
+def _described(path: Path) -> dict[str, Any]:
+    """The content of a settings file, ours or that of Hugging Face."""
+    try:
+        description = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(
+            "this file is no JSON", where=str(path), expected="a JSON object", found=str(error)[:200], fix=_AGAIN
+        ) from error
+    if not isinstance(description, dict):
+        raise TokenizerError(
+            "this file is no settings of a tokenizer",
+            where=str(path),
+            expected="a JSON object",
+            found=type(description).__name__,
+            fix=_AGAIN,
+        )
+    return description
+
+
+_AGAIN = "copy the file again, or save the tokenizer anew with nemolet.tokenizers.save_tokenizer"
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of a tokenizer's content name the file or folder that holds it."""
+    try:
+        yield
+    except TokenizerError as error:
+        raise TokenizerError(
+            error.what, where=str(path), expected=error.expected, found=error.found, fix=error.fix or _AGAIN
+        ) from error
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer: a folder of ours or of Hugging Face, a ``tokenizer.json``, or a SentencePiece ``.model``.
 
@@ -87,17 +121,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if path.is_dir():
         settings = path / SETTINGS
-        description = json.loads(settings.read_text()) if settings.is_file() else {}
+        description = _described(settings) if settings.is_file() else {}
         if description.get("kind") in KINDS:
-            return rebuild(
-                description, {f.name: f.read_bytes() for f in path.iterdir() if f.is_file() and f != settings}
-            )
+            files = {f.name: f.read_bytes() for f in path.iterdir() if f.is_file() and f != settings}
+            with _named(path):
+                return rebuild(description, files)
         for name in ("tokenizer.json", "tokenizer.model", "sentencepiece.model"):
             if (path / name).is_file():
                 return load_tokenizer(path / name)
     elif path.is_file():
         content = path.read_bytes()
-        return SentencePieceTokenizer(content) if path.suffix == ".model" else HuggingFaceTokenizer(content)
+        with _named(path):
+            return SentencePieceTokenizer(content) if path.suffix == ".model" else HuggingFaceTokenizer(content)
     raise TokenizerError(
         "there is no tokenizer here",
         where=str(path),

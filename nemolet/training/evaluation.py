@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
 from nemolet.data.prepared import Batch
+from nemolet.language.metrics import LanguageScore
 from nemolet.module import NeuralModule
+from nemolet.types import IGNORED
 
 
 @torch.inference_mode()
-def score(graph: NeuralModule, batches: Iterable[Batch], device: str | torch.device = "cpu") -> tuple[float, int]:
-    """Sum of the loss and number of tokens over all batches.
+def score(
+    graph: NeuralModule,
+    batches: Iterable[Batch],
+    device: str | torch.device = "cpu",
+    *,
+    count_bytes: Callable[[list[int]], int] | None = None,
+) -> LanguageScore:
+    """How well a language model predicts the labels of all batches, each counted once.
 
     Args:
         graph: from a batch to a loss and a count, in evaluation mode.
         batches: what it is run on.
         device: where the graph is.
+        count_bytes: of the text that ids stand for, as a tokenizer has it; None leaves bits per byte unknown.
+
+    Raises:
+        DataError: for no label at all.
     """
-    loss_sum, tokens = 0.0, 0
+    loss_sum, tokens, text_bytes = 0.0, 0, 0
     for batch in batches:
         result = graph(**{name: tensor.to(device) for name, tensor in batch.items()})
         loss_sum += result.loss.double().item()
         tokens += int(result.count)
-    return loss_sum, tokens
+        if count_bytes is not None:
+            text_bytes += sum(count_bytes(row[row != IGNORED].tolist()) for row in batch["labels"])
+    return LanguageScore(loss_sum, tokens, text_bytes)
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from nemolet.archive import described, save
 from nemolet.data.prepared import Loader, Prepared
-from nemolet.errors import TrainingError
+from nemolet.errors import TrainingError, needs
 from nemolet.module import NeuralModule
 from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
@@ -293,10 +293,14 @@ def _loggers(training: Training, folder: Path) -> list[Any]:
         elif name == "wandb":
             from pytorch_lightning.loggers import WandbLogger
 
+            with needs("wandb", extra="wandb"):
+                import wandb  # noqa: F401
             made.append(WandbLogger(name=folder.name, save_dir=folder))
         else:
             from pytorch_lightning.loggers import MLFlowLogger
 
+            with needs("mlflow", extra="mlflow"):
+                import mlflow  # noqa: F401
             made.append(MLFlowLogger(experiment_name="nemolet", run_name=folder.name, save_dir=str(folder / "mlruns")))
     return made
 

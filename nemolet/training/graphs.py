@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from nemolet.comparison import compare
 from nemolet.errors import WiringError
 from nemolet.graph import Graph, compose
 from nemolet.module import NeuralModule
-from nemolet.types import Index, Mask, NeuralType, compare
+from nemolet.types import Index, Mask, NeuralType
 
 
 def training_graph(
@@ -40,7 +41,16 @@ def training_graph(
         wires |= _metric_wires(model, name, metric)
         outputs |= {f"{name}_{port}": f"{name}.{port}" for port in metric.output_ports}
     parts = {"model": model, "loss": loss, **(metrics or {})}
-    return compose(parts, wires=wires, outputs={**{p: f"loss.{p}" for p in loss.output_ports}, **outputs})
+    graph = compose(parts, wires=wires, outputs={**{p: f"loss.{p}" for p in loss.output_ports}, **outputs})
+    if "model" not in dict(graph.named_children()):
+        raise WiringError(
+            "nothing of the model flows into the loss",
+            where="loss",
+            expected=", ".join(f"{name}: {port.type}" for name, port in loss.input_ports.items()),
+            found=", ".join(f"{name}: {port.type}" for name, port in model.output_ports.items()),
+            fix="choose another loss=..., one for such a model",
+        )
+    return graph
 
 
 def example_batch(graph: NeuralModule, sizes: Mapping[str, int]) -> dict[str, Tensor]:

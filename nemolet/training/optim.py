@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import contextlib
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -224,8 +226,24 @@ class Pair(Optimizer):
         self.param_groups = [*self.both[0].param_groups, *self.both[1].param_groups]
 
 
-def state_tensors(optimizer: Optimizer) -> Iterable[torch.Tensor]:
-    """Every tensor an optimizer remembers, for comparing two of them."""
-    for inner in optimizer.both if isinstance(optimizer, Pair) else (optimizer,):
-        for state in inner.state.values():
-            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+def states(optim: Optim, module: nn.Module) -> dict[str, int]:
+    """How many numbers the optimizer keeps for each parameter, found by a step of each on shapes alone.
+
+    Example:
+        >>> import nemolet as nl
+        >>> states(Optim("adamw"), nl.nn.Linear("D", "F", 8, 4))
+        {'weight': 64}
+    """
+    made = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()}
+    shapes = copy.deepcopy(module, dict(made))
+    optimizer = replace(optim, fused=False).make(shapes)
+    for parameter in shapes.parameters():
+        parameter.grad = torch.empty_like(parameter)
+        with contextlib.suppress(RuntimeError):  # Adafactor looks at values, after it has made what it keeps
+            optimizer.step()
+        parameter.grad = None
+    kept = {p: s for inner in getattr(optimizer, "both", (optimizer,)) for p, s in inner.state.items()}
+    return {
+        name: sum(value.numel() for value in kept.get(parameter, {}).values() if value.ndim)  # steps are not counted
+        for name, parameter in shapes.named_parameters()
+    }

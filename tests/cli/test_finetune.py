@@ -74,6 +74,19 @@ def test_instructions_with_and_without_an_addition(base, chats, capsys, adapter)
         assert torch.allclose(model(tokens), nl.load("run/model.nemolet").model(tokens), atol=1e-5)
 
 
+def test_half_precision_is_trained_in_float32(base, poem, capsys):
+    model = nl.load(base).model.bfloat16()
+    nl.save("half.nemolet", model=model, tokenizer=ByteTokenizer())
+    command = ["finetune", "archive=half.nemolet", "teacher=half.nemolet", "data=text", f"data.path={poem}"]
+    succeed(capsys, *command, "folder=run", *SHORT, "data.sequence_length=8", "optim.lr=1e-4")
+    before, after = weights("half.nemolet"), weights("run/model.nemolet")
+    assert {tensor.dtype for tensor in before.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    assert all(not torch.equal(after[name], before[name].float()) for name in before)  # steps below half precision
+    assert "loss" in succeed(capsys, "evaluate", "half.nemolet", f"data.path={poem}", "max_batches=2")
+    assert succeed(capsys, "generate", "half.nemolet", "a", "max_new_tokens=3").startswith("a")
+
+
 def test_a_run_with_an_addition_goes_on(base, chats, capsys):
     command = [
         "finetune",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import nemolet as nl
 from nemolet.cli import VERBS, main
-from nemolet.config import registry
+from nemolet.config import compose, registry
 
 from .conftest import TINY
 
@@ -94,6 +97,50 @@ def test_evaluate_scores_a_text(tiny_run, poem, capsys):
     assert all(words in out for words in ("loss", "perplexity", "bits per byte"))
 
 
+def brute_force(model, ids, window):
+    """Bits for every token of a text but the first, in windows that follow each other."""
+    bits = []
+    for start in range(0, len(ids) - 1, window):
+        part = torch.tensor([ids[start : start + window + 1]])
+        with torch.no_grad():
+            logits = model(part[:, :-1])[0]
+        losses = torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="none")
+        bits += (losses.double() / math.log(2)).tolist()
+    return bits
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "sentencepiece"])
+@pytest.mark.parametrize("options", [[], ["context=7"], ["data.sequence_length=5", "data.batch_size=3"]])
+def test_bits_per_byte_are_those_of_the_whole_text(kind, options, capsys):
+    text = "naïve rain in spain \N{SNOWMAN} falls mainly on the plain, they say " * 3 + "né"
+    Path("text.txt").write_text(text, encoding="utf-8")
+    tokenizer = {
+        "byte": nl.tokenizers.ByteTokenizer,
+        "char": lambda: nl.tokenizers.CharTokenizer.train([text]),
+        "sentencepiece": lambda: nl.tokenizers.SentencePieceTokenizer.train([text] * 9, vocab_size=290),
+    }[kind]()
+    torch.manual_seed(0)
+    model = nl.language.CausalLM(vocab_size=tokenizer.vocab_size, layers=1, width=8, heads=2, context=23).eval()
+    model.graph.head.weight.data.normal_(std=0.2)
+    nl.save("m.nemolet", model=model, tokenizer=tokenizer)
+    out = succeed(capsys, "evaluate", "archive=m.nemolet", "data.path=text.txt", *options)
+    ids = tokenizer.encode(text)
+    if tokenizer.eos_id is not None:  # a document stands between two of them
+        ids = [tokenizer.eos_id, *ids, tokenizer.eos_id]
+    window = 7 if "context=7" in options else 5 if options else 23
+    bits = brute_force(model, ids, window)
+    size = len(text.encode()) - (1 if kind == "char" else 0)  # nothing stands before the first letter
+    loss = sum(bits) * math.log(2) / len(bits)
+    assert f"loss {loss:.4f}  perplexity {math.exp(loss):.2f}  bits per byte {sum(bits) / size:.3f}" in out
+    assert out.rstrip().endswith(f"over {len(bits):,} tokens")
+
+
+def test_a_window_beyond_what_the_model_reads_is_refused(tiny_run, poem, capsys):
+    err = fail(capsys, 2, "evaluate", f"archive={tiny_run.archive}", f"data.path={poem}", "context=33")
+    assert "context: the model cannot read so much at once" in err
+    assert "at most 32" in err
+
+
 def test_generate_is_the_same_for_the_same_seed(tiny_run, capsys):
     command = ["generate", f"archive={tiny_run.archive}", "prompt='the '", "max_new_tokens=8"]
     first = succeed(capsys, *command, "seed=3")
@@ -101,6 +148,59 @@ def test_generate_is_the_same_for_the_same_seed(tiny_run, capsys):
     assert len(first.rstrip("\n")) <= len("the ") + 8
     assert succeed(capsys, *command, "seed=3") == first
     assert succeed(capsys, *command, "seed=4") != first
+
+
+TEXTS = [
+    "the ",
+    "the, rain = 'in' ",
+    "[the rain",
+    "it's",
+    "${rain}",
+    "the\n",
+    "'the",
+    "=",
+    "a=b",
+    "--the",
+    "5",
+    "null ",
+]
+
+
+@pytest.mark.parametrize("prompt", TEXTS)
+def test_a_prompt_is_taken_as_it_is_written(prompt, capsys):
+    nl.save(
+        "m.nemolet",
+        model=nl.language.CausalLM(vocab_size=257, layers=1, width=8, heads=2, context=64),
+        tokenizer=nl.tokenizers.ByteTokenizer(),
+    )
+    options = ["max_new_tokens=2", "temperature=0"]
+    ways = [["archive=m.nemolet", f"prompt={prompt}"], ["m.nemolet", "--", prompt]]
+    if prompt not in ("a=b", "--the"):  # a setting and a flag, where no -- stands before them
+        ways += [["m.nemolet", prompt], [f"prompt={prompt}", "m.nemolet"]]
+    (out,) = {succeed(capsys, "generate", *options, *way) for way in ways}
+    assert out.startswith(prompt)
+    several = succeed(capsys, "generate", *options, "m.nemolet", "--", prompt, "other")
+    assert f"--- {prompt!r}\n{out}" in several
+    assert "--- 'other'" in several
+
+
+def test_words_go_to_hydra_where_it_is_asked(capsys):
+    out = succeed(capsys, "generate", "a b.nemolet", "it's, ${odd} ", "--cfg", "job", "--resolve")
+    config = yaml.safe_load(out)
+    assert (config["archive"], config["prompt"]) == ("a b.nemolet", "it's, ${odd} ")
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (["train", "my.txt"], "this is no override"),
+        (["chat", "m.nemolet", "the rain"], "there is no place for this word"),
+        (["train", "--", "my.txt"], "there is no place for this word"),
+        (["generate", "m.nemolet", "tempratur=3"], "did you mean temperature?"),
+    ],
+)
+def test_words_without_a_place_are_refused(command, words, capsys):
+    assert words in fail(capsys, 2, *command)
 
 
 def test_generate_from_several_prompts(tiny_run, capsys):
@@ -125,6 +225,15 @@ def test_chat_continues_each_line(tiny_run, capsys, monkeypatch):
     out = succeed(capsys, "chat", f"archive={tiny_run.archive}", "max_new_tokens=3", "temperature=0")
     assert len(out.splitlines()) >= 2
     assert "Type a beginning" not in out  # nobody sits at a keyboard
+
+
+def test_chat_goes_on_after_what_the_model_cannot_read(tiny_run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the Q\nrain\n"))
+    assert main(["chat", str(tiny_run.archive), "max_new_tokens=3", "temperature=0"]) == 0
+    out, err = capsys.readouterr()
+    assert "'Q'" in err and "Try another line" in err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("rain\n"))
+    assert out == succeed(capsys, "chat", tiny_run.archive, "max_new_tokens=3", "temperature=0")
 
 
 # ---------------------------------------------------------------- tokens
@@ -156,6 +265,24 @@ def test_check_counts_without_training(capsys, tmp_path):
     out = succeed(capsys, "check", "model=llama3_8b")
     assert "8,030,261,248 parameters" in out
     assert "GFLOP per token" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_says_what_it_assumes_and_keeps_for_each_optimizer(capsys):
+    assert "assumed" not in succeed(capsys, "check", "model=gpt_tiny", "model.vocab_size=2000")
+    assert "assumed, since only the data knows: vocab_size 257" in succeed(capsys, "check", "tokenizer=char")
+    kept = {}
+    for name in ("adamw", "muon", "adafactor"):
+        out = succeed(capsys, "check", "model=gpt2", "model.vocab_size=50257", f"optim={name}")
+        kept[name] = float(out.split(" of optimizer state")[0].split()[-1])
+    assert kept["adamw"] == pytest.approx(2 * 4 * 124_439_808 / 2**30, abs=0.01)
+    assert kept["adafactor"] < 0.05 < kept["muon"] < kept["adamw"]  # tables and norms keep two numbers with Muon
+
+
+def test_wiring_is_checked_before_the_data_is_read(capsys, tmp_path, poem):
+    command = ["train", *TINY, f"data.path={poem}", "data.cache=cache"]
+    assert "nothing of the model flows into the loss" in fail(capsys, 1, *command, "loss=classes")
+    assert "the types do not fit" in fail(capsys, 1, *command, "+metrics.a._target_=nemolet.metrics.Accuracy")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,7 +318,16 @@ def test_version(capsys):
 def test_help_of_a_verb_shows_its_config(verb, capsys):
     out = succeed(capsys, verb, "--help")
     assert out.startswith(f"nemolet {verb}: {VERBS[verb]}")
-    assert "== Config ==" in out
+    shown = yaml.safe_load(out.partition("== Config (override with key=value) ==")[2])
+    assert shown == compose(verb)[0]
+
+
+def test_help_shows_what_the_command_would_use(capsys):
+    out = succeed(capsys, "train", "model=gpt_tiny", "model.layers=7", "--help")
+    assert "layers: 7" in out
+    assert "gpt2_xl" in out and "adapter:" not in out  # the groups of this verb only
+    assert "did you mean model.layers?" in fail(capsys, 2, "train", "model.layer=7", "-h")
+    assert "prompt: 'a, b '" in succeed(capsys, "generate", "m.nemolet", "a, b ", "--help")
 
 
 @pytest.mark.parametrize(
@@ -246,6 +382,33 @@ def test_missing_and_broken_files(command, words, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk").write_bytes(b"junk" * 999)
     assert words in fail(capsys, 1, *command)
+
+
+BAD = {
+    "empty.txt": (b"", [], "empty.txt: the file is empty"),
+    "binary.txt": (bytes(range(256)) * 99, [], "binary.txt:1: the file looks binary"),
+    "latin.txt": ("one\ntwo: \u00e9".encode("latin-1"), [], "latin.txt:2: the file is no UTF-8"),
+    "half.jsonl": (rb'{"text": "\ud800"}', [], "half.jsonl:1: a lone surrogate is not text"),
+    "long.jsonl": (b'{"text": "%s"}' % (b"x" * 99_999), ["max_line_bytes=5000"], "long.jsonl:1: the line is too long"),
+    "short.txt": (b"a few words", ["tokenizer.vocab_size=9999"], "the vocabulary is larger than the text supports"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("verb", ["tokenize", "train"])
+def test_bad_text_is_refused_and_nothing_is_left(name, verb, capsys, tmp_path):
+    content, options, words = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    if verb == "tokenize":
+        command = ["tokenize", f"path={name}", "out=out/tokens", *options]
+    else:
+        command = ["train", f"data.path={name}", "data.cache=out", "folder=run"]
+        command += [f"data.{option}" if option.startswith("max_line") else option for option in options]
+    err = fail(capsys, 1, *command)
+    assert words in err
+    assert "fix" in err
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {name}
 
 
 def test_a_vocabulary_too_small_for_the_tokenizer(poem, capsys):

@@ -100,7 +100,7 @@ def test_what_lies_inside_one_part_is_not_seen_from_another():
         "nemolet.archive.os.remove",
         "nemolet.nn.transformer.checkpoint",
         "nemolet.nn._EXPORTS",
-        "nemolet.graph._fetch",
+        "nemolet.graph._match",
         "nemolet.nn.Linear.__init__",
         "nemolet.nn.Linear.forward",
         "nemolet.__builtins__.eval",

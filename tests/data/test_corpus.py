@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 
-from nemolet.data import Corpus, TextFiles, TokenizerSpec, tokenize
+from nemolet.data import Corpus, IndexedWriter, TextFiles, TokenizerSpec, tokenize
 from nemolet.errors import DataError, TokenizerError
-from nemolet.tokenizers import ByteTokenizer
+from nemolet.language.decoding import _encode_prompt
+from nemolet.tokenizers import ByteTokenizer, CharTokenizer
 
 
 def test_a_text_is_split_at_its_end(poem, tmp_path):
@@ -17,6 +20,7 @@ def test_a_text_is_split_at_its_end(poem, tmp_path):
     prepared = corpus.prepare(TokenizerSpec("char"))
     text = poem.read_text()
     split = prepared.valid[0]
+    assert not split.led.any()
     valid = prepared.tokenizer.decode(split.tokens[int(split.starts[0]) :].tolist())
     assert text.endswith(valid)
     assert len(valid) == int(len(text) * 0.1)
@@ -77,7 +81,9 @@ def test_token_files_are_read_as_they_are(poem, tmp_path):
     tokenize(TextFiles([poem]), tmp_path / "t", ByteTokenizer())
     corpus = Corpus(path=str(tmp_path / "t.bin"), sequence_length=16, batch_size=2, order="sequential")
     batch = next(iter(corpus.prepare(TokenizerSpec("byte")).train_loader()))
-    assert bytes(batch["tokens"][0].tolist()) == poem.read_bytes()[:16]
+    opener, *text = batch["tokens"][0].tolist()
+    assert opener == ByteTokenizer().eos_id
+    assert bytes(text) == poem.read_bytes()[:15]
     assert torch.equal(batch["tokens"][:, 1:], batch["labels"][:, :-1])
     with pytest.raises(DataError, match="cannot train a tokenizer"):
         corpus.prepare(TokenizerSpec("char"))
@@ -87,8 +93,6 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("ÿ" * 100)
     tokenize(TextFiles([path]), tmp_path / "t", ByteTokenizer())
-    from nemolet.tokenizers import CharTokenizer
-
     with pytest.raises(DataError, match="outside the vocabulary"):
         Corpus(path=str(tmp_path / "t.bin"), sequence_length=8).prepare(CharTokenizer(["a", "b"]))
 
@@ -98,3 +102,74 @@ def test_a_vocabulary_larger_than_the_text_is_refused(tmp_path):
     path.write_text("short text")
     with pytest.raises(TokenizerError, match="larger than the text supports"):
         Corpus(path=str(path), cache=str(tmp_path / "c")).prepare(TokenizerSpec(vocab_size=5000))
+
+
+CASES = {
+    "byte": (ByteTokenizer(), True),
+    "byte, no marks": (ByteTokenizer(), False),
+    "char": (CharTokenizer(list("abcdefghijklmnopqrstuvwxyz \n")), True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("count", [1, 100])
+def test_every_document_begins_as_a_prompt_does(case, split, count, tmp_path):
+    tokenizer, marks = CASES[case]
+    texts = [f"{'abc'[i % 3]} is the first word of this one\n" * (1 + 200 // count) for i in range(count)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    tokenize(TextFiles([path]), tmp_path / "t", tokenizer, marks=marks)
+    corpus = Corpus(path=str(tmp_path / "t.bin"), sequence_length=64, batch_size=4, order="sequential")
+    prepared = corpus.prepare(tokenizer, split=split)
+    prompt = _encode_prompt(tokenizer, texts[0][:9])
+    if count == 1 or not split:  # the first document is for training
+        assert next(iter(prepared.train_loader()))["tokens"][0, : len(prompt)].tolist() == prompt
+    for batch in prepared.valid_loader():
+        if "segments" not in batch:
+            continue
+        firsts = batch["tokens"][(batch["positions"] == 0) & (batch["segments"] > 1)]
+        assert len(firsts)
+        if tokenizer.opener is not None:
+            assert set(firsts[:-1].tolist()) <= {tokenizer.opener}
+
+
+def test_the_rest_of_a_document_has_no_opener(poem, tmp_path):
+    prepared = Corpus(path=str(poem), sequence_length=16, cache=str(tmp_path)).prepare(ByteTokenizer())
+    opener = ByteTokenizer().eos_id
+    assert prepared.valid_sampler().sample(0).tokens[0] != opener
+    assert (prepared.train[0].led.tolist(), prepared.valid[0].led.tolist()) == ([True], [False])
+
+
+@pytest.mark.parametrize("paths", [1, 2])
+def test_memory_does_not_grow_with_the_files(paths, tmp_path):
+    """Files that are larger than what may be used at any moment."""
+    files = {}
+    for number in range(paths):
+        with IndexedWriter(tmp_path / str(number), vocab_size=257) as writer:
+            for _ in range(20):
+                writer.write(np.full(1_000_000, 97), ends=[])
+        files[str(tmp_path / f"{number}.bin")] = 1.0
+    tracemalloc.start()
+    prepared = Corpus(path=files, sequence_length=1024, batch_size=4).prepare(ByteTokenizer())
+    next(iter(prepared.train_loader()))
+    next(iter(prepared.valid_loader()))
+    assert prepared.valid_bytes_per_token == 1.0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000 < 40_000_000 * paths
+
+
+def test_a_validation_text_may_be_short_and_counts_to_its_last_token(poem, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("the rain")
+    corpus = Corpus(path=str(poem), valid_path=str(short), sequence_length=32, cache=str(tmp_path / "c"))
+    (batch,) = corpus.prepare(ByteTokenizer()).valid_loader()
+    labels = batch["labels"][batch["labels"] != -100].tolist()
+    assert labels == [*b"the rain", 256]
+
+
+def test_a_length_that_nobody_knows_is_asked_for(poem, tmp_path):
+    corpus = Corpus(path=str(poem), sequence_length=None, cache=str(tmp_path))
+    with pytest.raises(DataError, match=r"data.sequence_length=256"):
+        corpus.prepare(ByteTokenizer()).train_loader()

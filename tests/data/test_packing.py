@@ -106,6 +106,12 @@ def test_too_little_text_is_refused():
         packed([[1, 2, 3, 4, 5]], sequence_length=9)
 
 
+@pytest.mark.parametrize("tail", [True, False])
+def test_a_single_token_predicts_nothing(tail):
+    with pytest.raises(DataError, match="at least 2 tokens" if tail else "at least 10 tokens"):
+        packed([[1]], sequence_length=9, tail=tail)
+
+
 def test_ranks_share_the_work_and_resume_exactly():
     sampler = packed(random_documents(5, 200), sequence_length=8, seed=2)
     whole = iter(TokenLoader(sampler, batch_size=6))
@@ -148,3 +154,37 @@ def test_what_ends_a_document_opens_the_next(order):
         if sample.positions is not None:
             assert (sample.positions[inner] == 0).all()
     assert opened
+
+
+@pytest.mark.parametrize("led", ["first", "all", "none"])
+@pytest.mark.parametrize("length", [1, 5, 16, 5000])
+def test_openers_and_the_tail_equal_plain_python(led, length):
+    """Every label of the text once, the last ones too; what opens a document counts as its beginning."""
+    documents = random_documents(7)
+    documents = [[*d, 99] for d in documents] if led == "first" else documents
+    opens = [led == "all" or (led == "first" and number == 0) for number in range(len(documents))]
+    sampler = packed(documents, sequence_length=length, order="sequential", opener=99, led=opens, tail=True)
+    stream = []  # a token, the document it belongs to (what ends one opens the next), its place there
+    for number, document in enumerate(documents):
+        stream += [[99, number]] if opens[number] else []
+        stream += [[token, number] for token in document]
+        if led == "first" and number + 1 < len(documents):
+            stream[-1][1] = number + 1
+    assert sampler.size == -(-(len(stream) - 1) // length)
+    labels, expected = (
+        [],
+        [b[0] if a[1] == b[1] or (b[0] == 99 and led == "first") else -100 for a, b in itertools.pairwise(stream)],
+    )
+    for n in range(sampler.size):
+        sample = sampler.sample(n)
+        assert len(sample.tokens) == len(sample.labels) == length
+        here = stream[n * length : (n + 1) * length]
+        assert sample.tokens[: len(here)].tolist() == [token for token, _ in here]
+        numbers = [number for _, number in here]
+        if len(set(numbers)) > 1:
+            order = sorted(set(numbers))
+            assert sample.segments[: len(here)].tolist() == [order.index(d) + 1 for d in numbers]
+            assert sample.positions[: len(here)].tolist() == [i - numbers.index(d) for i, d in enumerate(numbers)]
+        labels += sample.labels.tolist()
+    assert labels[: len(expected)] == expected
+    assert set(labels[len(expected) :]) <= {-100}

@@ -24,6 +24,7 @@ def test_json_lines_with_their_places(tmp_path):
     "content, message",
     [
         (b'{"text": "a"}\nnot json\n', r"a.jsonl:2: the line is no JSON"),
+        (b'{"text": "a"}\n{"text": "\\ud800"}\n', r"a.jsonl:2: a lone surrogate is not text"),
         (b'{"text": "a"}\n[1]\n', r"a.jsonl:2: the line is no record"),
         (b'{"test": "a"}\n', r"is it 'test'"),
         (b'{"text": 3}\n', r"a.jsonl:1: the record has no 'text'"),

@@ -82,6 +82,33 @@ def test_invalid_utf8_follows_the_policy(tmp_path):
     assert documents(TextFiles([path], invalid_utf8="ignore")) == ["one\ntwo  three\n"]
 
 
+def test_half_a_character_follows_the_same_policy(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(r'{"text": "one \ud83d two \ud83d\ude00 three \udc00"}')
+    assert documents(TextFiles([path], invalid_utf8="replace")) == ["one \ufffd two \U0001f600 three \ufffd"]
+    assert documents(TextFiles([path], invalid_utf8="ignore")) == ["one  two \U0001f600 three "]
+
+
+def test_of_a_folder_nothing_hidden_and_nothing_empty_is_read(tmp_path, caplog):
+    data = tmp_path / ".hidden" / "data"  # what lies above the folder does not matter
+    for name in ("a.txt", ".git/config.txt", "sub/.ipynb_checkpoints/b.md", "sub/c.md", ".d.txt", "sub/__init__.py"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text("" if name.endswith(".py") else name)
+    (data / "z.txt.gz").write_bytes(gzip.compress(b""))
+    assert documents(TextFiles([data])) == ["a.txt", "sub/c.md"]
+    assert "2 empty files are left out" in caplog.text
+    assert documents(TextFiles([data / ".d.txt"])) == [".d.txt"]  # it was named
+    with pytest.raises(DataError, match="__init__.py: the file is empty"):
+        documents(TextFiles([data, data / "sub/__init__.py"]))
+
+
+def test_a_file_of_which_nothing_is_left_is_empty(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xff" * 9)
+    with pytest.raises(DataError, match="the file is empty"):
+        documents(TextFiles([path], invalid_utf8="ignore"))
+
+
 def test_a_character_across_blocks_survives(tmp_path):
     path = tmp_path / "a.txt"
     text = "x" * ((1 << 20) - 1) + "é" * 10
@@ -105,6 +132,10 @@ def test_a_character_across_blocks_survives(tmp_path):
         ("e.jsonl", b'{"text": 5}\n', r"e.jsonl:1: the record has no text"),
         ("f.jsonl", b'{"text": "\xff"}\n', r"f.jsonl:1: the line is no UTF-8"),
         ("g.jsonl", b"[" * 100_000, "no JSON"),
+        ("h.jsonl", b'{"text": "a"}\n{"text": "b\\ud83d"}\n', r"h.jsonl:2: a lone surrogate is not text"),
+        ("empty.txt.gz", gzip.compress(b""), "empty.txt.gz: the file is empty"),
+        ("random.txt", bytes(range(128, 256)) * 9, "random.txt:1: the file is no UTF-8"),
+        ("image.png", b"\x89PNG\r\n\x1a\n\0\0", "image.png:3: the file looks binary"),
     ],
 )
 def test_bad_input_is_named_by_file_and_line(tmp_path, name, content, text):

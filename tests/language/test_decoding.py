@@ -186,7 +186,7 @@ def pieces_of(
         for _, piece in stream(
             Scripted(script, tokenizer.vocab_size),
             tokenizer,
-            ["a"],
+            ["a" if tokenizer.opener is None else ""],  # one token in any case
             max_new_tokens=len(script) + extra,
             sampling=GREEDY,
             stop=stop,
@@ -211,7 +211,7 @@ def test_no_piece_is_half_a_character():
 def test_a_character_left_unfinished_is_replaced_once():
     tokenizer = ByteTokenizer()
     script = tokenizer.encode("a😀")[:-1]
-    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=len(script), sampling=GREEDY)
+    (completion,) = generate(Scripted(script, 257), tokenizer, [""], max_new_tokens=len(script), sampling=GREEDY)
     assert completion.text == "a\ufffd"
 
 
@@ -303,14 +303,14 @@ def test_random_stop_sequences_cut_where_they_should(seed):
 def test_the_end_of_text_token_ends_it_and_is_not_shown():
     tokenizer = ByteTokenizer()
     script = [*tokenizer.encode("abé")[:-1], tokenizer.eos_id, *tokenizer.encode("no more")]
-    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=20, sampling=GREEDY)
+    (completion,) = generate(Scripted(script, 257), tokenizer, [""], max_new_tokens=20, sampling=GREEDY)
     assert completion == Completion("ab\ufffd", script[:3], "stop")
 
 
 def test_a_held_beginning_of_a_stop_sequence_is_shown_at_the_end_of_text():
     tokenizer = ByteTokenizer()
     script = [*tokenizer.encode("the en"), tokenizer.eos_id]
-    (completion,) = generate(Scripted(script, 257), tokenizer, ["x"], max_new_tokens=20, sampling=GREEDY, stop=["end"])
+    (completion,) = generate(Scripted(script, 257), tokenizer, [""], max_new_tokens=20, sampling=GREEDY, stop=["end"])
     assert completion.text == "the en" and completion.finish == "stop"
 
 
@@ -322,6 +322,9 @@ def test_an_empty_prompt_starts_a_new_document():
     (completion,) = generate(model, ByteTokenizer(), [""], max_new_tokens=4, sampling=GREEDY)
     decoding = Decoding(model, [[256]], sampling=GREEDY, seed=0, max_new_tokens=4)
     assert completion.tokens == [decoding.step()[0] for _ in completion.tokens]
+    begun = generate(model, ByteTokenizer(), ["ab"], max_new_tokens=4, sampling=GREEDY)[0]
+    decoding = Decoding(model, [[256, 97, 98]], sampling=GREEDY, seed=0, max_new_tokens=4)
+    assert begun.tokens == [decoding.step()[0] for _ in begun.tokens]
     lines = CharTokenizer(["\n", "a"])  # no end-of-text token: a document starts at a new line
     model = make(vocab_size=2)
     assert generate(model, lines, [""], max_new_tokens=4)[0] == generate(model, lines, ["\n"], max_new_tokens=4)[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nemolet as nl
-from nemolet.errors import ShapeError
+from nemolet.errors import ConfigError
 from nemolet.nn.attention import Attention, AttentionOptions, CrossAttention
 from nemolet.nn.block import ResidualOptions
 from nemolet.nn.cache import KVCache
@@ -192,10 +192,10 @@ def test_local_layers_obey_the_window_and_have_their_own_base(kind):
 
 @pytest.mark.parametrize("layers", [(True,), (True, False, True)])
 def test_local_layers_that_do_not_fit_are_refused(layers):
-    with pytest.raises(ShapeError, match="local layers") as caught:
+    with pytest.raises(ConfigError, match="one value for each layer") as caught:
         stack(Decoder, window=2, local=LocalLayers(layers))
     assert caught.value.fix
-    with pytest.raises(ShapeError, match="window=None"):
+    with pytest.raises(ConfigError, match="window=None"):
         stack(Decoder, local=LocalLayers((True, False)))
 
 

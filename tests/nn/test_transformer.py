@@ -147,20 +147,6 @@ def test_unequal_prompts_with_left_padding(kind):
             torch.testing.assert_close(torch.stack([step[index] for step in got]), alone, rtol=1e-6, atol=1e-6)
 
 
-def test_trim_forgets_the_end():
-    decoder, hidden = make("llama"), hiddens(2, 8)
-    cache = new_cache(decoder, 2)
-    with torch.no_grad():
-        decoder(hiddens(2, 5, seed=4), cache=cache, mask=torch.ones(2, 5, dtype=torch.bool))
-        cache.trim(0)
-        decoder(hidden[:, :6], cache=cache)
-        decoder(hiddens(2, 2, seed=5), cache=cache)
-        cache.trim(6)
-        cache.trim(7)  # more than there is: nothing to forget
-        assert cache.length == 6
-        torch.testing.assert_close(decoder(hidden[:, 6:], cache=cache), decoder(hidden)[:, 6:], rtol=1e-6, atol=1e-6)
-
-
 def test_reorder_keeps_rows_in_the_given_order():
     decoder, hidden = make("llama"), hiddens(3, 6)
     mask = torch.tensor([[True] * 5, [False] * 2 + [True] * 3, [True] * 5])

@@ -151,6 +151,18 @@ def test_ids_equal_those_of_the_libraries(every):
     assert every["huggingface"].encode(text) == hf.Tokenizer.from_buffer(byte_level()).encode(text).ids
 
 
+def test_what_opens_a_text_is_what_its_file_says(every):
+    assert (every["bpe"].opener, every["char"].opener) == (every["bpe"].eos_id, None)
+    inner = hf.Tokenizer.from_buffer(byte_level())
+    assert HuggingFaceTokenizer(inner.to_str().encode(), bos="<|endoftext|>").opener == 0  # no template: its own mark
+    inner.post_processor = hf.processors.ByteLevel()
+    assert HuggingFaceTokenizer(inner.to_str().encode(), bos="<|endoftext|>").opener is None  # as GPT-2
+    inner.post_processor = hf.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    assert HuggingFaceTokenizer(inner.to_str().encode()).opener == 0  # as Llama
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_long_texts_have_the_ids_of_whole_ones(every, kind):
     rng = random.Random(5)
@@ -197,6 +209,29 @@ def test_sentencepiece_learns_from_the_text(every):
 def test_refusals_name_the_mistake(every, call, text):
     with pytest.raises(TokenizerError, match=text):
         call(every)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("tokenizer_config.json", b"{", "tokenizer_config.json: this file is no JSON"),
+        ("tokenizer_config.json", b"\xff\xfe\0", "tokenizer_config.json: this file is no JSON"),
+        ("tokenizer_config.json", b"[" * 100_000, "tokenizer_config.json: this file is no JSON"),
+        ("tokenizer_config.json", b"[1]", "tokenizer_config.json: this file is no settings"),
+        ("tokenizer_config.json", b'{"kind": "char"}', "folder: the char tokenizer cannot be rebuilt"),
+        ("tokenizer_config.json", b'{"kind": "char", "odd": 1}', "folder: the char tokenizer cannot be rebuilt"),
+        ("tokenizer.json", b"{", "tokenizer.json: this is no tokenizer.json"),
+        ("tokenizer.json", b"", "tokenizer.json: this is no tokenizer.json"),
+        ("tokenizer.model", b"junk", "tokenizer.model: these bytes are no SentencePiece model"),
+    ],
+)
+def test_a_broken_file_is_named_with_what_to_do(name, content, text, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=text) as refused:
+        load_tokenizer(folder)
+    assert refused.value.fix
 
 
 def test_models_of_others_decode_as_their_library_does(tmp_path):

@@ -89,8 +89,7 @@ def test_the_archive_is_the_trained_model_with_a_card(finished, corpus):
     assert "validation loss" in archive.card
     assert f"{finished.valid_loss:.4f}" in archive.card
     graph = training_graph(archive.model, nl.language.CrossEntropy()).eval()
-    loss, count = score(graph, corpus.valid_loader())
-    assert loss / count == pytest.approx(finished.valid_loss, rel=1e-5)
+    assert score(graph, corpus.valid_loader()).loss == pytest.approx(finished.valid_loss, rel=1e-5)
     assert archive.tokenizer.fingerprint == corpus.tokenizer.fingerprint
 
 

@@ -12,7 +12,7 @@ import nemolet as nl
 from nemolet.errors import TrainingError
 from nemolet.nn import RelativePositions
 from nemolet.training import Optim, Schedule
-from nemolet.training.optim import group_parameters, state_tensors
+from nemolet.training.optim import Pair, group_parameters, states
 
 
 @pytest.fixture
@@ -31,6 +31,12 @@ def model():
         activation="gelu",
         tied=False,
     )
+
+
+def state_tensors(optimizer):
+    for inner in optimizer.both if isinstance(optimizer, Pair) else (optimizer,):
+        for state in inner.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
 def step(model, optimizer, keep=None):
@@ -74,6 +80,23 @@ def test_every_optimizer_learns_and_restores_exactly(model, name):
         step(m, o)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(state_tensors(optimizer), state_tensors(second)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_what_is_kept_is_known_before_training(model, name, tied):
+    if tied:
+        model.graph.head.weight = model.graph.embed.weight
+    expected = states(Optim(name), model)
+    assert all(p.device.type == "cpu" and p.grad is None for p in model.parameters())
+    optimizer = Optim(name).make(model)
+    step(model, optimizer)
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = dict.fromkeys(names.values(), 0)
+    for inner in optimizer.both if isinstance(optimizer, Pair) else (optimizer,):
+        for parameter, state in inner.state.items():
+            found[names[id(parameter)]] += sum(value.numel() for value in state.values() if value.ndim)
+    assert expected == found
 
 
 def test_adamw_equals_torch(model):

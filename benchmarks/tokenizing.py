@@ -3,20 +3,17 @@
 Per CPU-second, summed over processes, medians of several rounds in which the contenders take turns. Also: wall
 time on two workers against one, and peak memory for a file ten times as large.
 
-    python benchmarks/tokenize.py
+    python benchmarks/tokenizing.py
 """
 
 from __future__ import annotations
-
-import sys
-
-sys.path.pop(0)  # this folder: its tokenize.py would stand before the standard library's
 
 import argparse
 import os
 import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
