@@ -31,6 +31,7 @@ _EXPORTS = {
     "evaluate": "nemolet.speech.evaluation",
     "Features": "nemolet.speech.features",
     "FeatureStream": "nemolet.speech.feature_stream",
+    "FilterAugment": "nemolet.speech.augmentation",
     "FrequencyWarp": "nemolet.speech.augmentation",
     "FrontEnd": "nemolet.speech.front_end",
     "Gain": "nemolet.speech.augmentation",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from nemolet.speech.attention_recognizer import AttentionRecognizer, JointAttention
     from nemolet.speech.augmentation import (
         AddNoise,
+        FilterAugment,
         FrequencyWarp,
         Gain,
         RoomImpulse,

@@ -294,6 +294,41 @@ class FrequencyWarp(NeuralModule):
         return spectrogram @ weights_BCC.to(spectrogram.dtype)
 
 
+class FilterAugment(NeuralModule):
+    """Raise and lower bands of features smoothly, as another microphone or room does (Nam et al., 2022; final).
+
+    Args:
+        most: largest change at a corner, in units of the features: standard deviations, once they are normalised.
+        corners: along the frequency axis, between which the change is linear.
+
+    Shape: ``B T C``, lengths_B -> ``B T C``; the change of a row is the same at all of its frames.
+
+    Example:
+        >>> changed = FilterAugment(most=0.5)(torch.zeros(2, 9, 8), torch.tensor([9, 9]))
+        >>> changed.abs().max() <= 0.5, torch.equal(changed[:, 0], changed[:, 5])
+        (tensor(True), True)
+    """
+
+    def __init__(self, *, most: float = 0.5, corners: int = 5) -> None:
+        super().__init__()
+        if corners < 2 or most < 0:
+            raise ShapeError(
+                "this is no filter",
+                where="FilterAugment.most, FilterAugment.corners",
+                expected="most of at least 0, and at least 2 corners",
+                found=f"{most}, {corners}",
+            )
+        self.most, self.corners = most, corners
+
+    def forward(self, spectrogram: SpectrogramBTC, lengths: LengthsB) -> SpectrogramBTC:
+        if not self.training:
+            return spectrogram
+        batch, _, width = spectrogram.shape
+        corner_B1X = self.most * (2 * torch.rand(batch, 1, self.corners, device=spectrogram.device) - 1)
+        change_B1C = F.interpolate(corner_B1X, size=width, mode="linear", align_corners=True)
+        return masked(spectrogram + change_B1C.to(spectrogram.dtype), lengths)
+
+
 def _bands(size: int, lengths_B: Tensor, widest_B: Tensor, count: int) -> Tensor:
     """Where one of ``count`` bands of random width and place lies, [B, size]."""
     random = torch.rand(2, len(lengths_B), count, 1, device=lengths_B.device)

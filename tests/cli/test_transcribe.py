@@ -85,7 +85,13 @@ def test_audio_that_arrives_gives_the_same_text(place, capsys):
     status, out, err = run(capsys, *command, "stream=0.1")
     assert status == 0
     assert out == whole
-    assert "real-time factor" in err
+    assert "real-time factor" in err and "latency of a token" in err
+    entry = json.loads(run(capsys, *command, "stream=0.1", "format=json")[1])
+    assert f"{entry['audio_filepath']}\t{entry['text']}\n" == whole
+    cost = entry["stream"]
+    assert cost["piece"] == 0.1 and cost["real_time_factor"] > 0 and cost["slowest_piece"] > 0
+    # A token is known when the piece that fills its chunk of two frames (0.08 s) is there, not before it was said.
+    assert 0 < cost["mean_latency"] <= cost["worst_latency"] <= 0.08 + 0.1 + 0.02 + cost["slowest_piece"]
 
 
 def test_a_language_model_and_phrases_change_what_is_written(place, capsys, tmp_path):
