@@ -25,6 +25,7 @@ class Settings:
         audio: a file, a folder, a pattern such as ``calls/*.wav``, or a list of them.
         format: what is written: ``text``, ``json`` with times, ``srt`` or ``vtt``.
         out: a folder for one file for each recording; null prints them.
+        pictures: a folder for the spectrogram of each recording with what was written where; null for none.
         window: seconds that are read together where a recording is longer.
         margin: seconds of its neighbours that a window sees.
         batch_size: recordings that are read together.
@@ -45,6 +46,7 @@ class Settings:
     audio: str | list[str]
     format: Literal["text", "json", "srt", "vtt"] = "text"
     out: str | None = None
+    pictures: str | None = None
     window: float = 30.0
     margin: float = 2.0
     batch_size: int = 8
@@ -87,6 +89,7 @@ def run(settings: Settings) -> int:
             audio = [samples for _, samples in waiting]
             if settings.stream:
                 arrived = _live(model, tokenizer, audio[0], settings.stream)
+                found = [arrived.transcript]
                 _write(waiting[0][0], arrived.transcript, settings, {"stream": arrived.as_json()})
             else:
                 found = transcribe(
@@ -94,6 +97,8 @@ def run(settings: Settings) -> int:
                 )
                 for (name, _), transcript in zip(waiting, found):
                     _write(name, transcript, settings)
+            if settings.pictures is not None:
+                _draw(model, waiting, found, Path(settings.pictures))
             waiting = []
     return status
 
@@ -211,6 +216,15 @@ def _live(model: Any, tokenizer: Any, audio: Any, seconds: float) -> Arrived:
         ) from error
     print(found, file=sys.stderr)
     return found
+
+
+def _draw(model: Any, heard: list[tuple[Path, Any]], found: list[Transcript], folder: Path) -> None:
+    from nemolet.speech.pictures import spectrogram_picture
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for (path, audio), transcript in zip(heard, found):
+        title = f"{path.name}: {transcript.text}"
+        spectrogram_picture(model, audio, folder / f"{path.stem}.svg", title=title, tokens=transcript.tokens)
 
 
 def _write(path: Path, transcript: Transcript, settings: Settings, extra: dict[str, Any] | None = None) -> None:

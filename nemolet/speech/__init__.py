@@ -10,6 +10,7 @@ _EXPORTS = {
     "AngularMargin": "nemolet.speech.losses",
     "align": "nemolet.speech.ctc_prefix",
     "AttentionRecognizer": "nemolet.speech.attention_recognizer",
+    "attention_picture": "nemolet.speech.pictures",
     "AttentivePooling": "nemolet.speech.pooling",
     "AudioClassifier": "nemolet.speech.classifiers",
     "Beam": "nemolet.speech.beam",
@@ -57,6 +58,7 @@ _EXPORTS = {
     "SpecAugment": "nemolet.speech.augmentation",
     "SpeechDetector": "nemolet.speech.classifiers",
     "SpeedPerturbation": "nemolet.speech.augmentation",
+    "spectrogram_picture": "nemolet.speech.pictures",
     "SpokenDigits": "nemolet.speech.synthesis",
     "TempoPerturbation": "nemolet.speech.augmentation",
     "TokenAndDuration": "nemolet.speech.transducer",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from nemolet.speech.losses import CTC, AngularMargin, ClassCrossEntropy
     from nemolet.speech.metrics import Confusion, DetectionScore, verification
     from nemolet.speech.models import CTCRecognizer, HybridRecognizer, Recognizer, TransducerRecognizer
+    from nemolet.speech.pictures import attention_picture, spectrogram_picture
     from nemolet.speech.pooling import AttentivePooling, MeanPooling
     from nemolet.speech.prediction import TransducerDecoder
     from nemolet.speech.recurrent import LSTMEncoder

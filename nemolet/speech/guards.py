@@ -96,8 +96,8 @@ def _joined_misfits(usable: Sequence[Usable], data: PreparedAudio, frame: float)
     encode, most = data.tokenizer.encode, data.corpus.join[1]
     alone = {text: frames_needed(encode(text)) for text in {each.utterance.text or "" for each in usable}}
     # What stands between two texts: a space, or the blank between equal labels; less what a pause gives.
-    between = max((frames_needed(encode(f"{text} {text}")) - 2 * alone[text] for text in alone), default=0)
-    between -= data.corpus.pause[0] / frame
+    labels = max((frames_needed(encode(f"{text} {text}")) - 2 * alone[text] for text in alone), default=0)
+    between = labels - data.corpus.pause[0] / frame
     speakers: dict[str, list[tuple[float, Usable]]] = {}
     for each in usable:
         lacking = alone[each.utterance.text or ""] - each.seconds / frame
@@ -105,8 +105,8 @@ def _joined_misfits(usable: Sequence[Usable], data: PreparedAudio, frame: float)
     misfits = []
     for parts in speakers.values():
         worst = sorted(parts, key=lambda part: -part[0])[:most]
-        sums = itertools.accumulate(worst, lambda total, part: total + part[0] + between, initial=-between)
-        if max(itertools.islice(sums, 1, None)) > 0:
+        sums = itertools.accumulate(lacking + between for lacking, _ in worst)
+        if max(sums) - between > 0:
             misfits += [
                 f"{each.utterance.where}: {alone[each.utterance.text or '']} labels in {each.seconds / frame:.1f} "
                 f"frames ({each.seconds:.2f} s), joined with others of few frames"

@@ -13,7 +13,6 @@ from nemolet.speech import CTC, CTCRecognizer, FrontEnd, LogMel, Normalize
 from nemolet.speech.conformer import ConformerEncoder
 from nemolet.training.graphs import training_graph
 
-
 WHOLE = {"activations": {"T": "cp"}}  # convolutions look at neighbours, so every rank has whole sequences
 
 

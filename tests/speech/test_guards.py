@@ -75,6 +75,19 @@ def test_what_passes_has_an_alignment_in_every_epoch(recognizer, letters, seed):
         assert seed < 3  # short texts are not refused
 
 
+@pytest.mark.parametrize("kind", ["ctc", "hybrid"])
+@pytest.mark.parametrize("samples, text", [(1600, [1]), (330, []), (80, [2]), (30, [])])
+def test_a_batch_of_one_with_next_to_nothing_in_it_has_a_loss(recognizer, kind, samples, text):
+    model = recognizer(kind).train()
+    labels = torch.tensor([text or [-100]])
+    audio, lengths = torch.zeros(1, samples), torch.tensor([samples])
+    scores = model(audio, lengths, *([labels] if kind == "hybrid" else []))
+    loss = (nl.speech.Hybrid() if kind == "hybrid" else CTC())(*scores, labels).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_frames_of_blanks_are_counted():
     logits = torch.zeros(2, 3, 4)
     logits[..., 3] = 1
