@@ -24,6 +24,7 @@ CHOICES = [(group, option) for group, options in GROUPS.items() for option in op
 # What an option needs beside itself.
 NEEDS = {
     ("tokenizer", "file"): ["tokenizer.path=tok"],
+    ("tokenizer", "phone"): ["tokenizer.path=words.dict"],
     ("data", "features"): ["data.path=an4.jsonl", "data.arrays=an4.npz"],
 }
 SHORT = "data.sequence_length=8"  # so that it fits the shortest context
@@ -32,6 +33,7 @@ EXAMPLES = {"labelled", "multi_labelled", "requests", "tagged", "questions", "si
 EXAMPLES |= {"instructions", "preferences"}
 SPEECH = {  # what reads recordings, not text
     "model": {
+        "conformer_attention",
         "conformer_ctc",
         "conformer_hybrid",
         "conformer_transducer",
@@ -159,11 +161,16 @@ def test_every_optimizer_follows_every_schedule(optim, schedule):
 @pytest.mark.parametrize("option", GROUPS["tokenizer"])
 def test_every_tokenizer_is_made(option, poem, tmp_path):
     nl.tokenizers.save_tokenizer(nl.tokenizers.ByteTokenizer(), tmp_path / "tok")
-    spec = settings(f"tokenizer={option}", f"tokenizer.path={tmp_path / 'tok'}").tokenizer
+    (tmp_path / "words.dict").write_text("the DH AH0\nrains R EY1 N Z\n")
+    path = tmp_path / ("words.dict" if option == "phone" else "tok")
+    spec = settings(f"tokenizer={option}", f"tokenizer.path={path}").tokenizer
     if spec.kind == "sentencepiece":
         spec = type(spec)(spec.kind, vocab_size=300)  # the poem has few words
     tokenizer = spec.make(nl.data.TextFiles([str(poem)]))
-    assert tokenizer.decode(tokenizer.encode("the rain in spain")) == "the rain in spain"
+    said, back = "the rain in spain", "the rain in spain"
+    if option in ("word", "phone"):  # which know whole words only
+        said, back = "the rains", "the rains" if option == "word" else "DH AH R EY N Z"
+    assert tokenizer.decode(tokenizer.encode(said)) == back
 
 
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from nemolet.cli.train import as_plain, measures, progress_bar, with_sizes
 from nemolet.config import ModuleConfig, build
+from nemolet.data.corpus import TokenizerSpec
 from nemolet.errors import ConfigError
 from nemolet.nn.adapters import Adapter
 from nemolet.training.optim import Optim
@@ -25,6 +26,7 @@ class Settings:
         archive: a ``.nemolet`` file: the model that is changed, or whose encoder is used.
         model: a new model around ``{_ref_: encoder}`` or ``{_ref_: base}``, as ``task=...`` makes one; null for the
             archive's own.
+        tokenizer: a new vocabulary, which needs a new head (``task=recognize``); null for that of the archive.
         data: what is learned from.
         loss: the loss; null for that of the model.
         metrics: what is measured beside it; those of the model where nothing is named.
@@ -48,6 +50,7 @@ class Settings:
     schedule: Schedule
     trainer: Training
     model: ModuleConfig | None = None
+    tokenizer: TokenizerSpec | None = None
     loss: ModuleConfig | None = None
     metrics: dict[str, ModuleConfig] | None = None
     adapter: Adapter | None = None
@@ -66,6 +69,7 @@ class Settings:
         ("layer_decay > 0 and layer_decay <= 1", "layer_decay is above 0 and at most 1"),
         ("layer_decay == 1 or optim.name == 'adamw'", "layers have rates of their own with optim=adamw only"),
         ("show >= 0", "show is at least 0"),
+        ("tokenizer is None or model is not None", "a new vocabulary needs a new head, such as task=recognize"),
     )
 
 
@@ -80,12 +84,15 @@ def run(settings: Settings) -> int:
     from nemolet.training.experiment import fit
 
     archive = load(settings.archive, dtype=torch.float32)  # small steps are lost in half precision
-    if archive.tokenizer is None:
+    vocabulary = settings.tokenizer or archive.tokenizer
+    if vocabulary is None:
         raise ConfigError(
-            "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
+            "the archive has no tokenizer",
+            where=settings.archive,
+            fix="save it with nl.save(..., tokenizer=...), or choose one here, such as tokenizer=char",
         )
     source = _source(settings, archive.model)
-    data = source.prepare(archive.tokenizer, progress=progress_bar)
+    data = source.prepare(vocabulary, progress=progress_bar)
     if settings.show:
         _show(data, settings.show)
     pl.seed_everything(settings.seed, verbose=False)
@@ -135,7 +142,7 @@ def _model(settings: Settings, base: Any, sizes: Any) -> Any:
     if settings.model is None:
         return base.train()
     named = {name.rpartition(".")[2]: module for name, module in reversed(list(base.named_modules())) if name}
-    parts = {"base": base, **({"encoder": named["encoder"]} if "encoder" in named else {})}
+    parts = {"base": base, **{name: named[name] for name in ("encoder", "front_end") if name in named}}
     return build(with_sizes(settings.model, sizes), parts=parts, where="model").train()
 
 

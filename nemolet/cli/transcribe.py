@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nemolet.errors import ConfigError, DataError, GenerationError
 
 if TYPE_CHECKING:
+    from nemolet.speech.arrival import Arrived
     from nemolet.speech.transcription import Transcript
 
 
@@ -26,6 +25,7 @@ class Settings:
         audio: a file, a folder, a pattern such as ``calls/*.wav``, or a list of them.
         format: what is written: ``text``, ``json`` with times, ``srt`` or ``vtt``.
         out: a folder for one file for each recording; null prints them.
+        pictures: a folder for the spectrogram of each recording with what was written where; null for none.
         window: seconds that are read together where a recording is longer.
         margin: seconds of its neighbours that a window sees.
         batch_size: recordings that are read together.
@@ -46,6 +46,7 @@ class Settings:
     audio: str | list[str]
     format: Literal["text", "json", "srt", "vtt"] = "text"
     out: str | None = None
+    pictures: str | None = None
     window: float = 30.0
     margin: float = 2.0
     batch_size: int = 8
@@ -87,13 +88,17 @@ def run(settings: Settings) -> int:
         if waiting and (path is None or len(waiting) == settings.batch_size or settings.stream):
             audio = [samples for _, samples in waiting]
             if settings.stream:
-                found = [_live(model, tokenizer, audio[0], settings.stream)]
+                arrived = _live(model, tokenizer, audio[0], settings.stream)
+                found = [arrived.transcript]
+                _write(waiting[0][0], arrived.transcript, settings, {"stream": arrived.as_json()})
             else:
                 found = transcribe(
                     model, tokenizer, audio, search=search, batch_size=settings.batch_size, windows=windows
                 )
-            for (name, _), transcript in zip(waiting, found):
-                _write(name, transcript, settings)
+                for (name, _), transcript in zip(waiting, found):
+                    _write(name, transcript, settings)
+            if settings.pictures is not None:
+                _draw(model, waiting, found, Path(settings.pictures))
             waiting = []
     return status
 
@@ -196,42 +201,40 @@ def _samples(path: Path, sample_rate: int) -> Any:
     return audio
 
 
-def _live(model: Any, tokenizer: Any, audio: Any, seconds: float) -> Transcript:
-    """Hand audio over in pieces; what is new after each is shown with the time it took."""
-    from nemolet.speech.live import LiveRecognizer
-    from nemolet.speech.transcription import transcript
+def _live(model: Any, tokenizer: Any, audio: Any, seconds: float) -> Arrived:
+    """Hand audio over in pieces; what is new after each is shown with its time, and at the end what it took."""
+    from nemolet.speech.arrival import arrive
+
+    def show(heard: float, text: str) -> None:
+        print(f"{heard:8.2f}s  {text!r}", file=sys.stderr)
 
     try:
-        live = LiveRecognizer(model)
+        found = arrive(model, tokenizer, audio, piece=seconds, written=show)
     except GenerationError as error:
         raise ConfigError(
             error.what, where="stream", expected=error.expected, found=error.found, fix=error.fix
         ) from error
-    stream = tokenizer.stream()
-    worked, slowest = 0.0, 0.0
-    pieces = audio.split(max(1, round(seconds * model.sample_rate)))
-    steps: list[Callable[[], list[int]]] = [functools.partial(live.push, piece) for piece in pieces]
-    for number, step in enumerate([*steps, live.flush], 1):
-        start = time.perf_counter()
-        labels = step()
-        took = time.perf_counter() - start
-        worked, slowest = worked + took, max(slowest, took)
-        if labels:
-            new = "".join(stream.push(label) for label in labels)
-            print(f"{min(number * seconds, len(audio) / model.sample_rate):8.2f}s  {new!r}", file=sys.stderr)
-    duration = len(audio) / model.sample_rate
-    print(
-        f"real-time factor {worked / max(duration, 1e-9):.3f}; slowest piece {slowest * 1000:.0f} ms", file=sys.stderr
-    )
-    frame = model.samples_per_frame / model.sample_rate
-    return transcript(live.hypothesis, tokenizer, seconds_per_frame=frame, duration=duration)
+    print(found, file=sys.stderr)
+    return found
 
 
-def _write(path: Path, transcript: Transcript, settings: Settings) -> None:
+def _draw(model: Any, heard: list[tuple[Path, Any]], found: list[Transcript], folder: Path) -> None:
+    from nemolet.speech.pictures import spectrogram_picture
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for (path, audio), transcript in zip(heard, found):
+        title = f"{path.name}: {transcript.text}"
+        spectrogram_picture(model, audio, folder / f"{path.stem}.svg", title=title, tokens=transcript.tokens)
+
+
+def _write(path: Path, transcript: Transcript, settings: Settings, extra: dict[str, Any] | None = None) -> None:
     from nemolet.speech.subtitles import srt, vtt
 
     if settings.format == "json":
-        text = json.dumps({"audio_filepath": str(path), **transcript.as_json()}, ensure_ascii=False) + "\n"
+        text = (
+            json.dumps({"audio_filepath": str(path), **transcript.as_json(), **(extra or {})}, ensure_ascii=False)
+            + "\n"
+        )
     else:
         text = {"text": lambda t: t.text + "\n", "srt": srt, "vtt": vtt}[settings.format](transcript)
     if settings.out is None:

@@ -29,8 +29,10 @@ from nemolet.rules import check_settings
 from nemolet.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
+    PhoneTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
+    WordTokenizer,
     load_tokenizer,
     save_tokenizer,
 )
@@ -42,23 +44,29 @@ class TokenizerSpec:
     """Which tokenizer to load, or to train from the data.
 
     Args:
-        kind: ``"sentencepiece"``, ``"char"``, ``"byte"``, or ``"file"`` for an existing one.
-        path: of an existing one.
+        kind: ``"sentencepiece"``, ``"char"``, ``"word"``, ``"phone"``, ``"byte"``, or ``"file"`` for an existing one.
+        path: of an existing one, or of the pronouncing dictionary of phones.
         vocab_size: of a trained SentencePiece model.
         model: its algorithm.
         special_tokens: further special tokens.
         byte_fallback: whether characters that were not seen are written as bytes (characters only).
+        stress: whether vowels keep their stress (phones only).
+        unknown: what a word is that the dictionary lacks: an error, or one phone for noise (phones only).
     """
 
-    kind: Literal["sentencepiece", "char", "byte", "file"] = "sentencepiece"
+    kind: Literal["sentencepiece", "char", "word", "phone", "byte", "file"] = "sentencepiece"
     path: str | None = None
     vocab_size: int = 1024
     model: Literal["bpe", "unigram"] = "bpe"
     special_tokens: tuple[str, ...] = ()
     byte_fallback: bool = False
+    stress: bool = False
+    unknown: Literal["error", "noise"] = "error"
 
     CONFIG_RULES = (
         ("kind != 'file' or path is not None", "kind=file needs a path"),
+        ("kind != 'phone' or path is not None", "kind=phone needs the path of a pronouncing dictionary"),
+        ("kind == 'phone' or stress == False and unknown == 'error'", "stress and unknown are settings of phones"),
         ("len(path) > 0", "path is empty; null for none"),
         (
             "kind != 'sentencepiece' or vocab_size > 259 + len(special_tokens)",
@@ -90,6 +98,10 @@ class TokenizerSpec:
             return load_tokenizer(self.path)
         if self.kind == "char":
             return CharTokenizer.train(texts, byte_fallback=self.byte_fallback)
+        if self.kind == "word":
+            return WordTokenizer.train(texts)
+        if self.kind == "phone":
+            return PhoneTokenizer.read(self.path or "", stress=self.stress, unknown=self.unknown)
         return SentencePieceTokenizer.train(
             texts, vocab_size=self.vocab_size, model=self.model, special_tokens=self.special_tokens
         )
@@ -201,7 +213,7 @@ class Corpus:
 
     def _tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
         paths = list(self.path) if isinstance(self.path, Mapping) else [self.path]
-        if spec.kind not in ("byte", "file") and paths[0] is not None and _is_tokens(paths[0]):
+        if spec.kind not in ("byte", "file", "phone") and paths[0] is not None and _is_tokens(paths[0]):
             raise DataError(
                 "a token file cannot train a tokenizer",
                 where="tokenizer",
@@ -210,7 +222,7 @@ class Corpus:
                 fix="name the tokenizer the tokens were made with: tokenizer=file tokenizer.path=...",
             )
         source = self._source(paths[0])
-        if spec.kind in ("byte", "file"):
+        if spec.kind in ("byte", "file", "phone"):
             return spec.make(source)
         folder = self._cached(
             "tokenizer", [_identity(source), asdict(spec)], lambda target: save_tokenizer(spec.make(source), target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
-from nemolet.types import HiddenBTD
+from nemolet.types import Hidden, HiddenBTD, NeuralType
 
 
 class RelativeContext(NamedTuple):
@@ -35,6 +35,28 @@ class Past(NamedTuple):
         """Those of the last so many frames."""
         start = max(0, self.keys.shape[1] - frames)
         return Past(self.keys[:, start:], self.values[:, start:])
+
+
+QueryBTHK = Annotated[Tensor, NeuralType("B T H K", Hidden())]
+
+
+class HeadBias(NeuralModule):
+    """A vector for each head, added to its queries (final).
+
+    Args:
+        heads: H.
+        head_size: K.
+
+    Shape: ``B T H K -> B T H K``; weight ``H K``.
+    """
+
+    def __init__(self, heads: int, head_size: int) -> None:
+        super().__init__(H=heads, K=head_size)
+        self.weight = nn.Parameter(torch.zeros(heads, head_size))
+        self.declare_axes(weight=f"H={heads} K={head_size}")
+
+    def forward(self, query: QueryBTHK) -> QueryBTHK:
+        return query + self.weight
 
 
 class RelativeAttention(NeuralModule):
@@ -73,9 +95,8 @@ class RelativeAttention(NeuralModule):
         self.qkv = Linear("D", f"(H={heads} 3 K={self.head_size})", width, 3 * width, bias=True)
         self.position = Linear("D", f"(H={heads} K={self.head_size})", width, width)
         self.out = Linear(f"(H={heads} K={self.head_size})", "D", width, width, bias=True)
-        self.content_bias = nn.Parameter(torch.zeros(heads, self.head_size))
-        self.position_bias = nn.Parameter(torch.zeros(heads, self.head_size))
-        self.declare_axes(content_bias=f"H={heads} K", position_bias=f"H={heads} K")
+        self.content_bias = HeadBias(heads, self.head_size)
+        self.position_bias = HeadBias(heads, self.head_size)
 
     def forward(self, hidden: HiddenBTD, context: RelativeContext, past: Past | None = None) -> HiddenBTD:
         query, new = self.project(hidden)
@@ -92,12 +113,12 @@ class RelativeAttention(NeuralModule):
         batch, length = query_BTHK.shape[:2]
         frames = known.keys.shape[1]
         distance_RHK = self.position(context.distances.to(query_BTHK.dtype)).unflatten(-1, (-1, self.head_size))
-        by_distance_BHTR = torch.einsum("bthk,rhk->bhtr", query_BTHK + self.position_bias, distance_RHK)
+        by_distance_BHTR = torch.einsum("bthk,rhk->bhtr", self.position_bias(query_BTHK), distance_RHK)
         score_BHTS = aligned(by_distance_BHTR, frames) * self.head_size**-0.5
         if context.allowed is not None:
             score_BHTS = score_BHTS.masked_fill(~context.allowed, float("-inf"))
         mixed_BHTK = F.scaled_dot_product_attention(
-            (query_BTHK + self.content_bias).transpose(1, 2),
+            self.content_bias(query_BTHK).transpose(1, 2),
             known.keys.transpose(1, 2),
             known.values.transpose(1, 2),
             attn_mask=score_BHTS,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "AddNoise": "nemolet.speech.augmentation",
     "AngularMargin": "nemolet.speech.losses",
-    "AttentivePooling": "nemolet.speech.pooling",
+    "align": "nemolet.speech.ctc_prefix",
     "AttentionRecognizer": "nemolet.speech.attention_recognizer",
+    "attention_picture": "nemolet.speech.pictures",
+    "AttentivePooling": "nemolet.speech.pooling",
     "AudioClassifier": "nemolet.speech.classifiers",
     "Beam": "nemolet.speech.beam",
     "BlankShare": "nemolet.speech.guards",
@@ -21,6 +23,7 @@ _EXPORTS = {
     "Confusion": "nemolet.speech.metrics",
     "ConvEncoder": "nemolet.speech.convolutional",
     "CTC": "nemolet.speech.losses",
+    "CTCPrefix": "nemolet.speech.ctc_prefix",
     "CTCRecognizer": "nemolet.speech.models",
     "DetectionScore": "nemolet.speech.metrics",
     "ECAPAEncoder": "nemolet.speech.ecapa",
@@ -29,6 +32,8 @@ _EXPORTS = {
     "evaluate": "nemolet.speech.evaluation",
     "Features": "nemolet.speech.features",
     "FeatureStream": "nemolet.speech.feature_stream",
+    "FilterAugment": "nemolet.speech.augmentation",
+    "FrequencyWarp": "nemolet.speech.augmentation",
     "FrontEnd": "nemolet.speech.front_end",
     "Gain": "nemolet.speech.augmentation",
     "greedy_ctc": "nemolet.speech.decoding",
@@ -36,6 +41,7 @@ _EXPORTS = {
     "Hybrid": "nemolet.speech.transducer",
     "HybridRecognizer": "nemolet.speech.models",
     "Hypothesis": "nemolet.speech.decoding",
+    "JointAttention": "nemolet.speech.attention_recognizer",
     "KaldiFbank": "nemolet.speech.features",
     "LiveRecognizer": "nemolet.speech.live",
     "LogMel": "nemolet.speech.features",
@@ -50,8 +56,10 @@ _EXPORTS = {
     "Shift": "nemolet.speech.augmentation",
     "SpeakerVerifier": "nemolet.speech.classifiers",
     "SpecAugment": "nemolet.speech.augmentation",
+    "SpectrogramToText": "nemolet.speech.spectrogram_to_text",
     "SpeechDetector": "nemolet.speech.classifiers",
     "SpeedPerturbation": "nemolet.speech.augmentation",
+    "spectrogram_picture": "nemolet.speech.pictures",
     "SpokenDigits": "nemolet.speech.synthesis",
     "TempoPerturbation": "nemolet.speech.augmentation",
     "TokenAndDuration": "nemolet.speech.transducer",
@@ -77,9 +85,11 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from nemolet.speech.attention_recognizer import AttentionRecognizer
+    from nemolet.speech.attention_recognizer import AttentionRecognizer, JointAttention
     from nemolet.speech.augmentation import (
         AddNoise,
+        FilterAugment,
+        FrequencyWarp,
         Gain,
         RoomImpulse,
         Shift,
@@ -92,6 +102,7 @@ if TYPE_CHECKING:
     from nemolet.speech.classifiers import AudioClassifier, SpeakerVerifier, SpeechDetector
     from nemolet.speech.conformer import ConformerEncoder
     from nemolet.speech.convolutional import ConvEncoder
+    from nemolet.speech.ctc_prefix import CTCPrefix, align
     from nemolet.speech.decoding import Hypothesis, greedy_ctc, greedy_transducer
     from nemolet.speech.ecapa import ECAPAEncoder
     from nemolet.speech.encoder import SpeechEncoder
@@ -104,10 +115,12 @@ if TYPE_CHECKING:
     from nemolet.speech.losses import CTC, AngularMargin, ClassCrossEntropy
     from nemolet.speech.metrics import Confusion, DetectionScore, verification
     from nemolet.speech.models import CTCRecognizer, HybridRecognizer, Recognizer, TransducerRecognizer
+    from nemolet.speech.pictures import attention_picture, spectrogram_picture
     from nemolet.speech.pooling import AttentivePooling, MeanPooling
     from nemolet.speech.prediction import TransducerDecoder
     from nemolet.speech.recurrent import LSTMEncoder
     from nemolet.speech.scorers import Boost, NeuralScorer, NgramModel
+    from nemolet.speech.spectrogram_to_text import SpectrogramToText
     from nemolet.speech.streaming import ConformerStream
     from nemolet.speech.synthesis import SpokenDigits
     from nemolet.speech.transcription import Transcript, Windows, transcribe

@@ -1,140 +1,203 @@
-"""A recognizer that writes: an encoder of a spectrogram, and a decoder of text that attends to it."""
+"""A recognizer with an attention decoder, steadied by CTC in training and in decoding."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemolet.data.ports import LabelsBU
 from nemolet.errors import ShapeError
-from nemolet.graph import Graph
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
-from nemolet.nn.conv import Conv1d
 from nemolet.nn.embedding import Embedding, Head
-from nemolet.nn.transformer import Decoder, Encoder
-from nemolet.symbols import Input
-from nemolet.types import LogitsBTV, MaskBT, MemoryBSD, SpectrogramBTC, TokenIdsBT
+from nemolet.nn.transformer import Decoder
+from nemolet.speech.ctc_prefix import align
+from nemolet.speech.decoding import Hypothesis
+from nemolet.speech.encoder import Encoded, SpeechEncoder
+from nemolet.speech.front_end import FrontEnd
+from nemolet.speech.guards import frames_needed, refuse_misfits
+from nemolet.speech.losses import CTC, SequenceLoss, label_lengths
+from nemolet.speech.models import Recognizer
+from nemolet.types import IGNORED, AudioBN, AudioLengthsB, LengthsB, Logits, LogitsBTV, NeuralType
+
+LogitsBSV = Annotated[Tensor, NeuralType("B S V", Logits())]
 
 
-class ConvStem(NeuralModule):
-    """Two convolutions over the frames of a spectrogram, of which the second halves them (final).
+class JointScores(NamedTuple):
+    """Scores of the label after each number of labels, whose last is that of the end; and CTC's of each frame."""
 
-    Args:
-        bins: C, features of a frame.
-        width: D, of a hidden state.
-
-    Shape: ``B T C -> B S D``, where S is T / 2, rounded up.
-
-    Example:
-        >>> import torch
-        >>> ConvStem(bins=8, width=4)(torch.zeros(1, 9, 8)).shape
-        torch.Size([1, 5, 4])
-    """
-
-    def __init__(self, *, bins: int, width: int) -> None:
-        super().__init__(C=bins, D=width)
-        self.widen = Conv1d("C", "D", bins, width, kernel=3)
-        self.halve = Conv1d("D", "D", width, width, kernel=3, stride=2)
-
-    def forward(self, spectrogram: SpectrogramBTC) -> MemoryBSD:
-        return F.gelu(self.halve(F.gelu(self.widen(spectrogram))))
+    logits: LogitsBSV
+    frame_logits: LogitsBTV
+    lengths: LengthsB
 
 
-class AttentionRecognizer(NeuralModule):
-    """From a spectrogram to text, one token after another (Whisper: Radford et al., 2022; final).
+class AttentionRecognizer(Recognizer):
+    """An attention decoder and CTC on one encoder (Watanabe et al., 2017; final).
+
+    The decoder writes label after label and looks at all of the encoder's states. CTC keeps it from skipping or
+    repeating parts: in training by its share of the loss, in decoding by the probability of what begins so.
 
     Args:
-        vocab_size: number of tokens.
-        bins: features of a frame.
-        encoder: reads every second frame; no row may have more of them than its ``max_length``.
-        decoder: writes text; its blocks attend to a memory (``cross=True``).
-        embedding_scale: factor of the embeddings.
-        tied: whether the head shares the embedding's weight.
-        pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
+        front_end: from audio to features.
+        encoder: from features to hidden states.
+        decoder: causal blocks that attend to a memory (``cross=True``), of the encoder's width.
+        vocab_size: labels, without the blank and the end, which share the last id; from the tokenizer in a config.
+        ctc_weight: of CTC's scores in decoding by beam; the decoder has the rest.
 
-    Shape: ``B T C``, tokens_BT -> logits_BTV.
+    Shape: audio_BN, lengths_B, labels_BU -> logits_BSV with S = U + 1, frame_logits_BTV, lengths_B.
 
     Raises:
-        ShapeError: for a decoder without attention to a memory, or of another width.
+        ShapeError: for a decoder that cannot read the encoder's states.
 
     Example:
-        >>> import torch
-        >>> encoder = Encoder(layers=1, width=8, heads=2, position="learned", max_length=6)
-        >>> decoder = Decoder(layers=1, width=8, heads=2, cross=True)
-        >>> model = AttentionRecognizer(vocab_size=11, bins=4, encoder=encoder, decoder=decoder)
-        >>> model(torch.zeros(1, 12, 4), torch.zeros(1, 3, dtype=torch.long)).shape
-        torch.Size([1, 3, 11])
+        >>> from nemolet.speech import ConvEncoder, LogMel
+        >>> model = AttentionRecognizer(
+        ...     front_end=FrontEnd(features=LogMel(sample_rate=8000, bins=8)),
+        ...     encoder=ConvEncoder(bins=8, width=8, kernels=[3]),
+        ...     decoder=Decoder(layers=1, width=8, heads=2, cross=True),
+        ...     vocab_size=5)
+        >>> scores = model(torch.randn(1, 800), torch.tensor([800]), torch.tensor([[1, 2]]))
+        >>> scores.logits.shape, scores.frame_logits.shape
+        (torch.Size([1, 3, 6]), torch.Size([1, 5, 6]))
     """
 
-    CONFIG_RULES: ClassVar = (("vocab_size >= 1", "vocab_size is at least 1"),)
+    CONFIG_RULES = (
+        ("vocab_size >= 1", "vocab_size is at least 1; null takes it from the tokenizer"),
+        ("ctc_weight >= 0 and ctc_weight <= 1", "ctc_weight is a share between 0 and 1"),
+    )
 
     def __init__(
         self,
         *,
-        vocab_size: int,
-        bins: int,
-        encoder: Encoder,
+        front_end: FrontEnd,
+        encoder: SpeechEncoder,
         decoder: Decoder,
-        embedding_scale: float = 1.0,
-        tied: bool = True,
-        pad_vocab_to: int = 1,
+        vocab_size: int,
+        ctc_weight: float = 0.3,
     ) -> None:
-        if not decoder.cross or encoder.width != decoder.width:
+        if not decoder.cross or decoder.width != encoder.width:
             raise ShapeError(
-                "the decoder cannot read what the encoder found",
+                "the decoder cannot read the encoder's states",
                 where="AttentionRecognizer.decoder",
                 expected=f"cross=True and width={encoder.width}",
                 found=f"cross={decoder.cross}, width={decoder.width}",
                 fix="build the decoder with cross=True and the width of the encoder",
             )
-        super().__init__(V=vocab_size, C=bins)
-        self.vocab_size, self.bins, self.context = vocab_size, bins, decoder.max_length
-        stem = ConvStem(bins=bins, width=encoder.width)
-        embed = Embedding("V", "D", vocab_size, decoder.width, pad_to_multiple_of=pad_vocab_to, scale=embedding_scale)
-        if tied:
-            head = Head("D", "V", tied=embed)
-        else:
-            head = Head("D", "V", decoder.width, vocab_size, pad_to_multiple_of=pad_vocab_to)
-        memory = encoder(stem(Input(SpectrogramBTC, "spectrogram")))
-        mask = Input(MaskBT, "mask", optional=True)
-        scores = head(decoder(embed(Input(TokenIdsBT, "tokens")), mask=mask, memory=memory))
-        names: dict[str, NeuralModule] = {
-            "stem": stem,
-            "embed": embed,
-            "encoder": encoder,
-            "decoder": decoder,
-            "head": head,
-        }
-        self.graph = Graph(scores, names=names)
-        self._parts = (stem, embed, encoder, decoder, head)  # a tuple: they are parts of the graph already
+        super().__init__(front_end=front_end, encoder=encoder, vocab_size=vocab_size, columns=vocab_size + 1)
+        self.ctc_weight, self.end = ctc_weight, vocab_size
+        self.head = Head("D", "V", encoder.width, vocab_size + 1)
+        self.embed = Embedding("V", "D", vocab_size + 1, encoder.width)
+        self.decoder = decoder
+        self.out = Head("D", "V", encoder.width, vocab_size + 1)
 
-    def forward(self, spectrogram: SpectrogramBTC, tokens: TokenIdsBT, mask: MaskBT | None = None) -> LogitsBTV:
-        logits: Tensor = self.graph(spectrogram=spectrogram, tokens=tokens, mask=mask)
-        return logits
+    def forward(self, audio: AudioBN, audio_lengths: AudioLengthsB, labels: LabelsBU) -> JointScores:
+        encoded = self.encode(audio, audio_lengths)
+        known_BS = F.pad(labels.masked_fill(labels < 0, self.end), (1, 0), value=self.end)
+        return JointScores(self.next_logits(known_BS, encoded), self.head(encoded.hidden), encoded.lengths)
 
-    def encode(self, spectrogram_BTC: Tensor) -> Tensor:
-        """What the encoder finds in a spectrogram: the memory of the decoder. Shape: [B, S, D]."""
-        stem, _, encoder, _, _ = self._parts
-        memory_BSD: Tensor = encoder(stem(spectrogram_BTC))
-        return memory_BSD
-
-    def decode(
-        self,
-        tokens_BT: Tensor,
-        memory_BSD: Tensor,
-        *,
-        mask_BT: Tensor | None = None,
-        cache: KVCache | None = None,
-        last_only: bool = False,
-    ) -> Tensor:
-        """Scores of what follows each token, given a memory. Shape: [B, T, V]."""
-        _, embed, _, decoder, head = self._parts
-        hidden_BTD = decoder(embed(tokens_BT), mask=mask_BT, cache=cache, memory=memory_BSD)
-        logits_BTV: Tensor = head(hidden_BTD, last_only=last_only)
-        return logits_BTV
+    def next_logits(self, known_BS: Tensor, encoded: Encoded, cache: KVCache | None = None) -> Tensor:
+        """Scores of what follows each known label; before the first one stands the end. Shape: [B, S, V]."""
+        memory_BSD, lengths_B = encoded
+        seen_BS = torch.arange(memory_BSD.shape[1], device=memory_BSD.device) < lengths_B.clamp_min(1)[:, None]
+        hidden_BSD = self.decoder(self.embed(known_BS), cache=cache, memory=memory_BSD, memory_mask=seen_BS)
+        logits_BSV: Tensor = self.out(hidden_BSD)
+        return logits_BSV
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for ``batch`` texts of up to ``capacity`` tokens, where the weights are."""
-        return self._parts[3].new_cache(batch, capacity)
+        """An empty cache for ``batch`` texts of up to ``capacity`` labels."""
+        attention: Any = self.decoder.blocks[0].attention
+        return KVCache(
+            layers=len(self.decoder.blocks),
+            batch=batch,
+            kv_heads=attention.kv_heads,
+            capacity=capacity,
+            head_size=attention.head_size,
+            device=self.out.weight.device,
+            dtype=self.out.weight.dtype,
+        )
+
+    def check_data(self, data: Any) -> None:
+        """Refuse utterances with more labels than frames, before training."""
+        refuse_misfits(self, data)
+
+    def frame_logits(self, hidden_BTD: Tensor) -> Tensor:
+        """CTC's scores of each frame."""
+        logits: Tensor = self.head(hidden_BTD)
+        return logits
+
+    @torch.inference_mode()
+    def greedy(self, encoded: Encoded) -> list[Hypothesis]:
+        """The decoder's likeliest label each time, all rows at once; CTC says where each of them lies.
+
+        A text ends at the latest where CTC would have no frame for another label.
+        """
+        rooms = encoded.lengths.tolist()
+        found = [Hypothesis() for _ in rooms]
+        open_B = [room > 0 for room in rooms]
+        cache = self.new_cache(len(rooms), max(1, *rooms) + 1)
+        last_B1 = torch.full((len(rooms), 1), self.end, device=encoded.hidden.device)
+        while any(open_B):
+            best_B, label_B = self.next_logits(last_B1, encoded, cache)[:, -1].float().log_softmax(-1).max(-1)
+            for row, (value, label) in enumerate(zip(best_B.tolist(), label_B.tolist())):
+                if not open_B[row]:
+                    continue
+                hypothesis = found[row]
+                open_B[row] = label != self.end and frames_needed([*hypothesis.labels, label]) <= rooms[row]
+                hypothesis.score += value
+                if open_B[row]:
+                    hypothesis.labels.append(label)
+                    hypothesis.confidence.append(float(torch.tensor(value).exp()))
+            last_B1 = label_B[:, None]
+        return self.placed(found, encoded)
+
+    def placed(self, found: list[Hypothesis], encoded: Encoded) -> list[Hypothesis]:
+        """Hypotheses with the frames of their labels, by CTC."""
+        log_probs_BTV = self.frame_logits(encoded.hidden).float().log_softmax(-1).cpu().numpy()
+        for hypothesis, rows, length in zip(found, log_probs_BTV, encoded.lengths.tolist()):
+            if hypothesis.labels:
+                hypothesis.first, hypothesis.last, _ = align(rows[:length], hypothesis.labels)
+        return found
+
+
+class JointAttention(NeuralModule):
+    """Loss of an attention decoder and of CTC on one encoder (final).
+
+    Args:
+        ctc_weight: of CTC; the decoder has the rest.
+        label_smoothing: share of probability spread over all labels, of the decoder.
+
+    Shape: logits_BSV, frame_logits_BTV, lengths_B, labels_BU -> scalar, scalar.
+
+    Example:
+        >>> logits, frames = torch.zeros(1, 3, 3), torch.zeros(1, 4, 3)
+        >>> loss = JointAttention(ctc_weight=0.0, label_smoothing=0.0)
+        >>> round(loss(logits, frames, torch.tensor([4]), torch.tensor([[0, 1]])).loss.item(), 3)  # two labels, the end
+        3.296
+    """
+
+    CONFIG_RULES = (
+        ("ctc_weight >= 0 and ctc_weight <= 1", "ctc_weight is a share between 0 and 1"),
+        ("label_smoothing >= 0 and label_smoothing < 1", "label_smoothing is a share below 1"),
+    )
+
+    def __init__(self, *, ctc_weight: float = 0.3, label_smoothing: float = 0.1) -> None:
+        super().__init__()
+        self.ctc_weight, self.label_smoothing = ctc_weight, label_smoothing
+        self.ctc = CTC()
+
+    def forward(self, logits: LogitsBSV, frame_logits: LogitsBTV, lengths: LengthsB, labels: LabelsBU) -> SequenceLoss:
+        by_frame, count = self.ctc(frame_logits, lengths, labels)
+        ends_B1 = label_lengths(labels)[:, None]
+        following_BS = F.pad(labels, (0, 1), value=IGNORED).scatter(1, ends_B1, logits.shape[-1] - 1)
+        wide_BSV = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        by_label = F.cross_entropy(
+            wide_BSV.flatten(0, 1),
+            following_BS.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return SequenceLoss(self.ctc_weight * by_frame + (1 - self.ctc_weight) * by_label, count)

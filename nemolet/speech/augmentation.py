@@ -262,6 +262,73 @@ class SpecAugment(NeuralModule):
         return spectrogram.masked_fill(stretches_BT[:, :, None] | bands_BC[:, None, :], 0.0)
 
 
+class FrequencyWarp(NeuralModule):
+    """Move features along the frequency axis, as a longer or shorter vocal tract does (Jaitly and Hinton, 2013; final).
+
+    Unlike speed it leaves the time alone, so that both together give voices that neither gives.
+
+    Args:
+        most: largest change, as a share of the frequency; each row takes one between its negative and it.
+
+    Shape: ``B T C``, lengths_B -> ``B T C``
+
+    Example:
+        >>> warped = FrequencyWarp(most=0.1)(torch.ones(2, 9, 8), torch.tensor([9, 9]))
+        >>> warped.allclose(torch.ones(2, 9, 8))  # between equal features nothing can be told
+        True
+    """
+
+    def __init__(self, *, most: float = 0.1) -> None:
+        super().__init__()
+        if not 0.0 <= most < 0.5:
+            raise ShapeError("this is no share", where="FrequencyWarp.most", expected="0 <= value < 0.5", found=most)
+        self.most = most
+
+    def forward(self, spectrogram: SpectrogramBTC, lengths: LengthsB) -> SpectrogramBTC:
+        if not self.training:
+            return spectrogram
+        places_C = torch.arange(spectrogram.shape[2], device=spectrogram.device, dtype=spectrogram.dtype)
+        factor_B1 = 1 + self.most * (2 * torch.rand(len(spectrogram), 1, device=spectrogram.device) - 1)
+        source_BC = (places_C * factor_B1).clamp_max(spectrogram.shape[2] - 1)
+        weights_BCC = (1 - (places_C[:, None] - source_BC[:, None, :]).abs()).clamp_min(0)  # between two neighbours
+        return spectrogram @ weights_BCC.to(spectrogram.dtype)
+
+
+class FilterAugment(NeuralModule):
+    """Raise and lower bands of features smoothly, as another microphone or room does (Nam et al., 2022; final).
+
+    Args:
+        most: largest change at a corner, in units of the features: standard deviations, once they are normalised.
+        corners: along the frequency axis, between which the change is linear.
+
+    Shape: ``B T C``, lengths_B -> ``B T C``; the change of a row is the same at all of its frames.
+
+    Example:
+        >>> changed = FilterAugment(most=0.5)(torch.zeros(2, 9, 8), torch.tensor([9, 9]))
+        >>> changed.abs().max() <= 0.5, torch.equal(changed[:, 0], changed[:, 5])
+        (tensor(True), True)
+    """
+
+    def __init__(self, *, most: float = 0.5, corners: int = 5) -> None:
+        super().__init__()
+        if corners < 2 or most < 0:
+            raise ShapeError(
+                "this is no filter",
+                where="FilterAugment.most, FilterAugment.corners",
+                expected="most of at least 0, and at least 2 corners",
+                found=f"{most}, {corners}",
+            )
+        self.most, self.corners = most, corners
+
+    def forward(self, spectrogram: SpectrogramBTC, lengths: LengthsB) -> SpectrogramBTC:
+        if not self.training:
+            return spectrogram
+        batch, _, width = spectrogram.shape
+        corner_B1X = self.most * (2 * torch.rand(batch, 1, self.corners, device=spectrogram.device) - 1)
+        change_B1C = F.interpolate(corner_B1X, size=width, mode="linear", align_corners=True)
+        return masked(spectrogram + change_B1C.to(spectrogram.dtype), lengths)
+
+
 def _bands(size: int, lengths_B: Tensor, widest_B: Tensor, count: int) -> Tensor:
     """Where one of ``count`` bands of random width and place lies, [B, size]."""
     random = torch.rand(2, len(lengths_B), count, 1, device=lengths_B.device)

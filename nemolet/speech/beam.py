@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from nemolet.errors import GenerationError
+from nemolet.speech.attention_recognizer import AttentionRecognizer
 from nemolet.speech.decoding import Hypothesis
 from nemolet.speech.encoder import Encoded
+from nemolet.speech.joint_beam import joint_beam
 from nemolet.speech.models import CTCRecognizer, HybridRecognizer, Recognizer, TransducerRecognizer
 from nemolet.speech.prediction import History, TransducerDecoder
 from nemolet.speech.scorers import Boost, Matched, Scorer
@@ -71,6 +73,8 @@ class Beam:
             with torch.inference_mode():
                 logits_BTV = model.frame_logits(encoded.hidden)
             return [ctc_beam(rows[:length], self) for rows, length in zip(logits_BTV, lengths)]
+        if isinstance(model, AttentionRecognizer):
+            return [joint_beam(model, rows[:length], self) for rows, length in zip(encoded.hidden, lengths)]
         assert isinstance(model, (TransducerRecognizer, HybridRecognizer))
         if isinstance(model, TransducerRecognizer) and model.durations is not None:
             raise GenerationError("a model that skips frames is decoded greedily", where=model.label, fix="set beam=1")

@@ -26,7 +26,7 @@ def histogram(values: Sequence[float], path: str | Path, *, title: str, unit: st
     counts, edges = np.histogram(np.asarray(values, float), bins=bins)
     width, height, left, bottom, top = 640, 320, 56, 44, 40
     bar = (width - left - 20) / bins
-    parts = [_opening(width, height), f'<text x="{left}" y="24" font-size="15">{escape(title)}</text>']
+    parts = [opening(width, height), f'<text x="{left}" y="24" font-size="15">{escape(title)}</text>']
     for tick in range(5):
         value = counts.max() * tick / 4
         y = height - bottom - (height - bottom - top) * tick / 4
@@ -59,7 +59,7 @@ def confusion_matrix(confusion: Confusion, path: str | Path, *, title: str = "Co
     width, height = left + size + 24, top + size + 34
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     accuracy = f"{escape(title)}: {100 * confusion.accuracy:.1f}% of {counts.sum():,} right"
-    parts = [_opening(width, height), f'<text x="12" y="24" font-size="15">{accuracy}</text>']
+    parts = [opening(width, height), f'<text x="12" y="24" font-size="15">{accuracy}</text>']
     for index, name in enumerate(map(escape, names)):
         middle = cell * (index + 0.5)
         parts.append(f'<text x="{left - 6}" y="{top + middle + 4:.0f}" text-anchor="end">{name}</text>')
@@ -79,7 +79,8 @@ def confusion_matrix(confusion: Confusion, path: str | Path, *, title: str = "Co
     Path(path).write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
 
 
-def _opening(width: int, height: int) -> str:
+def opening(width: int, height: int) -> str:
+    """How each of these pictures begins."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="12" fill="{_INK}"><rect width="{width}" height="{height}" fill="white"/>'

@@ -120,7 +120,7 @@ class ConformerBlock(NeuralModule):
 
     def start(self, batch: int) -> BlockState:
         """What is remembered before the first frame."""
-        weight, heads = self.norm.weight, self.attention.content_bias.shape
+        weight, heads = self.norm.weight, self.attention.content_bias.weight.shape
         nothing = weight.new_zeros(batch, 0, *heads)
         width = weight.shape[0]
         return BlockState(Past(nothing, nothing), weight.new_zeros(batch, self.convolution.memory, width))

@@ -86,12 +86,26 @@ def statistics(spectrogram_BTC: Tensor, lengths_B: Tensor) -> tuple[list[float],
     return frames.mean(0).tolist(), frames.std(0, correction=0).tolist()
 
 
+def levelled(audio_BN: Tensor, lengths_B: Tensor, level: float) -> Tensor:
+    """Each row as loud as ``level`` in decibels of full scale, padding apart; silence stays silent.
+
+    Example:
+        >>> levelled(torch.tensor([[0.5, -0.5, 9.0]]), torch.tensor([2]), -20.0)
+        tensor([[ 0.1000, -0.1000,  0.0000]])
+    """
+    audio_BN = masked(audio_BN, lengths_B)
+    power_B1 = audio_BN.square().sum(1, keepdim=True) / lengths_B.clamp_min(1)[:, None]
+    return audio_BN * (10 ** (level / 20) / power_B1.sqrt().clamp_min(1e-6))
+
+
 class FrontEnd(NeuralModule):
     """Features, normalised; in training also augmented (final).
 
     Args:
         features: from audio to a spectrogram.
         normalize: of the spectrogram; None for none.
+        level: decibels below full scale to which each recording is brought first, as the root of its mean square;
+            so quiet speakers are not nearer to the features' floor than loud ones. None leaves audio as it is.
         audio_augment: what happens to audio in training, in order.
         augment: what happens to the spectrogram in training, in order.
 
@@ -109,14 +123,22 @@ class FrontEnd(NeuralModule):
         *,
         features: FrameFeatures,
         normalize: Normalize | None = None,
+        level: float | None = None,
         audio_augment: Sequence[NeuralModule] = (),
         augment: Sequence[NeuralModule] = (),
     ) -> None:
         super().__init__(**features.bindings)
-        self.features, self.normalize = features, normalize
+        self.features, self.normalize, self.level = features, normalize, level
         self.audio_augment, self.augment = nn.ModuleList(audio_augment), nn.ModuleList(augment)
 
+    @property
+    def needs_whole(self) -> bool:
+        """Whether features depend on how a recording ends, so that they cannot be computed while it arrives."""
+        return self.level is not None or (self.normalize is not None and self.normalize.over != "fixed")
+
     def forward(self, audio: AudioBN, audio_lengths: AudioLengthsB) -> Features:
+        if self.level is not None:
+            audio = levelled(audio, audio_lengths, self.level)
         if self.training:
             for change in self.audio_augment:
                 audio, audio_lengths = change(audio, audio_lengths)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nemolet.data.audio_corpus import PreparedAudio
+from nemolet.data.inspection import Usable
 from nemolet.errors import DataError
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
@@ -57,30 +58,61 @@ def frames_given(model: Recognizer, samples: int) -> int:
 def refuse_misfits(model: Recognizer, data: Any) -> None:
     """Refuse data with utterances that have more labels than frames: CTC has no alignment for them.
 
+    Utterances that are joined anew in every epoch are refused if any way to join them may have too many.
+
     Args:
         model: writes by CTC.
-        data: prepared recordings with texts; others, and those that are joined, are not looked at.
+        data: prepared recordings with texts; others are not looked at.
 
     Raises:
         DataError: naming each utterance with its place in the manifest.
     """
-    if not isinstance(data, PreparedAudio) or data.tokenizer is None or data.corpus.join is not None:
+    if not isinstance(data, PreparedAudio) or data.tokenizer is None:
         return
-    misfits = []
-    for each in (*data.train, *data.valid):
-        needed = frames_needed(data.tokenizer.encode(each.utterance.text or ""))
-        given = frames_given(model, round(each.seconds * model.sample_rate))
-        if needed > given:
-            misfits.append(f"{each.utterance.where}: {needed} labels in {given} frames ({each.seconds:.2f} s)")
+    frame = model.samples_per_frame / model.sample_rate
+    if data.corpus.join is not None:
+        misfits = [*_joined_misfits(data.train, data, frame), *_joined_misfits(data.valid, data, frame)]
+    else:
+        misfits = []
+        for each in (*data.train, *data.valid):
+            needed = frames_needed(data.tokenizer.encode(each.utterance.text or ""))
+            given = frames_given(model, round(each.seconds * model.sample_rate))
+            if needed > given:
+                misfits.append(f"{each.utterance.where}: {needed} labels in {given} frames ({each.seconds:.2f} s)")
     if misfits:
         raise DataError(
             f"{len(misfits)} utterances have more labels than the encoder gives frames",
             where="data.path",
             found="\n".join([*misfits[:20], *(["..."] if len(misfits) > 20 else [])]),
-            expected=f"at least one frame of {model.samples_per_frame / model.sample_rate:.3f} s for each label",
+            expected=f"at least one frame of {frame:.3f} s for each label",
             fix="set model.encoder.factor lower, use longer tokens (tokenizer=sentencepiece), "
             "leave the utterances out, or train a transducer",
         )
+
+
+def _joined_misfits(usable: Sequence[Usable], data: PreparedAudio, frame: float) -> list[str]:
+    """The utterances of the worst way to join some of one speaker, where their labels do not fit."""
+    assert data.tokenizer is not None and data.corpus.join is not None
+    encode, most = data.tokenizer.encode, data.corpus.join[1]
+    alone = {text: frames_needed(encode(text)) for text in {each.utterance.text or "" for each in usable}}
+    # What stands between two texts: a space, or the blank between equal labels; less what a pause gives.
+    labels = max((frames_needed(encode(f"{text} {text}")) - 2 * alone[text] for text in alone), default=0)
+    between = labels - data.corpus.pause[0] / frame
+    speakers: dict[str, list[tuple[float, Usable]]] = {}
+    for each in usable:
+        lacking = alone[each.utterance.text or ""] - each.seconds / frame
+        speakers.setdefault(each.utterance.speaker or "", []).append((lacking, each))
+    misfits = []
+    for parts in speakers.values():
+        worst = sorted(parts, key=lambda part: -part[0])[:most]
+        sums = itertools.accumulate(lacking + between for lacking, _ in worst)
+        if max(sums) - between > 0:
+            misfits += [
+                f"{each.utterance.where}: {alone[each.utterance.text or '']} labels in {each.seconds / frame:.1f} "
+                f"frames ({each.seconds:.2f} s), joined with others of few frames"
+                for _, each in worst
+            ]
+    return misfits
 
 
 def probable_cause(batch: Mapping[str, Tensor], *, frames_B: Tensor, step: int, gradient_norm: float | None) -> str:

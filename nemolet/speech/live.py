@@ -30,14 +30,22 @@ class LiveRecognizer:
     def __init__(self, model: Recognizer) -> None:
         front_end, encoder = model.front_end, model.encoder
         normalize = front_end.normalize
-        fixed = normalize is None or normalize.over == "fixed"
-        if not isinstance(encoder, ConformerEncoder) or encoder.chunk is None or not fixed:
+        if not isinstance(encoder, ConformerEncoder) or encoder.chunk is None or front_end.needs_whole:
             raise GenerationError(
                 "the model has to see the whole recording",
                 where=model.label,
-                expected="a Conformer with chunk=..., features with fixed statistics or none",
-                found=f"{type(encoder).__name__}, normalised over {normalize.over if normalize else 'nothing'}",
-                fix="train one with encoder.chunk=... and front_end.normalize=null or over=fixed",
+                expected="a Conformer with chunk=..., features with fixed statistics or none, audio as it is",
+                found=f"{type(encoder).__name__}, normalised over {normalize.over if normalize else 'nothing'}, "
+                f"level={front_end.level}",
+                fix="train one with encoder.chunk=..., front_end.level=null, front_end.normalize=null or over=fixed",
+            )
+        if not isinstance(model, (CTCRecognizer, TransducerRecognizer, HybridRecognizer)):
+            raise GenerationError(
+                "the decoder looks at the whole recording",
+                where=model.label,
+                expected="CTC or a transducer",
+                found=type(model).__name__,
+                fix="train model=conformer_ctc, conformer_transducer or conformer_hybrid",
             )
         if isinstance(model, TransducerRecognizer) and model.durations is not None:
             raise GenerationError(

@@ -52,7 +52,9 @@ class Recognizer(NeuralModule):
         columns: scores of a frame.
     """
 
-    CONFIG_RULES: ClassVar = (("vocab_size >= 1", "vocab_size is at least 1; null takes it from the tokenizer"),)
+    CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("vocab_size >= 1", "vocab_size is at least 1; null takes it from the tokenizer"),
+    )
 
     def __init__(self, *, front_end: FrontEnd, encoder: SpeechEncoder, vocab_size: int, columns: int) -> None:
         super().__init__(V=columns, sample_rate=front_end.features.sample_rate)

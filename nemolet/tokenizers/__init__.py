@@ -1,18 +1,21 @@
-"""Text <-> ids: SentencePiece, ``tokenizer.json``, characters, bytes."""
+"""Text <-> ids: SentencePiece, ``tokenizer.json``, characters, words, phones, bytes."""
 
 from nemolet.tokenizers.base import StreamDecoder, Tokenizer
 from nemolet.tokenizers.huggingface import HuggingFaceTokenizer
 from nemolet.tokenizers.sentencepiece import SentencePieceTokenizer
 from nemolet.tokenizers.simple import ByteTokenizer, CharTokenizer
 from nemolet.tokenizers.storage import describe, load_tokenizer, rebuild, save_tokenizer
+from nemolet.tokenizers.words import PhoneTokenizer, WordTokenizer
 
 __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "HuggingFaceTokenizer",
+    "PhoneTokenizer",
     "SentencePieceTokenizer",
     "StreamDecoder",
     "Tokenizer",
+    "WordTokenizer",
     "describe",
     "load_tokenizer",
     "rebuild",

@@ -13,9 +13,18 @@ from nemolet.tokenizers.base import Tokenizer
 from nemolet.tokenizers.huggingface import HuggingFaceTokenizer
 from nemolet.tokenizers.sentencepiece import SentencePieceTokenizer
 from nemolet.tokenizers.simple import ByteTokenizer, CharTokenizer
+from nemolet.tokenizers.words import PhoneTokenizer, WordTokenizer
 
 KINDS: dict[str, type[Tokenizer]] = {
-    cls.kind: cls for cls in (ByteTokenizer, CharTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)
+    cls.kind: cls
+    for cls in (
+        ByteTokenizer,
+        CharTokenizer,
+        WordTokenizer,
+        PhoneTokenizer,
+        SentencePieceTokenizer,
+        HuggingFaceTokenizer,
+    )
 }
 SETTINGS = "tokenizer_config.json"
 

@@ -85,7 +85,13 @@ def test_audio_that_arrives_gives_the_same_text(place, capsys):
     status, out, err = run(capsys, *command, "stream=0.1")
     assert status == 0
     assert out == whole
-    assert "real-time factor" in err
+    assert "real-time factor" in err and "latency of a token" in err
+    entry = json.loads(run(capsys, *command, "stream=0.1", "format=json")[1])
+    assert f"{entry['audio_filepath']}\t{entry['text']}\n" == whole
+    cost = entry["stream"]
+    assert cost["piece"] == 0.1 and cost["real_time_factor"] > 0 and cost["slowest_piece"] > 0
+    # A token is known when the piece that fills its chunk of two frames (0.08 s) is there, not before it was said.
+    assert 0 < cost["mean_latency"] <= cost["worst_latency"] <= 0.08 + 0.1 + 0.02 + cost["slowest_piece"]
 
 
 def test_a_language_model_and_phrases_change_what_is_written(place, capsys, tmp_path):
@@ -114,6 +120,16 @@ def test_files_are_written(place, capsys, tmp_path, kind):
     ]
 
 
+def test_pictures_are_drawn(place, capsys, tmp_path):
+    command = [f"archive={place}/model.nemolet", f"audio={place}", f"pictures={tmp_path / 'drawn'}"]
+    for stream in ([], ["stream=0.2"]):
+        status, out, _ = run(capsys, *command, *stream)
+        assert status == 0
+        drawn = {path.stem: path.read_text() for path in (tmp_path / "drawn").iterdir()}
+        assert sorted(drawn) == ["one", "other_rate", "two"]
+        assert out.splitlines()[0].partition("\t")[2] in drawn["one"]
+
+
 def test_a_bad_file_is_named_and_the_others_go_on(place, capsys, tmp_path):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF nothing")
@@ -129,6 +145,20 @@ def test_a_bad_file_is_named_and_the_others_go_on(place, capsys, tmp_path):
     assert "empty.flac" in err
     assert "nan.wav" in err
     assert "Traceback" not in err
+
+
+def test_short_silent_wide_and_long_recordings_are_read(place, capsys, tmp_path):
+    sizes = {"short": 80, "silent": 8000, "stereo": 8000, "long": 60_000}
+    for name, size in sizes.items():
+        samples = np.zeros(size) if name == "silent" else 0.1 * np.random.default_rng(0).standard_normal(size)
+        soundfile.write(tmp_path / f"{name}.wav", np.stack([samples] * (2 if name == "stereo" else 1), 1), 8000)
+    command = [f"archive={place}/model.nemolet", f"audio={tmp_path}", "format=json", "window=2", "margin=0.5"]
+    status, out, err = run(capsys, *command)
+    assert status == 0 and not err
+    found = {entry["audio_filepath"].rpartition("/")[2][:-4]: entry for entry in map(json.loads, out.splitlines())}
+    assert {name: entry["duration"] for name, entry in found.items()} == {n: s / 8000 for n, s in sizes.items()}
+    assert len(found["short"]["tokens"]) <= 1  # 0.01 s are one frame of features
+    assert found["long"]["words"][-1]["end"] > 6.0
 
 
 def test_what_is_not_there_is_said(place, capsys):

@@ -160,7 +160,7 @@ def example(kind: str, rows: int = 2, length: int = 20, seed: int = 0) -> tuple[
     """What a model of ours reads, by the name of its class, and the same for theirs."""
     numbers = torch.Generator().manual_seed(seed)
     tokens, source = (torch.randint(4, VOCAB, (rows, length), generator=numbers) for _ in range(2))
-    if kind == "AttentionRecognizer":
+    if kind == "SpectrogramToText":
         spectrogram = torch.randn(rows, 2 * WHISPER["max_source_positions"], WHISPER["num_mel_bins"], generator=numbers)
         ours = {"spectrogram": spectrogram, "tokens": tokens}
         return ours, {"input_features": spectrogram.transpose(1, 2), "decoder_input_ids": tokens}

@@ -105,6 +105,17 @@ def test_each_bad_entry_is_named_with_its_line(bad):
     assert "2 utterances, 1.5 s; left out: " in str(found)
 
 
+@pytest.mark.parametrize("decode", [True, False])
+def test_two_hours_are_left_out_or_taken(tmp_path, decode):
+    path = beep(tmp_path / "hours.flac", seconds=7200, rate=1000)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio_filepath": path.name, "text": "a"}))
+    rules = {"needs": ("text",), "min_seconds": 0.1, "sample_rate": None, "channels": "mix"}
+    found = examine(read_audio(tmp_path / "m.jsonl"), AudioRules(max_seconds=30.0, **rules), decode=decode)
+    assert not found.usable and "too long (above 30 s): 7200.000 s" in str(found.outside[0])
+    found = examine(read_audio(tmp_path / "m.jsonl"), AudioRules(max_seconds=8000.0, **rules), decode=decode)
+    assert [each.seconds for each in found.usable] == [7200.0]
+
+
 def test_all_problems_are_raised_at_once(bad):
     found = examine(read_audio(bad), RULES)
     with pytest.raises(DataError, match=r"16 of the entries cannot be used[\s\S]*bad.jsonl:4[\s\S]*and 6 more"):

@@ -20,7 +20,7 @@ from nemolet.nn.relative_attention import (
 def layer():
     torch.manual_seed(0)
     made = RelativeAttention(8, 2)
-    for bias in (made.content_bias, made.position_bias):
+    for bias in (made.content_bias.weight, made.position_bias.weight):
         torch.nn.init.normal_(bias)
     return made
 
@@ -34,8 +34,8 @@ def by_hand(layer, hidden, allowed):
         for j in range(length):
             angle = (i - j) * rates
             vector = layer.position(torch.stack((angle.sin(), angle.cos()), -1).flatten()).view(2, 4)
-            by_content = ((query[:, i] + layer.content_bias) * key[:, j]).sum(-1)
-            by_position = ((query[:, i] + layer.position_bias) * vector).sum(-1)
+            by_content = ((query[:, i] + layer.content_bias.weight) * key[:, j]).sum(-1)
+            by_position = ((query[:, i] + layer.position_bias.weight) * vector).sum(-1)
             if allowed is None or allowed[0, 0, i, j]:
                 score[:, :, i, j] = (by_content + by_position) / 2
     mixed = torch.einsum("bhts,bshk->bthk", score.softmax(-1), value)

@@ -12,6 +12,8 @@ import nemolet as nl
 from nemolet.speech import FrontEnd, LogMel
 from nemolet.speech.augmentation import (
     AddNoise,
+    FilterAugment,
+    FrequencyWarp,
     Gain,
     RoomImpulse,
     Shift,
@@ -211,3 +213,51 @@ def test_a_missing_folder_of_noises_is_named():
     augment = AddNoise(path="no_such_folder", sample_rate=8000)
     with pytest.raises(nl.errors.DataError, match="no_such_folder"):
         augment(*batch())
+
+
+def test_features_move_along_the_frequencies():
+    """Against numpy's interpolation, with the factor read off a ramp."""
+    torch.manual_seed(0)
+    warp = FrequencyWarp(most=0.2)
+    ramp = torch.arange(10.0).expand(40, 3, 10)
+    torch.manual_seed(1)
+    factors = warp(ramp, torch.full((40,), 3))[:, 0, 5] / 5
+    assert 0.8 <= factors.min() < 0.85 and 1.15 < factors.max() <= 1.2
+    spectrogram = torch.randn(40, 3, 10)
+    torch.manual_seed(1)
+    warped = warp(spectrogram, torch.full((40,), 3))
+    for row, factor, before in zip(warped, factors.tolist(), spectrogram):
+        places = np.clip(np.arange(10) * factor, 0, 9)
+        expected = [np.interp(places, np.arange(10), frame) for frame in before.numpy()]
+        assert np.allclose(row, expected, atol=1e-4)
+    assert warp.eval()(spectrogram, torch.full((40,), 3)) is spectrogram
+
+
+def test_a_filter_is_smooth_and_one_for_each_row():
+    torch.manual_seed(0)
+    change = FilterAugment(most=0.5, corners=3)(torch.zeros(30, 4, 9), torch.tensor([4] * 29 + [2]))
+    assert not change[-1, 2:].any()  # padding stays padding
+    curves = change[:, 0]
+    assert torch.equal(change[:, 1], curves) and (curves[0] - curves[1]).abs().max() > 0.01
+    assert 0.4 < curves.abs().max() <= 0.5
+    bends = curves.diff(n=2, dim=1).abs()  # linear between the corners 0, 4 and 8
+    assert bends[:, [0, 1, 2, 4, 5, 6]].max() < 1e-6 < bends[:, 3].max()
+
+
+@pytest.mark.parametrize("bad", [lambda: FrequencyWarp(most=0.5), lambda: FilterAugment(corners=1)])
+def test_impossible_changes_are_refused(bad):
+    with pytest.raises(nl.errors.ShapeError):
+        bad()
+
+
+def test_quiet_and_loud_speakers_sound_alike():
+    front_end = FrontEnd(features=LogMel(sample_rate=8000, bins=8), level=-20.0).eval()
+    audio, lengths = torch.randn(2, 4000) * 0.1, torch.tensor([4000, 3000])
+    audio[1, 3000:] = 7.0  # padding that nobody cleaned
+    loud = front_end(audio, lengths).spectrogram
+    quiet = front_end(audio * torch.tensor([[0.01], [3.0]]), lengths).spectrogram
+    assert torch.allclose(loud, quiet, atol=1e-4)
+    alone = front_end(audio[1:, :3000], lengths[1:]).spectrogram
+    assert torch.allclose(loud[1:, : alone.shape[1]], alone, atol=1e-4)
+    assert front_end(torch.zeros(1, 800), torch.tensor([800])).spectrogram.isfinite().all()
+    assert front_end.needs_whole and not FrontEnd(features=LogMel(sample_rate=8000, bins=8)).needs_whole

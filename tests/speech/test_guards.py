@@ -44,6 +44,50 @@ def test_labels_without_room_are_named_before_training(recognizer, letters, tmp_
     refuse_misfits(recognizer("rnnt"), prepared(["ab"] * 4, letters))
 
 
+def test_joined_labels_without_room_are_named_before_training(recognizer, letters):
+    model = recognizer()
+    roomy = prepared(["ab", "abc", "ab", "abc"], letters, join=(2, 3), pause=(0.1, 0.2))
+    refuse_misfits(model, roomy)
+    # 5 frames each: 4 labels and a space or 2.5 frames of pause between; without a pause two do not fit together.
+    tight = ["abca"] * 4
+    refuse_misfits(model, prepared(tight, letters, join=(2, 3), pause=(0.1, 0.2)))
+    refuse_misfits(model, prepared(["abcab"] * 4, letters, join=(1, 1), pause=(0.0, 0.0)))
+    with pytest.raises(DataError, match="more labels than the encoder") as error:
+        refuse_misfits(model, prepared(["abcab"] * 4, letters, join=(2, 3), pause=(0.0, 0.2)))
+    assert "array 0: 5 labels in 5.0 frames (0.20 s), joined" in str(error.value)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_passes_has_an_alignment_in_every_epoch(recognizer, letters, seed):
+    """Against the rows of real epochs."""
+    model, rng = recognizer(), np.random.default_rng(seed)
+    texts = ["".join(rng.choice(list("abcd"), rng.integers(1, 3 if seed > 2 else 6))) for _ in range(12)]
+    data = prepared(texts, letters, join=(1, 3), pause=(0.04 * seed, 0.3))
+    loader = data.train_loader()
+    short = False
+    for _, batch in zip(range(60), loader):
+        for length, row in zip(batch["audio_lengths"].tolist(), batch["labels"].tolist()):
+            short |= frames_needed([label for label in row if label >= 0]) > frames_given(model, length)
+    try:
+        refuse_misfits(model, data)
+        assert not short
+    except DataError:
+        assert seed < 3  # short texts are not refused
+
+
+@pytest.mark.parametrize("kind", ["ctc", "hybrid"])
+@pytest.mark.parametrize("samples, text", [(1600, [1]), (330, []), (80, [2]), (30, [])])
+def test_a_batch_of_one_with_next_to_nothing_in_it_has_a_loss(recognizer, kind, samples, text):
+    model = recognizer(kind).train()
+    labels = torch.tensor([text or [-100]])
+    audio, lengths = torch.zeros(1, samples), torch.tensor([samples])
+    scores = model(audio, lengths, *([labels] if kind == "hybrid" else []))
+    loss = (nl.speech.Hybrid() if kind == "hybrid" else CTC())(*scores, labels).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_frames_of_blanks_are_counted():
     logits = torch.zeros(2, 3, 4)
     logits[..., 3] = 1

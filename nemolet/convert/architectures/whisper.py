@@ -76,7 +76,7 @@ ARCHITECTURES = (
     Architecture(
         "whisper",
         "WhisperForConditionalGeneration",
-        "nemolet.speech.AttentionRecognizer",
+        "nemolet.speech.SpectrogramToText",
         CONFIG,
         TABLE,
         prefix="model.",
