@@ -33,6 +33,8 @@ from nemolet.tokenizers import Tokenizer, describe, rebuild
 
 VERSION = 1
 _MOST_UNSTORED = 1 << 26  # numbers of a table that the config makes, such as sinusoidal positions
+NAME = "model.nemolet"  # of the archive in a run's folder
+
 # One function per old version, from its config to that of the next version. Never remove one.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -189,7 +191,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     """Read a ``.nemolet`` file, or a folder of a Hugging Face model (also ``hf://owner/name``).
 
     Args:
-        path: of the file or folder.
+        path: of the file or folder; of a run's folder, the archive that the run left there.
         device: where the model goes.
         dtype: of its floating-point weights; None leaves each as it was saved.
 
@@ -198,6 +200,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
         ConversionError: for a folder that is no model, or not one that is known.
         ConfigError: for a device that this machine does not have.
     """
+    if _is_folder(path) and (Path(path) / NAME).is_file():
+        path = Path(path) / NAME
     if str(path).startswith("hf://") or _is_folder(path):
         from nemolet.convert.reading import read
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from nemolet.addresses import check_addresses, full_address, full_wires, item_type, running_order, wired_inputs
 from nemolet.comparison import compare
 from nemolet.draw import Arrow, Box, Picture, mermaid, svg, text_table, write
-from nemolet.errors import WiringError, did_you_mean
+from nemolet.errors import ConfigError, WiringError, did_you_mean
 from nemolet.module import NeuralModule
 from nemolet.naming import Letters, name_inputs, name_modules, name_outputs
 from nemolet.ports import Port, Signature
@@ -225,7 +226,13 @@ class Graph(NeuralModule, ports_of_instance=True):
         return text_table(self.picture())
 
     def draw(self, path: str | None = None) -> str:
-        """Draw the graph: an SVG file where ``path`` ends in .svg, else Mermaid text (also returned)."""
+        """Draw the graph: an SVG file where ``path`` ends in .svg, else Mermaid text (also returned).
+
+        Raises:
+            ConfigError: for a file of pixels.
+        """
+        if path is not None and Path(path).suffix in (".png", ".jpg", ".jpeg", ".gif", ".pdf", ".webp"):
+            raise ConfigError("pictures are drawn as SVG or as Mermaid text", where=path, expected=".svg, .mmd or .md")
         picture = self.picture()
         text = svg(picture) if path is not None and path.endswith(".svg") else mermaid(picture)
         if path is not None:

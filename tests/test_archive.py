@@ -110,6 +110,11 @@ def test_weights_come_back_in_the_type_they_were_saved_in(dtype, tied, tmp_path)
     assert all(torch.equal(a, b.float()) for a, b in zip(wide.parameters(), model.parameters()))
 
 
+def test_the_folder_of_a_run_stands_for_its_archive(good, tmp_path):
+    (tmp_path / "model.nemolet").write_bytes(good.read_bytes())
+    assert nl.load(tmp_path).config == nl.load(good).config
+
+
 def test_types_may_differ_within_a_model(tmp_path):
     model = small().eval().bfloat16()
     model.graph.decoder.float()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nemolet.cli.train import as_plain, measures, progress_bar, with_sizes
+from nemolet.cli.train import as_plain, measures, progress_bar, stopped, with_sizes
 from nemolet.config import ModuleConfig, build
 from nemolet.data.corpus import TokenizerSpec
 from nemolet.errors import ConfigError
@@ -120,8 +120,7 @@ def run(settings: Settings) -> int:
         finish=_finish(model, folder, settings),
     )
     if result.stopped:
-        print(f"stopped by {result.stopped} at step {result.steps}; the same command goes on from there")
-        return 143 if result.stopped == "SIGTERM" else 0
+        return stopped(result)
     print(f"{spoken(result.valid)}  archive {result.archive}")
     return 0
 

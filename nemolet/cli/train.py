@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemolet.archive import load
 from nemolet.config import ModuleConfig, build
@@ -17,6 +17,9 @@ from nemolet.tokenizers import ByteTokenizer
 from nemolet.training.optim import Optim
 from nemolet.training.schedule import Schedule
 from nemolet.training.settings import Training
+
+if TYPE_CHECKING:
+    from nemolet.training.experiment import Result
 
 
 @dataclass(frozen=True)
@@ -185,10 +188,9 @@ def run(settings: Settings) -> int:
     if not first:
         return 0
     if result.stopped:
-        print(f"stopped by {result.stopped} at step {result.steps}; the same command goes on from there")
         if result.stopped == "SIGUSR1" and requeue():  # of the time limit of a job; a preempted one is started by SLURM
             print("SLURM starts the job again")
-        return 143 if result.stopped == "SIGTERM" else 0
+        return stopped(result)
     print(f"{spoken(result.valid)}  archive {result.archive}")
     sample = settings.sample
     if sample.max_new_tokens and hasattr(model, "generate") and data.tokenizer is not None:
@@ -248,6 +250,12 @@ def with_sizes(model: ModuleConfig, sizes: Mapping[str, Any], where: str = "mode
 
 def _falls_short(own: Any, size: Any) -> bool:
     return bool(own < size) if isinstance(size, int) else list(own) != list(size)
+
+
+def stopped(result: Result) -> int:
+    """Say where a run that was stopped goes on; the exit status of what stopped it."""
+    print(f"stopped by {result.stopped} at step {result.steps}; the same command goes on from there")
+    return {"SIGTERM": 143, "SIGINT": 130}.get(str(result.stopped), 0)
 
 
 def as_plain(settings: Any) -> dict[str, Any]:

@@ -328,7 +328,15 @@ class PreparedCorpus:
             labels = sampler.sample(number).labels
             predicted = labels[labels != IGNORED]
             tokens, size = tokens + len(predicted), size + self.tokenizer.count_bytes(predicted.tolist())
-        return size / max(1, tokens)
+        if not size:
+            raise DataError(
+                "the text for validation holds nothing to predict",
+                where="data",
+                found=f"{tokens} tokens of {size} bytes",
+                expected="at least a few words",
+                fix="use more text, raise data.valid_fraction, or set data.valid_path",
+            )
+        return size / tokens
 
     def _packed(
         self, split: Split, order: Literal["shuffled", "sequential", "random"], *, tail: bool = False

@@ -19,7 +19,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from nemolet.errors import TrainingError
 
 LAST, BEST = "last", "best"
-STOP = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they take a machine away
+STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of clusters before they take a machine away, and Ctrl-C
 
 
 @runtime_checkable
@@ -166,6 +166,9 @@ class Checkpoints(pl.Callback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stopped = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+            os.write(2, b"stopping after this step; Ctrl-C once more ends at once, without a checkpoint\n")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities import rank_zero_only
 
+from nemolet.archive import NAME as ARCHIVE
 from nemolet.archive import described, save
 from nemolet.data.prepared import Loader, Prepared
 from nemolet.errors import TrainingError, needs
@@ -109,7 +110,7 @@ def fit(
             home.claim({**identity, "data": _fingerprint(data)}, dict(config or {}))
         done = home.finished(training.max_steps)
         if done is not None:
-            return Result(home.path, home.path / _ARCHIVE, done["steps"], done["valid"], None)
+            return Result(home.path, home.path / ARCHIVE, done["steps"], done["valid"], None)
         graph = _fitting(training_graph(model, loss, fields=data.fields), model, data)
         measured = training_graph(model, loss, metrics, data.fields) if metrics else None
         lightning = _lightning(graph, measured, optim, schedule, training)
@@ -118,9 +119,6 @@ def fit(
         if deferred is not None and not isinstance(places["strategy"], MeshStrategy):
             deferred.fill(graph)
         return run.train(lightning, places, seed, [*blank_watches(metrics), *callbacks])
-
-
-_ARCHIVE = "model.nemolet"
 
 
 class _Run:
@@ -157,7 +155,7 @@ class _Run:
         trainer.fit(lightning, windows, valid, ckpt_path=home.last)
         if self.checkpoints.stopped is None:
             self._leave(trainer, lightning, recorder.valid)
-        return Result(home.path, home.path / _ARCHIVE, trainer.global_step, recorder.valid, self.checkpoints.stopped)
+        return Result(home.path, home.path / ARCHIVE, trainer.global_step, recorder.valid, self.checkpoints.stopped)
 
     def _leave(self, trainer: pl.Trainer, lightning: LightningModel, valid: Mapping[str, float]) -> None:
         """Archive, curve, and a note that the run is done."""
@@ -171,7 +169,7 @@ class _Run:
             self.average.swap(lightning)
         if trainer.is_global_zero:
             card = _card(self.model, self.data, lightning, valid, self.training)
-            archive, tokenizer = self.home.path / _ARCHIVE, self.data.tokenizer
+            archive, tokenizer = self.home.path / ARCHIVE, self.data.tokenizer
             model = self.model
             if self.finish is not None:
                 if weights is not None:

@@ -104,6 +104,14 @@ def test_a_vocabulary_larger_than_the_text_is_refused(tmp_path):
         Corpus(path=str(path), cache=str(tmp_path / "c")).prepare(TokenizerSpec(vocab_size=5000))
 
 
+def test_a_text_with_nothing_to_predict_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("hi\n")
+    with pytest.raises(DataError, match=r"(?s)nothing to predict|shorter than one sequence"):
+        prepared = Corpus(path=str(path), sequence_length=8, cache=str(tmp_path / "c")).prepare(ByteTokenizer())
+        prepared.derived(1.0)
+
+
 CASES = {
     "byte": (ByteTokenizer(), True),
     "byte, no marks": (ByteTokenizer(), False),
