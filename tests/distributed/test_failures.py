@@ -106,6 +106,16 @@ def test_torchrun_starts_a_lost_run_again_where_it_was(poem, unbroken, tmp_path)
     assert (folder / "model.nemolet").exists()
 
 
+def until_it_listens(port):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nobody listens at port {port}")
+
+
 def test_machines_that_leave_are_done_without(poem, unbroken, tmp_path):
     """Two agents of torchrun as if on two machines; one is killed with its rank, and the other goes on alone."""
     folder = tmp_path / "run"
@@ -115,7 +125,10 @@ def test_machines_that_leave_are_done_without(poem, unbroken, tmp_path):
     settings = "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=5"
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3"]
     agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", f"--rdzv-conf={settings}"]
-    agents = [spawn([*agent, str(VICTIM), str(folder), str(poem), "1", "leave"]) for _ in range(2)]
+    command = [*agent, str(VICTIM), str(folder), str(poem), "1", "leave"]
+    agents = [spawn(command)]
+    until_it_listens(port)  # the first agent keeps the rendezvous and has rank 0; without it nobody goes on
+    agents.append(spawn(command))
     ends = [end(each) for each in agents]
     assert sorted(status for status, _ in ends) == [-signal.SIGKILL, 0], ends
     assert losses(folder) == pytest.approx(unbroken, rel=1e-5)  # the batch of a step is the same on one rank
