@@ -93,7 +93,7 @@ def save(
         'nemolet.nn.linear.Linear'
     """
     config = model.config()
-    named = _named(model) if weights is None else _shapes(config, model)
+    named = first_names(model) if weights is None else _shapes(config, model)
     specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
     return save_tensors(
         path,
@@ -169,14 +169,14 @@ def _shapes(config: dict[str, Any], model: NeuralModule) -> dict[str, Tensor]:
     """The tensors of a model as it is built, whatever was done to this one since: shapes alone, where it can."""
     try:
         with torch.device("meta"):
-            return _named(build(config, where="model"))
+            return first_names(build(config, where="model"))
     except ConfigError as error:  # a class of the user's may look at values
         if not isinstance(error.__cause__, (NotImplementedError, RuntimeError)):
             raise
-        return _named(model)
+        return first_names(model)
 
 
-def _named(model: NeuralModule) -> dict[str, Tensor]:
+def first_names(model: NeuralModule) -> dict[str, Tensor]:
     """Every tensor once: a tied weight is stored under its first name."""
     known: dict[int, str] = {}
     tensors = {}
@@ -352,7 +352,7 @@ def _compare(model: Any, tensors: dict[str, Tensor], where: str) -> None:
         raise ArchiveError(
             "the config builds no model", where=f"{where}: {CONFIG}", found=str(type(model)), expected="a typed module"
         )
-    expected = _named(model)
+    expected = first_names(model)
     pairs = [(name, tensors[name], tensor) for name, tensor in expected.items() if name in tensors]
     odd = {
         "missing": sorted(expected.keys() - tensors),

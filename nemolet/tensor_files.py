@@ -192,6 +192,8 @@ def tensor_bytes(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         if flat.numel():
             yield flat.view(torch.uint8).numpy().data
+    if (missing := next(expected, None)) is not None:
+        raise ConversionError("a tensor that was announced did not come", where=missing[0], expected=str(missing[1]))
 
 
 def shards(specs: Mapping[str, Spec], most: int) -> list[dict[str, Spec]]:

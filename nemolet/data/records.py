@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nemolet.data.sources import open_file
+from nemolet.data.sources import BROKEN, open_file
 from nemolet.errors import DataError, nearest
 
 _WORDS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
@@ -51,7 +51,7 @@ def lines(path: str | Path) -> Iterator[tuple[int, str]]:
             found=f"byte 0x{error.object[error.start]:02x} at {error.start}",
             fix="convert the file",
         ) from None
-    except (EOFError, OSError) as error:
+    except BROKEN as error:
         raise DataError("the file cannot be read", where=str(path), found=str(error), fix="copy it again") from error
     if not number:
         raise DataError("the file is empty", where=str(path), expected="examples", found="nothing")

@@ -27,6 +27,7 @@ _TEXT = (".txt", ".text", ".md", ".rst", ".py", ".jsonl")
 _HALF = re.compile("[\ud800-\udfff]")  # of a character that UTF-16 writes as two
 _log = logging.getLogger("nemolet")
 InvalidUTF8 = Literal["error", "replace", "ignore"]
+BROKEN = (EOFError, zlib.error, lzma.LZMAError, OSError)  # what reading a damaged file raises
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -123,7 +124,7 @@ class TextFiles:
                     for piece in self._lines(stream, file) if _kind(file) == ".jsonl" else self._text(stream, file):
                         empty = empty and not piece.text
                         yield piece
-            except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            except BROKEN as error:
                 raise DataError(
                     "the file cannot be read",
                     where=str(file),

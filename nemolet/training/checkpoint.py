@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -187,7 +188,7 @@ class Checkpoints(pl.Callback):
         if trainer.sanity_checking:
             return
         loss = float(trainer.callback_metrics["valid_loss"])
-        better = self.best is None or loss < self.best
+        better = math.isfinite(loss) and (self.best is None or loss < self.best)
         if better:
             self.best = loss
         if better or trainer.global_step % self.every == 0:

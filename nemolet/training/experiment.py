@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities import rank_zero_only
 
 from nemolet.archive import NAME as ARCHIVE
-from nemolet.archive import described, save
+from nemolet.archive import described, first_names, save
 from nemolet.data.prepared import Loader, Prepared
 from nemolet.errors import TrainingError, needs
 from nemolet.module import NeuralModule
@@ -173,7 +173,8 @@ class _Run:
             model = self.model
             if self.finish is not None:
                 if weights is not None:
-                    model.load_state_dict({name: weights(name) for name in model.state_dict()})
+                    for name, tensor in first_names(model).items():
+                        tensor.copy_(weights(name))
                 model, weights = self.finish(model), None
             save(archive, model=model, tokenizer=tokenizer, card=card, weights=weights)
             draw_curve(self.home.path / "metrics.csv", self.home.path / "loss.svg", title=self.home.path.name)

@@ -74,6 +74,16 @@ def test_instructions_with_and_without_an_addition(base, chats, capsys, adapter)
         assert torch.allclose(model(tokens), nl.load("run/model.nemolet").model(tokens), atol=1e-5)
 
 
+def test_the_best_of_a_model_with_tied_weights_is_merged(base, chats, capsys):
+    tied = nl.load(base).model
+    assert len(tied.state_dict()) > len(list(tied.parameters()))
+    command = ["finetune", f"archive={base}", f"data.path={chats}", "folder=run", *SHORT]
+    succeed(capsys, *command, "adapter=lora", "adapter.targets=[attention.qkv]", "+trainer.archive=best")
+    before, after = weights(base), weights("run/model.nemolet")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"graph.decoder.blocks.0.attention.qkv.weight"}
+
+
 def test_half_precision_is_trained_in_float32(base, poem, capsys):
     model = nl.load(base).model.bfloat16()
     nl.save("half.nemolet", model=model, tokenizer=ByteTokenizer())

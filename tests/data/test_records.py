@@ -82,3 +82,13 @@ def test_files_side_by_side_have_as_many_lines(tmp_path):
     assert [r.values for r in pairs] == [{"source": "one", "target": "eins"}, {"source": "two", "target": "zwei"}]
     with pytest.raises(DataError, match=r"a.gz:2: the files have different numbers of lines"):
         list(SideBySide(str(tmp_path / "a.gz"), str(tmp_path / "c.gz")).records())
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    for name, content in (
+        ("a.jsonl.xz", b"no xz at all"),
+        ("b.jsonl.gz", gzip.compress(b"x" * 9000)[:-20] + b"\xff" * 12),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            list(read_json(tmp_path / name, {}))
