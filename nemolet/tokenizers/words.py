@@ -13,7 +13,7 @@ from nemolet.errors import TokenizerError, nearest
 from nemolet.tokenizers.base import StreamDecoder, Tokenizer, WindowStream
 
 NOISE = "SPN"  # a spoken noise: what a word that nobody can pronounce is written as
-_DICTIONARY = "dictionary.txt.gz"
+_DICTIONARY = "dictionary.txt"
 
 
 class WordTokenizer(Tokenizer):
@@ -149,14 +149,14 @@ class PhoneTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         lines = (f"{word} {' '.join(phones)}\n" for word, phones in self.pronunciations.items())
-        return {_DICTIONARY: gzip.compress("".join(lines).encode(), mtime=0)}
+        return {_DICTIONARY: "".join(lines).encode()}
 
     def settings(self) -> dict[str, Any]:
         return {"stress": self.stress, "unknown": self.unknown}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], **settings: Any) -> PhoneTokenizer:
-        return cls(_pronunciations(gzip.decompress(files[_DICTIONARY]).decode(), _DICTIONARY), **settings)
+        return cls(_pronunciations(files[_DICTIONARY].decode(), _DICTIONARY), **settings)
 
     def _plain(self, phone: str) -> str:
         return phone if self.stress else phone.rstrip("0123456789")
