@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from torch import Tensor
 
@@ -164,7 +164,6 @@ class CausalLM(NeuralModule):
         inputs = inputs_of(self)
         hidden = decoder(embed(inputs.pop("tokens")), **inputs)
         self.graph = Graph(head(hidden), names={"embed": embed, "decoder": decoder, "head": head})
-        self._cache_shape = (layers, kv_heads or heads, (attention and attention.head_size) or width // heads)
 
     def forward(
         self,
@@ -180,17 +179,7 @@ class CausalLM(NeuralModule):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` sequences of up to ``capacity`` tokens, where the weights are."""
-        layers, kv_heads, head_size = self._cache_shape
-        weight = next(self.parameters())
-        return KVCache(
-            layers=layers,
-            batch=batch,
-            kv_heads=kv_heads,
-            capacity=capacity,
-            head_size=head_size,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        return cast(Decoder, self.graph.decoder).new_cache(batch, capacity)
 
     def generate(
         self,
