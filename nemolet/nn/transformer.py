@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -316,7 +316,7 @@ class Decoder(Stack):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` sequences of up to ``capacity`` tokens, where the weights are."""
-        attention = cast(Block, self.blocks[0]).attention
+        attention = next(block.attention for block in self.blocks if isinstance(block, Block))  # others are elsewhere
         weight = next(self.parameters())
         return KVCache(
             layers=len(self.blocks),
