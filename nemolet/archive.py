@@ -19,6 +19,7 @@ from nemolet.config import build, check_tree, refuse, resolve
 from nemolet.container import (
     CARD,
     CONFIG,
+    LONGEST_HEADER,
     WEIGHTS,
     Member,
     read_config,
@@ -286,7 +287,7 @@ def _extra(members: Mapping[str, Member]) -> dict[str, bytes]:
 def _weights(members: Mapping[str, Member], where: str) -> TensorFile:
     member = members[WEIGHTS]
     try:
-        return TensorFile(member.path, start=member.start, size=member.size)
+        return TensorFile(member.file, start=member.start, size=member.size, longest_header=LONGEST_HEADER)
     except ConversionError as error:
         found = str(error)[:300]
         raise ArchiveError("the weights cannot be read", where=f"{where}: {WEIGHTS}", found=found) from error
