@@ -203,6 +203,13 @@ def load(
     if str(path).startswith("hf://") or _is_folder(path):
         from nemolet.convert.reading import read
 
+        if later is not None:
+            raise ConversionError(
+                "weights of another format are not read later",
+                where=str(path),
+                expected="a .nemolet file",
+                fix=f"nemolet convert {path} model.nemolet",
+            )
         return read(path, device=device, dtype=dtype)
     members, config = _read(Path(path))
     where = str(path)

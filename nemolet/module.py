@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import keyword
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -168,20 +169,57 @@ class NeuralModule(nn.Module):
     def config(self, refs: Mapping[int, str] | None = None) -> dict[str, Any]:
         """The arguments this module was built with, as plain data from which ``nemolet.build`` rebuilds it.
 
+        What was not given is written with its default, so that the module stays the same when a default changes. A
+        default that is no plain data is left to the class.
+
         Args:
             refs: names of modules (by ``id``) that are written elsewhere and only referred to here.
+
+        Raises:
+            DeclarationError: for an argument that is no plain data, or has no name.
         """
         args, kwargs = self.__dict__["_init_arguments"]
         try:
-            given = inspect.signature(type(self).__init__).bind(self, *args, **kwargs).arguments
+            bound = inspect.signature(type(self).__init__).bind(self, *args, **kwargs)
         except TypeError as error:
             raise DeclarationError(
                 "the arguments of this module are unknown", where=self.label, found=str(error)
             ) from error
+        given = set(bound.arguments)
+        bound.apply_defaults()
         tree: dict[str, Any] = {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"}
-        for name, value in list(given.items())[1:]:
-            tree[name] = _plain(value, f"{type(self).__name__}.{name}", refs or {})
+        for name, value in list(bound.arguments.items())[1:]:
+            where, kind = f"{type(self).__name__}.{name}", bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                tree |= {key: _plain(item, f"{where}.{key}", refs or {}) for key, item in value.items()}
+            elif kind is inspect.Parameter.VAR_POSITIONAL:
+                _refuse_nameless(value, where)
+            elif name in given or _is_plain(value):
+                tree[name] = _plain(value, where, refs or {})
         return tree
+
+
+def _refuse_nameless(values: tuple[Any, ...], where: str) -> None:
+    if values:
+        raise DeclarationError(
+            "arguments without names cannot be written to a config",
+            where=where,
+            found=f"{len(values)} of them",
+            fix="take them as one list",
+        )
+
+
+def _setting(field: str) -> str:
+    """A field as configs name it: ``from_`` is ``from`` there."""
+    return field.removesuffix("_") if keyword.iskeyword(field.removesuffix("_")) else field
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        _plain(value, "", {})
+    except DeclarationError:
+        return False
+    return True
 
 
 def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
@@ -193,8 +231,9 @@ def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item, where, refs) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
-        return {key: _plain(item, f"{where}.{key}", refs) for key, item in changed.items()}
+        held = {f: getattr(value, f.name) for f in fields(value) if f.init}
+        kept = {_setting(f.name): item for f, item in held.items() if item is not f.default or _is_plain(item)}
+        return {name: _plain(item, f"{where}.{name}", refs) for name, item in kept.items()}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}", refs) for key, item in value.items()}
     raise DeclarationError(

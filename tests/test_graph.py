@@ -443,7 +443,7 @@ def test_the_data_is_plain():
     assert config == {
         "_target_": "nemolet.graph.compose",
         "modules": {
-            "embed": {"_target_": f"{__name__}.Embed"},
+            "embed": {"_target_": f"{__name__}.Embed", "vocab": 5, "width": 4},
             "scale": {"_target_": f"{__name__}.Scale", "by": 2.0},
         },
         "wires": {"embed.tokens": "tokens", "scale.hidden": "embed.output"},

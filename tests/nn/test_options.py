@@ -266,8 +266,9 @@ def test_options_survive_configs():
         norm="rms_zero",
     )
     config = made.config()
-    assert config["attention"] == {"head_size": 6, "softcap": 2.0, "rotary": 2 / 3}
-    assert config["residual"] == {"order": "sandwich"} and config["local"]["layers"] == [True, False]
+    options = {"head_size": 6, "softcap": 2.0, "rotary": 2 / 3, "bias": None, "out_bias": None, "scale": None}
+    assert config["attention"] == options
+    assert config["residual"]["order"] == "sandwich" and config["local"]["layers"] == [True, False]
     again = nl.build(config).double()
     again.load_state_dict(made.state_dict())
     hidden = randn(1, 5, 16)
