@@ -339,7 +339,7 @@ def read_config(content: bytes, where: str) -> dict[str, Any]:
         if "${" in text:
             raise ArchiveError("interpolation is refused", where=where, found=text[text.index("${") :][:80])
         _check_events(text, where)
-        config = yaml.load(text, Loader=_Strict)
+        config = _Strict(text).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ArchiveError(
             "the config cannot be read", where=where, expected="plain YAML", found=str(error)[:300]

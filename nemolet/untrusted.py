@@ -104,9 +104,9 @@ class Bounded(TorchDispatchMode):
         ...     torch.zeros(1001)
         Traceback (most recent call last):
             ...
-        nemolet.errors.ShapeError: zeros
-          expected  at most 4,000 bytes
-          found     4,004 bytes
+        nemolet.errors.ShapeError: aten.zeros.default: more tensors are made than the bound allows
+          expected  at most 4,000 bytes in 100 operations
+          found     4,004 bytes in 1
     """
 
     def __init__(self, *, most_bytes: int, most_calls: int) -> None:
