@@ -227,6 +227,17 @@ def parameter_axes(module: nn.Module) -> dict[str, tuple[Dim, ...]]:
     return {name: declared[name] for name, _ in module.named_parameters()}
 
 
+def first_names(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor once: a tied weight is stored under its first name."""
+    known: dict[int, str] = {}
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in known:
+            known[id(tensor)] = name
+            tensors[name] = tensor.detach()
+    return tensors
+
+
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
@@ -320,4 +331,4 @@ def check_tensor(declared: NeuralType, value: Any, where: str, sizes: dict[str, 
             sizes.setdefault(axis.letter, (size, where))
 
 
-__all__ = ["NeuralModule", "check_tensor", "checked", "parameter_axes"]
+__all__ = ["NeuralModule", "check_tensor", "checked", "first_names", "parameter_axes"]

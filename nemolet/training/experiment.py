@@ -17,10 +17,10 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities import rank_zero_only
 
 from nemolet.archive import NAME as ARCHIVE
-from nemolet.archive import described, first_names, save
+from nemolet.archive import described, save
 from nemolet.data.prepared import Loader, Prepared
 from nemolet.errors import TrainingError, needs
-from nemolet.module import NeuralModule
+from nemolet.module import NeuralModule, first_names
 from nemolet.nn.adapters import departures
 from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
