@@ -226,6 +226,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
         stored = file.get(name)
         wanted = dtype if stored.is_floating_point() else None
         state[name].data = stored.to(dtype=wanted, copy=True)  # of the same parameter, which may be tied
+    model.comes_from(members[WEIGHTS].sha256)
     try:
         model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
