@@ -108,7 +108,7 @@ def broken(rules: Rules, known: Mapping[str, Any]) -> list[tuple[str, dict[str, 
             named = {name: _lookup(name, known) for name in _settings_of(tree)}
             words = re.findall(r"\w+", sentence)
             told = {k: v for k, v in named.items() if v is not None or k.rpartition(".")[2] in words}
-            found.append((sentence, told))
+            found.append((sentence, told or named))
     return found
 
 
