@@ -36,6 +36,8 @@ _EXPORTS = {
     "QuestionAnswerer": "nemolet.language.answering",
     "RequestLoss": "nemolet.language.tagging",
     "RequestTagger": "nemolet.language.tagging",
+    "RewardModel": "nemolet.language.reward",
+    "RewardPairs": "nemolet.language.reward",
     "Sampling": "nemolet.language.sampling",
     "SentenceEmbedder": "nemolet.language.embedding",
     "SpanF1": "nemolet.language.spans",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from nemolet.language.models import CausalLM
     from nemolet.language.ngrams import NgramEmbedding, NgramEncoder
     from nemolet.language.preference import PreferenceLoss, PreferenceModel
+    from nemolet.language.reward import RewardModel, RewardPairs
     from nemolet.language.saliency import explain
     from nemolet.language.sampling import Sampling
     from nemolet.language.scores import bleu, chrf, exact_match, word_f1
