@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "AnswerLoss": "nemolet.language.answering",
+    "AttentionMap": "nemolet.language.attention_maps",
     "Beam": "nemolet.language.beam",
     "Calibration": "nemolet.language.mistakes",
     "CausalLM": "nemolet.language.models",
@@ -48,6 +49,7 @@ _EXPORTS = {
     "TokenClassifier": "nemolet.language.tagging",
     "TokenLoss": "nemolet.language.losses",
     "Translator": "nemolet.language.translation",
+    "attention_maps": "nemolet.language.attention_maps",
     "beam_search": "nemolet.language.beam",
     "bleu": "nemolet.language.scores",
     "chain_log_likelihood": "nemolet.language.crf",
@@ -74,6 +76,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from nemolet.language.answering import AnswerLoss, ExactSpan, QuestionAnswerer
+    from nemolet.language.attention_maps import AttentionMap, attention_maps
     from nemolet.language.beam import Beam, beam_search
     from nemolet.language.classification import ClassLoss, LabelF1, MultiLabelLoss, Pool, TextClassifier
     from nemolet.language.crf import chain_log_likelihood, likeliest_chain
