@@ -219,6 +219,7 @@ def load(
         fits(config["model"], file.specs, where)
     model = built(config["model"], file.specs, where)
     _fill(model, file, dtype, later or _fill_now, where)
+    model.comes_from(members[WEIGHTS].sha256)
     if later is None:
         try:
             model = model.to(device)

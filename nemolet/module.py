@@ -71,6 +71,7 @@ class NeuralModule(nn.Module):
 
     signature: Signature | None = None
     branch: ClassVar[bool] = False  # whether what enters goes into projections of its own and nowhere else
+    came_from: str | None = None  # a digest of the file that its weights were read from
     __buildable__ = True  # a config or an archive may name a typed module
 
     def __init_subclass__(cls, *, ports_of_instance: bool = False, **kwargs: Any) -> None:
@@ -100,6 +101,12 @@ class NeuralModule(nn.Module):
     def output_ports(self) -> Mapping[str, Port]:
         """The outputs, with everything this instance knows."""
         return {k: Port(k, bind(p.type, self.bindings), p.optional) for k, p in self.declared().outputs.items()}
+
+    def comes_from(self, digest: str) -> None:
+        """Note which file these weights were read from, here and in all typed modules inside."""
+        for module in self.modules():
+            if isinstance(module, NeuralModule):
+                module.came_from = digest
 
     def declared(self) -> Signature:
         """The ports as declared, before the sizes of this instance are filled in."""

@@ -207,10 +207,11 @@ def _train_heads(model: Any, settings: Settings) -> None:
 
 
 def _around(settings: Settings, model: Any) -> Any:
-    """The model with what it is compared with: its former self, or a teacher."""
+    """The model with what it is compared with: its former self, a teacher; or twice, for both answers of a pair."""
     from nemolet.data.instructions import Preferences
     from nemolet.language.distillation import Distilled
     from nemolet.language.preference import PreferenceModel
+    from nemolet.language.reward import RewardModel, RewardPairs
 
     if settings.teacher is not None:
         import torch
@@ -218,8 +219,9 @@ def _around(settings: Settings, model: Any) -> Any:
         from nemolet.archive import load
 
         return Distilled(student=model, teacher=load(settings.teacher, dtype=torch.float32).model)
-    target = settings.data.get("_target_", "")
-    return PreferenceModel(policy=model) if target.endswith(Preferences.__name__) else model
+    if not settings.data.get("_target_", "").endswith(Preferences.__name__):
+        return model
+    return RewardPairs(model=model) if isinstance(model, RewardModel) else PreferenceModel(policy=model)
 
 
 def _own_loss(model: Any) -> Any:

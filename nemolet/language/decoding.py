@@ -211,7 +211,7 @@ def stream(
     results = [Completion() for _ in prompts]
     if completions is not None:
         completions.extend(results)
-    ids = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     decoding = Decoding(
         model,
         ids,
@@ -293,12 +293,11 @@ class _Piece:
         return text, False
 
 
-def _encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
     """Encode a prompt as the beginning of a document: after what opens one. Ids are taken as they are."""
     if not isinstance(prompt, str):
         return list(prompt)
-    opener = [] if tokenizer.opener is None else [tokenizer.opener]
-    return opener + tokenizer.encode(prompt) or [beginning(tokenizer)]
+    return tokenizer.encode_prompt(prompt) or [beginning(tokenizer)]
 
 
 def beginning(tokenizer: Tokenizer) -> int:
