@@ -51,9 +51,9 @@ def start(poem, folder: Path) -> subprocess.Popen:
     data = {"path": poem, "sequence_length": 16, "batch_size": 4, "cache": folder.parent / "cache"}
     settings = {"model": model, "trainer": trainer, "data": data, "schedule": {"warmup_steps": 5}}
     overrides = [f"++{group}.{name}={value}" for group, each in settings.items() for name, value in each.items()]
+    overrides += [f"folder={folder}", "imports=[watcher_of_batches]", "sample.max_new_tokens=0"]
     return subprocess.Popen(
-        [str(Path(sys.executable).parent / "nemolet"), "train", "model=gpt_tiny", "tokenizer=char", *overrides]
-        + [f"folder={folder}", "imports=[watcher_of_batches]", "sample.max_new_tokens=0"],
+        [str(Path(sys.executable).parent / "nemolet"), "train", "model=gpt_tiny", "tokenizer=char", *overrides],
         cwd=folder.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
