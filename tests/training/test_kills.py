@@ -21,7 +21,7 @@ import torch
 import nemolet as nl
 
 CUTS = int(os.environ.get("NEMOLET_CUTS", "3"))
-STEPS = 60 * (CUTS + 1)
+STEPS = 25 * (CUTS + 1)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 WATCHER = """
 import json, os, time
