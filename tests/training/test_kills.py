@@ -97,6 +97,8 @@ def cut(poem, folder: Path, rng: random.Random, number: int) -> bool:
     """Start the command and end it at a random moment; whether it was still at work then."""
     before, process = step_of(folder), start(poem, folder)
     sent, early = SIGNALS[number % len(SIGNALS)], rng.random() < 0.2
+    if early and sent == signal.SIGINT:
+        sent = signal.SIGKILL  # an interrupt in the middle of an import may be lost there
     moment = time.monotonic() + rng.random() * 15  # wherever it is then, reading and starting included
     deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
@@ -106,7 +108,10 @@ def cut(poem, folder: Path, rng: random.Random, number: int) -> bool:
     time.sleep(0 if early else rng.random() * 0.4)
     at_work = process.poll() is None
     process.send_signal(sent)
-    output, _ = process.communicate(timeout=120)
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
     after = step_of(folder)
     print(f"cut {number}: {sent.name} {'early' if early else ''} steps {before} -> {after}", flush=True)
     assert after >= before, output
