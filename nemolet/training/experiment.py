@@ -29,6 +29,7 @@ from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
 from nemolet.training.graphs import training_graph
 from nemolet.training.lightning_model import LightningModel, Window
+from nemolet.training.memory import keep_freed_memory
 from nemolet.training.mesh_strategy import MeshStrategy
 from nemolet.training.optim import Optim
 from nemolet.training.placement import placement, share_of, stored_weights
@@ -103,6 +104,8 @@ def fit(
     if check_data is not None:
         check_data(data)
     _quiet()
+    if not _on_gpu(training):
+        keep_freed_memory()
     rank_zero = getattr(rank_zero_only, "rank", 0) == 0
     with ExitStack() as stack:
         if rank_zero:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -333,38 +332,6 @@ def newest(folder: Path) -> int:
     """Step of the checkpoint that ``last`` points to, which has to be whole."""
     link = folder / "checkpoints" / "last"
     return torch.load(link, weights_only=True)["global_step"] if link.exists() else 0
-
-
-@pytest.mark.slow
-def test_kill_and_term_at_random_moments_lose_at_most_the_interval(poem, tmp_path):
-    rng = random.Random(3)
-    folder = tmp_path / "killed"
-    steps_before = 0
-    for attempt in range(4):
-        process = start(poem, tmp_path, folder)
-        deadline = time.monotonic() + 60
-        while newest(folder) <= steps_before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(rng.random() * 0.3)
-        sent = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL)[attempt]
-        process.send_signal(sent)
-        output, errors = process.communicate(timeout=60)
-        step = newest(folder)  # loads: the last checkpoint is whole
-        assert step >= steps_before, errors
-        if attempt % 2 == 0 and process.returncode == 0:
-            assert f"stopped {sent.name} {step}" in output or "stopped None 150" in output, errors
-        if "stopped None" in output:
-            break
-        steps_before = step
-    process = start(poem, tmp_path, folder)
-    output, errors = process.communicate(timeout=120)
-    assert "stopped None 150" in output, errors
-    assert not [p for p in (folder / "checkpoints").iterdir() if "partial" in p.name]
-    whole = start(poem, tmp_path, tmp_path / "whole")
-    output, errors = whole.communicate(timeout=120)
-    assert "stopped None 150" in output, errors
-    for key in ("state_dict", "optimizer_states", "nemolet"):
-        assert_equal(last_state(tmp_path / "whole")[key], last_state(folder)[key], key)
 
 
 @pytest.mark.slow

@@ -200,6 +200,7 @@ def test_a_kill_in_the_last_validation_leaves_no_number_of_an_earlier_one(corpus
         run(corpus, tmp_path / "cut", callbacks=[CutIn("on_validation_start", 5)], **options)
     assert run(corpus, tmp_path / "cut", **options).valid == whole.valid
     assert done(tmp_path / "cut") == done(tmp_path / "whole")
+    assert validated_at(tmp_path / "cut") == validated_at(tmp_path / "whole") == ["2", "4", "5"]
 
 
 def test_a_step_that_was_made_the_last_one_is_validated(corpus, tmp_path):
@@ -209,6 +210,11 @@ def test_a_step_that_was_made_the_last_one_is_validated(corpus, tmp_path):
     graph = training_graph(nl.load(result.archive).model, nl.language.CrossEntropy()).eval()
     assert done(tmp_path)["valid"]["valid_loss"] == pytest.approx(score(graph, corpus.valid_loader()).loss, rel=1e-5)
     assert (tmp_path / "checkpoints" / "best").resolve().name == "step_00000002.ckpt"
+
+
+def validated_at(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [row["step"] for row in csv.DictReader(file) if row["valid_loss"]]
 
 
 def done(folder):
