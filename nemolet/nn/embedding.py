@@ -174,14 +174,13 @@ def _no_embedding(found: object) -> DeclarationError:
     """What is said where something else was to be shared; an embedding inside it is likely meant."""
     parts = found.named_modules() if isinstance(found, nn.Module) else ()
     inside = next((name for name, part in parts if isinstance(part, Embedding)), None)
+    fix = f"pass its part: tied=....{inside}" if inside else "pass the embedding, or leave tied out and give both sizes"
     return DeclarationError(
         "only the weight of an embedding can be shared",
         where="Head.tied",
         expected="the nl.nn.Embedding that reads the tokens",
         found=type(found).__name__,
-        fix=f"pass its part: tied=....{inside}"
-        if inside
-        else "pass the embedding, or leave tied out and give both sizes",
+        fix=fix,
     )
 
 
