@@ -13,7 +13,7 @@ import operator
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from nemolet.errors import ConfigError, did_you_mean
@@ -175,9 +175,8 @@ class Checked:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        assert is_dataclass(self)
-        kind = type(self)
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        kind: Any = type(self)
+        values = {field.name: getattr(self, field.name) for field in fields(kind)}
         check_choices(kind, kind.__name__, values)
         _refuse_broken(kind, values)
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -210,7 +210,7 @@ class Corpus(Checked):
 
     def _weights(self) -> Mapping[str | None, float]:
         """Paths and their weights."""
-        return dict(self.path) if isinstance(self.path, Mapping) else {self.path: 1.0}
+        return cast("Mapping[str | None, float]", self.path) if isinstance(self.path, Mapping) else {self.path: 1.0}
 
     def _tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
         if spec.kind in ("byte", "file", "phone"):
