@@ -15,7 +15,20 @@ from nemolet.convert.mapping import Rule
 from nemolet.errors import ConversionError, nearest
 
 # Module below nemolet.convert.architectures -> names of its Architecture objects, in the order they are tried.
-_MODULES = ("gpt2", "llama", "gemma", "phi3", "mixtral", "bert", "modernbert", "t5", "bart", "whisper", "wav2vec2")
+_MODULES = (
+    "gpt2",
+    "llama",
+    "gemma",
+    "phi3",
+    "mixtral",
+    "bert",
+    "modernbert",
+    "t5",
+    "bart",
+    "whisper",
+    "wav2vec2",
+    "scored",
+)
 
 
 @dataclass(frozen=True)

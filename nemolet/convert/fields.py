@@ -147,6 +147,28 @@ class Only(Part):
             put(theirs, key, value)
 
 
+@dataclass(frozen=True)
+class Inside(Part):
+    """The config of a part of ours, out of the same keys.
+
+    Args:
+        ours: the argument that the part is.
+        target: its class.
+        parts: its config.
+    """
+
+    ours: str
+    target: str
+    parts: tuple[Part, ...]
+
+    def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
+        put(ours, self.ours, read_config(self.parts, theirs, self.target))
+
+    def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
+        for part in self.parts:
+            part.write(get(ours, self.ours), theirs)
+
+
 _SCALINGS = {
     "linear": {"factor": "factor"},
     "llama3": {

@@ -20,7 +20,7 @@ from nemolet.data.embedded import EmbeddedText
 from nemolet.data.indexed import IndexedTokens
 from nemolet.data.loader import TokenLoader, ValidationLoader
 from nemolet.data.packing import Blend, Chain, PackedTokens, Sampler, shares
-from nemolet.data.prepared import Progress, Unit
+from nemolet.data.prepared import Progress, Unit, lasting
 from nemolet.data.sources import BlendedText, InvalidUTF8, Pieces, TextFiles
 from nemolet.data.splits import Split, set_aside, whole
 from nemolet.data.tokenization import tokenize
@@ -140,6 +140,7 @@ class Corpus(Checked):
     seed: int | None = None
 
     __buildable__ = True
+    FREE = ("workers", "cache")
     CONFIG_RULES = (
         ("sequence_length >= 1 and batch_size >= 1", "sequence_length and batch_size are at least 1"),
         ("valid_fraction > 0 and valid_fraction < 1", "valid_fraction is a share between 0 and 1"),
@@ -312,6 +313,13 @@ class PreparedCorpus:
         """For a card."""
         total = int(sum(split.lengths.sum() for split in self.train))
         return f"{self.corpus.path or 'the text that Python carries'} ({total:,} tokens)"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Settings and ids."""
+        parts = {"train": self.train, "valid": self.valid}
+        digests = {name: [split.digest for split in splits] for name, splits in parts.items()}
+        return {**lasting(self.corpus), **digests}
 
     def derived(self, valid_loss: float) -> dict[str, float]:
         """A loss per token is also so many bits per byte, which do not depend on the tokenizer."""

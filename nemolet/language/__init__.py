@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "AnswerLoss": "nemolet.language.answering",
+    "AttentionMap": "nemolet.language.attention_maps",
     "Beam": "nemolet.language.beam",
     "Calibration": "nemolet.language.mistakes",
     "CausalLM": "nemolet.language.models",
@@ -36,6 +37,8 @@ _EXPORTS = {
     "QuestionAnswerer": "nemolet.language.answering",
     "RequestLoss": "nemolet.language.tagging",
     "RequestTagger": "nemolet.language.tagging",
+    "RewardModel": "nemolet.language.reward",
+    "RewardPairs": "nemolet.language.reward",
     "Sampling": "nemolet.language.sampling",
     "SentenceEmbedder": "nemolet.language.embedding",
     "SpanF1": "nemolet.language.spans",
@@ -46,6 +49,7 @@ _EXPORTS = {
     "TokenClassifier": "nemolet.language.tagging",
     "TokenLoss": "nemolet.language.losses",
     "Translator": "nemolet.language.translation",
+    "attention_maps": "nemolet.language.attention_maps",
     "beam_search": "nemolet.language.beam",
     "bleu": "nemolet.language.scores",
     "chain_log_likelihood": "nemolet.language.crf",
@@ -72,6 +76,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from nemolet.language.answering import AnswerLoss, ExactSpan, QuestionAnswerer
+    from nemolet.language.attention_maps import AttentionMap, attention_maps
     from nemolet.language.beam import Beam, beam_search
     from nemolet.language.classification import ClassLoss, LabelF1, MultiLabelLoss, Pool, TextClassifier
     from nemolet.language.crf import chain_log_likelihood, likeliest_chain
@@ -87,6 +92,7 @@ if TYPE_CHECKING:
     from nemolet.language.models import CausalLM
     from nemolet.language.ngrams import NgramEmbedding, NgramEncoder
     from nemolet.language.preference import PreferenceLoss, PreferenceModel
+    from nemolet.language.reward import RewardModel, RewardPairs
     from nemolet.language.saliency import explain
     from nemolet.language.sampling import Sampling
     from nemolet.language.scores import bleu, chrf, exact_match, word_f1

@@ -223,7 +223,7 @@ def stream(
     results = [Completion() for _ in prompts]
     if completions is not None:
         completions.extend(results)
-    ids = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     decoding = Decoding(
         model,
         ids,
@@ -306,8 +306,8 @@ class _Piece:
         return text, False
 
 
-def _encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
-    """Encode a prompt as the beginning of a document. Ids are taken as they are."""
+def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """Encode a prompt as the beginning of a document: after what opens one. Ids are taken as they are."""
     if not isinstance(prompt, str):
         return list(prompt)
     return tokenizer.encode_prompt(prompt) or [beginning(tokenizer)]

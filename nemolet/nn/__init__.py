@@ -41,6 +41,7 @@ _EXPORTS = {
     "freeze": "nemolet.nn.adapters",
     "load_adapter": "nemolet.nn.adapter_files",
     "merge": "nemolet.nn.adapters",
+    "recorded_attention": "nemolet.nn.observation",
     "save_adapter": "nemolet.nn.adapter_files",
 }
 
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from nemolet.nn.mask import AttentionMask
     from nemolet.nn.moe import MixtureOfExperts
     from nemolet.nn.norm import LayerNorm, RMSNorm
+    from nemolet.nn.observation import recorded_attention
     from nemolet.nn.recurrent import LSTM
     from nemolet.nn.relative_attention import RelativeAttention
     from nemolet.nn.rope import RopeScaling, RotaryEmbedding

@@ -70,21 +70,40 @@ class SoftCapped:
     def __call__(
         self, query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float
     ) -> Tensor:
-        batch, length, heads, size = query_BTHK.shape
-        grouped = query_BTHK.view(batch, length, key_BSGK.shape[2], -1, size)
-        scores = torch.einsum("btgrk,bsgk->bgrts", grouped, key_BSGK) * size**-0.5
-        scores = self.cap * torch.tanh(scores / self.cap)
-        allowed = mask.allowed
-        if mask.causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(later, -torch.inf)
-        elif allowed is not None and allowed.is_floating_point():  # numbers to add, one row per query head or for all
-            grouped_by_key = allowed.unflatten(1, (-1, 1) if allowed.shape[1] == 1 else scores.shape[1:3])
-            scores = scores + grouped_by_key.to(scores.dtype)
-        elif allowed is not None:
-            scores = scores.masked_fill(~allowed[:, :, None], -torch.inf)
-        weights = F.dropout(scores.float().softmax(-1).to(scores.dtype), dropout)
-        return torch.einsum("bgrts,bsgk->btgrk", weights, value_BSGK).reshape(batch, length, heads, -1)
+        weights_BHTS = attention_weights(query_BTHK, key_BSGK, mask, cap=self.cap).to(query_BTHK.dtype)
+        weights_BGRTS = F.dropout(weights_BHTS, dropout).unflatten(1, (key_BSGK.shape[2], -1))
+        return torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, value_BSGK).flatten(2, 3)
+
+
+def attention_weights(query_BTHK: Tensor, key_BSGK: Tensor, mask: AttentionMask, *, cap: float | None = None) -> Tensor:
+    """How much each query takes of each position, in float32; what no kernel tells. Shape: [B, H, T, S].
+
+    Args:
+        query_BTHK: queries.
+        key_BSGK: keys.
+        mask: who may look at whom.
+        cap: bound of the scores; None for none.
+
+    Example:
+        >>> query = key = torch.zeros(1, 2, 1, 4)
+        >>> attention_weights(query, key, AttentionMask(None, causal=True))[0, 0].tolist()
+        [[1.0, 0.0], [0.5, 0.5]]
+    """
+    batch, length, _, size = query_BTHK.shape
+    grouped = query_BTHK.view(batch, length, key_BSGK.shape[2], -1, size)
+    scores = torch.einsum("btgrk,bsgk->bgrts", grouped, key_BSGK) * size**-0.5
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    allowed = mask.allowed
+    if mask.causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    elif allowed is not None and allowed.is_floating_point():  # numbers to add, one row per query head or for all
+        grouped_by_key = allowed.unflatten(1, (-1, 1) if allowed.shape[1] == 1 else scores.shape[1:3])
+        scores = scores + grouped_by_key.to(scores.dtype)
+    elif allowed is not None:
+        scores = scores.masked_fill(~allowed[:, :, None], -torch.inf)
+    weights_BGRTS: Tensor = scores.float().softmax(-1)
+    return weights_BGRTS.flatten(1, 2)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nemolet.nn.observation import recorded_attention
+from nemolet.png import grey_png
 from nemolet.speech.attention_recognizer import AttentionRecognizer
 from nemolet.speech.charts import opening
 from nemolet.speech.models import Recognizer
@@ -61,27 +61,10 @@ def attention_picture(
 def attention_weights(model: AttentionRecognizer, audio_N: Tensor, labels: Sequence[int]) -> Tensor:
     """How much the decoder looks at each state of the encoder, the mean over layers and heads. Shape: [S, T]."""
     encoded = model.encode(audio_N[None], torch.tensor([len(audio_N)]))
-    found: list[Tensor] = []
-
-    def recorded(core: Any) -> Any:
-        def mix(query_BTHK: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: float) -> Tensor:
-            key_BSHK = key.repeat_interleave(query_BTHK.shape[2] // key.shape[2], 2)
-            score_BHTS = torch.einsum("bthk,bshk->bhts", query_BTHK, key_BSHK) * query_BTHK.shape[-1] ** -0.5
-            found.append(score_BHTS.float().softmax(-1).mean(1)[0])
-            return core(query_BTHK, key, value, mask, dropout)  # type: ignore[no-any-return]
-
-        return mix
-
-    attentions: list[Any] = [block.cross_attention for block in model.decoder.blocks]
-    cores = [attention.core for attention in attentions]
-    try:
-        for attention, core in zip(attentions, cores):
-            attention.core = recorded(core)
+    with recorded_attention(model.decoder) as found:
         model.next_logits(torch.tensor([[model.end, *labels]]), encoded)
-    finally:
-        for attention, core in zip(attentions, cores):
-            attention.core = core
-    return torch.stack(found).mean(0)
+    cross = [weights_BHTS for name, weights_BHTS in found.items() if name.endswith("cross_attention")]
+    return torch.stack(cross).mean((0, 2))[0]
 
 
 def heat_map(
@@ -99,7 +82,7 @@ def heat_map(
     """
     if not values_YX.size:
         values_YX = np.zeros((1, 1))
-    image = base64.b64encode(_png(values_YX)).decode()
+    image = base64.b64encode(grey_png(values_YX)).decode()
     right, bottom = _WIDTH - 20, _TOP + _HEIGHT
     scale = (right - _LEFT) / max(seconds, 1e-9)
     parts = [
@@ -118,17 +101,3 @@ def heat_map(
         parts.append(f'<line x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{bottom}" stroke="#d62728"/>')
         parts.append(f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="middle">{escape(token.text)}</text>')
     Path(path).write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
-
-
-def _png(values_YX: NDArray[Any]) -> bytes:
-    """A grey picture of numbers between their least and their largest."""
-    low, high = float(values_YX.min()), float(values_YX.max())
-    grey_YX = np.round(255 * (1 - (values_YX - low) / max(high - low, 1e-12))).astype(np.uint8)
-    height, width = grey_YX.shape
-    rows = np.concatenate((np.zeros((height, 1), np.uint8), grey_YX), 1).tobytes()  # each begins with "no filter"
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

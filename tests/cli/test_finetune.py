@@ -132,6 +132,17 @@ def test_preferences(base, chats, capsys):
     assert isinstance(nl.load("run/model.nemolet").model, nl.language.CausalLM)
 
 
+def test_a_reward_model_scores_answers(base, chats, capsys):
+    command = ["finetune", f"archive={base}", "task=reward", "data=preferences", f"data.path={chats}", "folder=run"]
+    long = [*SHORT, "trainer.max_steps=30", "trainer.valid_every=30"]
+    assert "preferred 1.0" in succeed(capsys, *command, *long, "optim.weight_decay=0")
+    rows = [{"prompt": "a", "response": answer} for answer in "xy"]
+    (chats.parent / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    succeed(capsys, "predict", "archive=run/model.nemolet", "input=new.jsonl", "out=rewards.jsonl")
+    better, worse = (json.loads(line)["reward"] for line in (chats.parent / "rewards.jsonl").read_text().splitlines())
+    assert better > worse
+
+
 def test_a_teacher(base, chats, capsys, poem):
     command = ["finetune", f"archive={base}", f"teacher={base}", "data=text", f"data.path={poem}", "folder=run"]
     out = succeed(capsys, *command, *SHORT, "data.sequence_length=32", "trainer.valid_batches=1")

@@ -16,13 +16,15 @@ LENGTH, PADS = 20, 7
 
 
 def kinds(wanted: str):
-    """The models that are decoders, encoders, encoder-decoders, writers of speech, or encoders of it."""
+    """The models that are decoders, reward models, encoders, encoder-decoders, writers of speech, or encoders of it."""
 
     def kind(model: str) -> str:
         if model.startswith("Whisper"):
             return "writer"
         if model.startswith(("Wav2Vec2", "Hubert")):
             return "wave"
+        if model.endswith("ForSequenceClassification"):
+            return "reward"
         if "CausalLM" in model or model == "GPT2LMHeadModel":
             return "causal"
         return "seq2seq" if "ConditionalGeneration" in model or "MTModel" in model else "encoder"
@@ -94,6 +96,22 @@ def greedy(pair: Pair) -> dict[str, object]:
     pair.theirs.generation_config.forced_eos_token_id = None
     pair.theirs.generation_config.bad_words_ids = None
     return {"max_new_tokens": 50, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
+
+
+# ------------------------------------------------------------------------------------------ reward models
+
+
+@kinds("reward")
+@torch.no_grad()
+def test_a_reward_model_judges_by_the_last_token(name, pairs, table):
+    pair, tokens = pairs(name), ids(8, LENGTH)
+    table.close(name, "logits", pair.ours.model(tokens), pair.theirs(tokens).logits[:, 0])
+    for left in (False, True):
+        mask = mask_of([LENGTH, *range(LENGTH - PADS, LENGTH)], left=left)
+        padded = tokens.masked_fill(~mask, pair.theirs.config.pad_token_id)
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        theirs = pair.theirs(padded, attention_mask=mask.long(), position_ids=positions).logits[:, 0]
+        table.close(name, "padding", pair.ours.model(padded, positions=positions, mask=mask), theirs)
 
 
 # ------------------------------------------------------------------------------------------ encoders

@@ -115,6 +115,24 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3MoeConfig",
         {**GROUPED, "head_dim": 12, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24},
     ),
+    "gpt2-reward": (
+        "GPT2ForSequenceClassification",
+        "GPT2Config",
+        {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "num_labels": 1, **SPECIAL},
+    ),
+    "llama-reward": ("LlamaForSequenceClassification", "LlamaConfig", {**GROUPED, "num_labels": 1}),
+    "mistral-reward": (
+        "MistralForSequenceClassification",
+        "MistralConfig",
+        {**GROUPED, "sliding_window": 6, "num_labels": 1},
+    ),
+    "qwen2-reward": ("Qwen2ForSequenceClassification", "Qwen2Config", {**GROUPED, "num_labels": 1}),
+    "qwen3-reward": (
+        "Qwen3ForSequenceClassification",
+        "Qwen3Config",
+        {**GROUPED, "head_dim": 12, "tie_word_embeddings": True, "num_labels": 1},
+    ),
+    "gemma2-reward": ("Gemma2ForSequenceClassification", "Gemma2Config", {**GEMMA, "num_labels": 1}),
     "bert": ("BertForMaskedLM", "BertConfig", MANY),
     "bert-encoder": ("BertModel", "BertConfig", MANY),
     "roberta": ("RobertaForMaskedLM", "RobertaConfig", {**MANY, "pad_token_id": 1, "bos_token_id": 0}),
@@ -167,6 +185,8 @@ def example(kind: str, rows: int = 2, length: int = 20, seed: int = 0) -> tuple[
     if kind == "WaveEncoder":
         audio = torch.randn(rows, 900, generator=numbers)
         return {"audio": audio}, {"input_values": audio}
+    if kind == "RewardModel":  # theirs takes one row where padding has no token
+        return {"tokens": tokens[:1]}, {"input_ids": tokens[:1]}
     if kind == "EncoderDecoder":
         return {"source": source, "tokens": tokens}, {"input_ids": source, "decoder_input_ids": tokens}
     return {"tokens": tokens}, {"input_ids": tokens}
@@ -197,7 +217,7 @@ def shaken(model: torch.nn.Module) -> torch.nn.Module:
             if parameter.ndim < 2:
                 parameter.add_(0.2 * noise)
             elif "embed" not in name and "shared" not in name and "wte" not in name:
-                parameter.add_(0.1 * noise)
+                parameter.add_((1.0 if name == "score.weight" else 0.1) * noise)
         for name, buffer in model.named_buffers():
             if name == "final_logits_bias":
                 buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
