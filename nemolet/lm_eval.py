@@ -136,7 +136,7 @@ class HarnessModel(TemplateLM):
         room = min(room, self.max_length)
         stop = [until] if isinstance(until, str) else [text for text in until if text]
         ids = [self.tok_encode(prompt) or [self.eot_token_id] for prompt in prompts]
-        found = generate(self.model, self.text, ids, max_new_tokens=room, sampling=sampling, stop=stop)
+        found = generate(self.model, self.text, ids, max_new_tokens=room, sampling=sampling, stop=stop, truncate=True)
         return [completion.text for completion in found]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nemolet.errors import DeclarationError, ShapeError
+from nemolet.errors import DeclarationError, ShapeError, WiringError
 from nemolet.ports import Port, Signature, read_signature
 from nemolet.rules import check_arguments, check_rules
 from nemolet.symbols import holds_symbol
@@ -82,7 +82,8 @@ class NeuralModule(nn.Module):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> NeuralModule:
         module = super().__new__(cls)
-        object.__setattr__(module, "_init_arguments", (args, kwargs))  # what config() writes down
+        vars(module).update(_init_arguments=(args, kwargs))  # what config() writes down
+        vars(module).update(dict.fromkeys(_KEPT, _NotBegun(cls.__name__)))
         check_arguments(cls, args, kwargs)
         return module
 
@@ -116,10 +117,10 @@ class NeuralModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for value in args:
-            if holds_symbol(value):
+            if type(value) is not Tensor and _is_of_wiring(value, self, args, kwargs):
                 return self.record(args, kwargs)
         for value in kwargs.values():
-            if holds_symbol(value):
+            if type(value) is not Tensor and _is_of_wiring(value, self, args, kwargs):
                 return self.record(args, kwargs)
         if _checks.depth and not torch.compiler.is_compiling():
             return _checked_call(self, super().__call__, args, kwargs)
@@ -227,6 +228,62 @@ def _is_plain(value: Any) -> bool:
     except DeclarationError:
         return False
     return True
+
+
+def _is_of_wiring(value: Any, module: NeuralModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a value is a symbol or holds one.
+
+    Raises:
+        WiringError: for a module where a tensor or a symbol is meant.
+    """
+    if isinstance(value, nn.Module):
+        declared = module.declared()
+        for name, given in (dict(zip(declared.order, args)) | kwargs).items():
+            if name in declared.inputs and isinstance(given, nn.Module):
+                kind = type(given).__name__
+                raise WiringError(
+                    "a module was passed where what it returns is meant",
+                    where=f"{module.label}.{name}",
+                    expected=f"a tensor or a symbol of type {module.input_ports[name].type}",
+                    found=f"the module {kind}",
+                    fix=f"call it: {name}={_snake(kind)}(...)",
+                )
+    return holds_symbol(value)
+
+
+class _NotBegun(dict[str, Any]):
+    """What a module holds until ``super().__init__()`` has run: nothing, and nothing can be put into it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def __setitem__(self, name: str, value: object) -> None:
+        raise _not_begun(self.kind, f"{name} = {type(value).__name__}(...) before it")
+
+
+class _AfterBegun:
+    """An attribute that ``super().__init__()`` sets."""
+
+    def __get__(self, module: NeuralModule | None, kind: type) -> Any:
+        if module is None:
+            return self
+        raise _not_begun(kind.__name__, "no such call")
+
+
+def _not_begun(kind: str, found: str) -> DeclarationError:
+    return DeclarationError(
+        "super().__init__() has not run",
+        where=f"{kind}.__init__",
+        expected="super().__init__() before anything else",
+        found=found,
+        fix="begin __init__ with super().__init__(), or super().__init__(D=width) to bind sizes",
+    )
+
+
+_KEPT = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")  # where torch keeps what a module has
+for _name in ("bindings", "parameter_dims", "label"):
+    setattr(NeuralModule, _name, _AfterBegun())
 
 
 def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:

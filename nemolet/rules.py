@@ -1,7 +1,7 @@
 """What must hold of settings, whether they come from a config or from Python.
 
 A class states it in ``CONFIG_RULES``, pairs of an expression and a sentence, and in ``Literal`` annotations. Configs
-are checked by :mod:`nemolet.config`, typed modules whenever one is made, and dataclasses by :func:`check_settings`.
+are checked by :mod:`nemolet.config`, typed modules whenever one is made, and so are dataclasses below :class:`Checked`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import operator
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from nemolet.errors import ConfigError, did_you_mean
 
@@ -163,17 +163,43 @@ def _lookup(name: str, known: Mapping[str, Any]) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 
-def check_settings(settings: Any) -> None:
-    """Refuse choices and values that a config would not be allowed either; for ``__post_init__`` of a dataclass.
+class Checked:
+    """Base of dataclasses of settings: what a config would not be allowed, Python is not either (abstract).
 
     Raises:
-        ConfigError: naming the class and the field.
+        ConfigError: when an instance is made, naming the class and the field.
     """
-    assert is_dataclass(settings)
-    kind = type(settings)
-    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    check_choices(kind, kind.__name__, values)
-    _refuse_broken(kind, values)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_names(cls, kwargs)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        values = {field.name: getattr(self, field.name) for field in fields(kind)}
+        check_choices(kind, kind.__name__, values)
+        _refuse_broken(kind, values)
+
+
+def check_names(kind: type, kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that a class does not have.
+
+    Raises:
+        ConfigError: naming the class, the argument, and the nearest that it has.
+    """
+    parameters = _signature(kind.__init__).parameters  # type: ignore[misc]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = [name for name in parameters if name != "self"]
+    for name in kwargs:
+        if name not in known:
+            raise ConfigError(
+                "there is no such argument",
+                where=f"{kind.__name__}.{name}",
+                expected=", ".join(known) or "none",
+                found=name,
+                fix=did_you_mean(name, known) or "remove it",
+            )
 
 
 def check_arguments(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -183,6 +209,7 @@ def check_arguments(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         ConfigError: naming the class and the argument.
     """
     make: Any = kind.__init__  # type: ignore[misc]
+    check_names(kind, kwargs)
     if not (args or kwargs) or not (_choices(make) or hasattr(kind, "CONFIG_RULES")):
         return  # a copy is made without arguments
     try:

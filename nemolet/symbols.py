@@ -55,6 +55,18 @@ class Symbol:
 
     __bool__ = __len__ = __iter__ = __getitem__ = _no_value
 
+    @classmethod
+    def __torch_function__(cls, function: Any, kinds: object, args: Any = (), kwargs: Any = None) -> NoReturn:
+        """What torch calls where one of its functions meets a symbol, as in the forward of an untyped module."""
+        found = ", ".join(symbol.name for symbol in symbols_of([*args, *(kwargs or {}).values()]))
+        raise WiringError(
+            "a symbol has no numbers that torch could work on",
+            where=f"torch.{getattr(function, '__name__', function)}",
+            expected="a call of a typed module",
+            found=f"a symbol, {found}",
+            fix="put this into the forward of a class below nl.NeuralModule, and call that with symbols",
+        )
+
 
 Wire = Symbol | list["Wire"] | dict[str, "Wire"]
 

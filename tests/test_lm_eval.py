@@ -12,7 +12,7 @@ import torch
 
 import nemolet as nl
 from nemolet.errors import ConfigError, DataError
-from nemolet.language.decoding import _encode_prompt
+from nemolet.language.decoding import encode_prompt
 from nemolet.language.likelihood import likelihoods
 from nemolet.tokenizers import ByteTokenizer
 
@@ -153,7 +153,7 @@ def test_continuations_end_where_a_task_says(model):
 def test_a_text_begins_as_a_prompt_does(folder, model):
     """The byte tokenizer has no beginning-of-text token; what ends a document opens the next one."""
     opener = model.text.opener
-    assert model.tok_encode("Snow") == [opener, *b"Snow"] == _encode_prompt(model.text, "Snow")
+    assert model.tok_encode("Snow") == [opener, *b"Snow"] == encode_prompt(model.text, "Snow")
     assert model.tok_encode("Snow", add_special_tokens=False) == [*b"Snow"]
     written = next(name for name, index in model.text.special_tokens.items() if index == opener)
     assert model.tok_encode(f"{written}Snow") == [opener, *b"Snow"]  # a template of a chat has put it there

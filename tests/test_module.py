@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import nemolet as nl
-from nemolet.errors import DeclarationError, ShapeError
+from nemolet.errors import DeclarationError, ShapeError, WiringError
 from nemolet.module import NeuralModule, checked, parameter_axes
 from nemolet.types import (
     Hidden,
@@ -422,3 +422,69 @@ def test_hooks_and_submodules_work_as_in_torch():
     stack(x(1, 2, 4))
     assert seen == ["gate"]
     assert list(stack.state_dict()) == ["inner.scale"]
+
+
+class Untyped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(4, 4)
+
+    def forward(self, hidden):
+        return self.proj(hidden)
+
+
+def test_a_module_in_the_place_of_a_tensor_is_refused():
+    embed, layer = nl.nn.Embedding("V", "D", 5, 4), nl.nn.Linear("D", "D", 4, 4)
+    for call in (lambda: layer(embed), lambda: layer(hidden=nn.Linear(4, 4))):
+        with pytest.raises(WiringError, match="a module was passed where what it returns is meant") as caught:
+            call()
+        assert caught.value.where == "linear.hidden"
+        assert "the module" in caught.value.found and "call it: hidden=" in caught.value.fix
+
+
+def test_an_option_may_be_a_module():
+    class Applies(NeuralModule):
+        def forward(self, hidden: HiddenBTD, by: nn.Module) -> HiddenBTD:
+            return by(hidden)
+
+    assert Applies()(torch.ones(1, 2, 4), nn.Identity()).shape == (1, 2, 4)
+
+
+def test_a_symbol_in_an_untyped_module_is_refused():
+    hidden = nl.Input(HiddenBTD)
+    for call in (lambda: nn.Linear(4, 4)(hidden), lambda: Untyped()(hidden), lambda: torch.relu(hidden)):
+        with pytest.raises(WiringError, match="a symbol has no numbers") as caught:
+            call()
+        assert "nl.NeuralModule" in caught.value.fix
+
+
+@pytest.mark.parametrize("part", [nn.Linear(2, 2), nn.Parameter(torch.zeros(2)), None])
+def test_a_forgotten_beginning_is_told(part):
+    class Forgetful(NeuralModule):
+        def __init__(self) -> None:
+            if part is not None:
+                self.part = part
+
+        def forward(self, hidden: HiddenBTD) -> HiddenBTD:
+            return hidden
+
+    with pytest.raises(DeclarationError, match=r"super\(\).__init__\(\) has not run") as caught:
+        Forgetful()(nl.Input(HiddenBTD))
+    assert caught.value.where == "Forgetful.__init__"
+    assert "super().__init__(D=width)" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("tied", "fix"),
+    [
+        (lambda: nl.language.Decoder(layers=1, width=8, heads=2), "give both sizes"),
+        (lambda: nl.nn.Linear("D", "V", 8, 5), "give both sizes"),
+        (lambda: nl.nn.TextEmbedding(5, 8), "tied=....tokens"),
+        (lambda: "embed", "give both sizes"),
+    ],
+)
+def test_only_an_embedding_is_shared(tied, fix):
+    with pytest.raises(DeclarationError, match="only the weight of an embedding") as caught:
+        nl.nn.Head("D", "V", tied=tied())
+    assert caught.value.where == "Head.tied"
+    assert fix in caught.value.fix

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import pickle
 import pkgutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from nemolet.language import CausalLM
 from nemolet.module import NeuralModule
 from nemolet.nn import AttentionOptions, Decoder, ResidualOptions, RopeScaling
 from nemolet.nn.norm import make_norm
-from nemolet.rules import broken, check_rules
+from nemolet.rules import Checked, broken, check_rules
 from nemolet.training import Optim, Schedule, Training
 from nemolet.types import HiddenBTD
 
@@ -136,8 +139,28 @@ class Recurrent(NeuralModule):
 def test_a_module_within_its_rules_is_made():
     assert Recurrent().config() == Recurrent.config(Recurrent())
     assert Recurrent(2, flat=True).bindings == {"D": 2}
-    with pytest.raises(TypeError, match="wide"):
-        Recurrent(wide=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "where", "fix"),
+    [
+        (lambda: Recurrent(wide=3), "Recurrent.wide", "did you mean 'width'?"),
+        (lambda: CausalLM(**TINY, contxt=9), "CausalLM.contxt", "did you mean 'context'?"),
+        (lambda: Optim(lrr=1), "Optim.lrr", "did you mean 'lr'?"),
+        (lambda: Training(max_step=1), "Training.max_step", "did you mean 'max_steps'?"),
+        (lambda: Corpus(paht="a"), "Corpus.paht", "did you mean 'path'?"),
+        (lambda: Schedule(zzz=1), "Schedule.zzz", "remove it"),
+    ],
+)
+def test_an_argument_that_there_is_not_is_refused_with_the_nearest(make, where, fix):
+    with pytest.raises(ConfigError, match="no such argument") as caught:
+        make()
+    assert (caught.value.where, caught.value.fix) == (where, fix)
+
+
+def test_settings_survive_copies_and_pickles():
+    for settings in (Optim(lr=0.5), Corpus("a.txt", batch_size=3)):
+        assert pickle.loads(pickle.dumps(settings)) == copy.deepcopy(settings) == replace(settings) == settings
 
 
 @pytest.mark.parametrize(
@@ -176,4 +199,4 @@ def test_every_rule_is_read_and_kept_in_python_too():
     for kind in kinds:
         check_rules(kind)
         if not issubclass(kind, NeuralModule) and not kind.__module__.startswith("nemolet.cli."):
-            assert "check_settings" in kind.__post_init__.__code__.co_names, kind
+            assert issubclass(kind, Checked), kind

@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         from nemolet.cli.words import quoted, taken
 
-        flags, plain, rest = _split(arguments[1:])
+        flags, plain, rest = _split(verb, arguments[1:])
         words, overrides = taken(verb, plain, rest, sweep=not SWEEP.isdisjoint(flags))
         if flags and not _HELP.issuperset(flags):
             from nemolet.cli.hydra_app import run
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
+def _split(verb: str, arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Flags with their values, what is no flag, and what follows ``--``.
 
     Raises:
@@ -153,13 +153,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
             continue
         name, given, _ = argument.partition("=")
         if name not in _FLAGS:
-            close = nearest(name, [flag for flag in (*_FLAGS, *_ALIASES) if flag.startswith("--")])
-            raise ConfigError(
-                "there is no such flag",
-                where=name,
-                expected="key=value, group=option, or a flag of `nemolet --help`",
-                fix=f"did you mean {close}?" if close else None,
-            )
+            raise _no_flag(verb, name)
         takes = _FLAGS[name]
         flags.append(argument)
         if not given and takes == 1 and not rest:
@@ -167,6 +161,24 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
         if not given and (takes == 1 or (isinstance(takes, tuple) and rest and rest[0] in takes)):
             flags.append(rest.pop(0))
     return flags, overrides, arguments[end + 1 :]
+
+
+def _no_flag(verb: str, name: str) -> ConfigError:
+    from nemolet.cli.words import PLACES
+    from nemolet.config import schema_of
+
+    close = nearest(name, [flag for flag in (*_FLAGS, *_ALIASES) if flag.startswith("--")])
+    schema = schema_of(home(verb), "Settings")
+    setting = nearest(name.lstrip("-").replace("-", "_"), schema.parameters if schema else ())
+    fix = f"did you mean {close}?" if close else f"did you mean {setting}=...?" if setting else None
+    if verb in PLACES and not close:
+        fix = (f"{fix} " if fix else "") + f"A text that begins with a dash comes last, after --: -- {name!r}"
+    return ConfigError(
+        "there is no such flag",
+        where=name,
+        expected="key=value, group=option, or a flag of `nemolet --help`",
+        fix=fix,
+    )
 
 
 def home(verb: str) -> str:

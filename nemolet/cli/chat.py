@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from nemolet.cli import generate
-from nemolet.errors import TokenizerError
+from nemolet.errors import GenerationError, TokenizerError
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ def run(settings: Settings) -> None:
                 sampling=generate.sampling(settings),
                 stop=stop,
                 seed=settings.seed + turn,
+                truncate=settings.truncate,
             ):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
             print()
-        except TokenizerError as error:
+        except (TokenizerError, GenerationError) as error:
             print(f"{error}\nTry another line.", file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ class Settings:
         repetition_penalty: above 1 makes repetition less likely.
         stop: texts that end a continuation.
         seed: of the choice.
+        truncate: read the end of a prompt that is longer than the model's context, instead of refusing it.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
     """
@@ -38,6 +39,7 @@ class Settings:
     repetition_penalty: float = 1.0
     stop: list[str] | str | None = None
     seed: int = 0
+    truncate: bool = False
     device: str = "cpu"
     imports: list[str] | None = None
 
@@ -69,6 +71,7 @@ def run(settings: Settings) -> None:
             sampling=choice,
             stop=stop,
             seed=settings.seed,
+            truncate=settings.truncate,
         ):
             sys.stdout.write(piece)
             sys.stdout.flush()
@@ -82,6 +85,7 @@ def run(settings: Settings) -> None:
         sampling=choice,
         stop=stop,
         seed=settings.seed,
+        truncate=settings.truncate,
     )
     for prompt, completion in zip(settings.prompt, completions):
         print(f"--- {prompt!r}\n{prompt}{completion.text}")

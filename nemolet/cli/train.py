@@ -27,7 +27,7 @@ class Sample:
     """What the trained model writes at the end.
 
     Args:
-        prompt: what it continues.
+        prompt: what it continues; of one that is longer than the model's context, the end.
         max_new_tokens: how much it writes; 0 for nothing.
         temperature: of the choice.
     """
@@ -201,6 +201,7 @@ def run(settings: Settings) -> int:
             max_new_tokens=sample.max_new_tokens,
             temperature=sample.temperature,
             seed=settings.seed,
+            truncate=True,
         )
         print(f"--- sample ---\n{sample.prompt}{completions[0].text}")
     return 0

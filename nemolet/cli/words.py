@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from nemolet.errors import ConfigError
+from nemolet.errors import ConfigError, nearest
 
 # Which settings the words of a verb are, in their order; one that ends in "..." takes all that are left.
 PLACES: dict[str, tuple[str, ...]] = {
@@ -19,6 +20,16 @@ PLACES: dict[str, tuple[str, ...]] = {
     "predict": ("archive", "input", "out"),
     "transcribe": ("archive", "audio..."),
     "convert": ("from", "to"),
+}
+# The setting of other verbs that a file without a key is likely meant for.
+_FILES = {
+    "train": "data.path",
+    "finetune": "data.path",
+    "overfit": "data.path",
+    "check": "data.path",
+    "plan": "data.path",
+    "tokenize": "path",
+    "manifest": "path",
 }
 _TEXTS = ("prompt", "sample.prompt", "stop")  # settings whose value is a text of any kind
 _OVERRIDE = re.compile(r"[+~]{0,2}(hydra/[\w/]+|[A-Za-z_][\w.@:]*)=")
@@ -51,6 +62,16 @@ def taken(verb: str, arguments: list[str], rest: list[str], *, sweep: bool = Fal
         if equals and key in _TEXTS and not sweep and not _GRAMMAR.fullmatch(value):
             words[key] = value
         elif verb not in PLACES or _OVERRIDE.match(argument):
+            if not equals and verb in _FILES and Path(argument).exists():
+                raise ConfigError(
+                    "a file needs the setting that it is for",
+                    where=f"nemolet {verb}",
+                    expected="key=value or group=option",
+                    found=argument,
+                    fix=f"did you mean {_FILES[verb]}={argument}?",
+                )
+            if "prompt..." in PLACES.get(verb, ()):
+                _check_setting(verb, argument)
             overrides.append(argument)
         else:
             free.append(argument)
@@ -71,6 +92,23 @@ def taken(verb: str, arguments: list[str], rest: list[str], *, sweep: bool = Fal
             fix="put quotes around a text with spaces",
         )
     return words, overrides
+
+
+def _check_setting(verb: str, argument: str) -> None:
+    """Refuse a word that looks like a setting and is none; it is likely a text."""
+    from nemolet.cli import home
+    from nemolet.config import schema_of
+
+    schema = schema_of(home(verb), "Settings")
+    name = re.split(r"[=.@:/]", argument.lstrip("+~"))[0]
+    if schema and name != "hydra" and name not in schema.parameters and not nearest(name, schema.parameters):
+        raise ConfigError(
+            "there is no such setting",
+            where=f"nemolet {verb}",
+            expected=", ".join(schema.parameters),
+            found=argument,
+            fix=f"a text that looks like a setting comes last, after --: -- {argument!r}",
+        )
 
 
 def placed(config: dict[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,12 +118,12 @@ def hydra_overrides(
         try:
             override = parser.parse_override(text)
         except HydraException:
-            problems.append(_no_override(text))
+            problems.append(_no_override(text, folder))
             continue
         key = override.key_or_group
         is_group = bool(key) and (folder / key).is_dir()
         if not key:
-            problems.append(_no_override(text))
+            problems.append(_no_override(text, folder))
         elif override.is_delete() or key.split(".")[0].split("/")[0] == "hydra":
             usable.append(text)
         elif override.is_sweep_override():
@@ -134,7 +135,8 @@ def hydra_overrides(
                         key,
                         "several values need a sweep",
                         found=text,
-                        fix=f"add --multirun, or write a list as {key}=[...]",
+                        fix=f"add --multirun, write a list as {key}=[...], or a text with commas in two kinds of"
+                        f""" quotes: {key}='"a, b"'""",
                     )
                 )
         elif is_group:
@@ -146,13 +148,20 @@ def hydra_overrides(
     return usable, problems
 
 
-def _no_override(text: str) -> Problem:
-    return Problem(
-        text,
-        "this is no override",
-        expected="key=value or group=option",
-        fix="put quotes around values with spaces or brackets: 'prompt=\"a b\"'",
-    )
+def _no_override(text: str, folder: Path) -> Problem:
+    return Problem(text, "this is no override", expected="key=value or group=option", fix=_meant(text, folder))
+
+
+def _meant(text: str, folder: Path) -> str:
+    """What a word that Hydra cannot read was likely meant to be."""
+    key, equals, value = text.partition("=")
+    if equals and re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w./@:]*", key) and value.strip("'\"") == value:
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f"""put quotes around the value: {shlex.quote(f'{key}="{escaped}"')}"""
+    if equals:
+        return "put quotes around values with spaces or brackets: 'prompt=\"a b\"'"
+    group = next((path.parent.name for path in sorted(folder.glob("*/*.yaml")) if path.stem == text), None)
+    return f"did you mean {group}={text}?" if group else f"write key={text}"
 
 
 def _choice_problem(group: Path, key: str, option: Any) -> Problem | None:

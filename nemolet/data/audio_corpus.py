@@ -21,7 +21,7 @@ from nemolet.data.manifest import Problem, Utterance, read_audio
 from nemolet.data.prepared import Progress, Unit, digest, lasting
 from nemolet.data.targets import ClassTarget, SpeechTarget, Target, TextTarget
 from nemolet.errors import DataError, NemoletError
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.tokenizers import Tokenizer
 
 _log = logging.getLogger("nemolet")
@@ -30,7 +30,7 @@ TargetName = Literal["text", "label", "speaker", "segments", "none"]
 
 
 @dataclass(frozen=True)
-class AudioCorpus:
+class AudioCorpus(Checked):
     """Recordings for training a model of speech (final). Each is looked into before anything begins.
 
     Args:
@@ -111,9 +111,6 @@ class AudioCorpus:
         ("batch_seconds > 0 and hop > 0", "batch_seconds and hop are above 0"),
         ("spread >= 0 and memory_mb >= 0", "spread and memory_mb are at least 0"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def typical(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemolet.errors import DataError
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 
 Seconds = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Joining:
+class Joining(Checked):
     """Utterances of one group are joined into longer ones, newly in every epoch (final).
 
     Args:
@@ -46,9 +46,6 @@ class Joining:
         ("least >= 1 and least <= most", "a joined utterance has at least 1 part, and least <= most"),
         ("least_pause >= 0 and least_pause <= most_pause", "pauses are at least 0, and least_pause <= most_pause"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def rows(self, groups: NDArray[np.int64], random: np.random.Generator) -> list[Row]:
         """Each utterance once, joined with others of its group."""

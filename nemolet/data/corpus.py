@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from nemolet.data.sources import BlendedText, InvalidUTF8, Pieces, TextFiles
 from nemolet.data.splits import Split, set_aside, whole
 from nemolet.data.tokenization import tokenize
 from nemolet.errors import DataError
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -40,7 +40,7 @@ from nemolet.types import IGNORED
 
 
 @dataclass(frozen=True)
-class TokenizerSpec:
+class TokenizerSpec(Checked):
     """Which tokenizer to load, or to train from the data.
 
     Args:
@@ -76,9 +76,6 @@ class TokenizerSpec:
         ("kind == 'char' or byte_fallback == False", "byte_fallback is a setting of characters"),
     )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
     @property
     def expected_size(self) -> int | None:
         """How many tokens it will have, where that is known before the text is read."""
@@ -108,7 +105,7 @@ class TokenizerSpec:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Corpus(Checked):
     """Text for training a language model (final). Tokens are made once and kept in a cache.
 
     Args:
@@ -154,9 +151,6 @@ class Corpus:
         ("len(valid_path) > 0", "valid_path is empty; null sets part of path aside"),
         ("seed >= 0", "seed is at least 0"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def typical(self) -> dict[str, int]:
@@ -217,7 +211,7 @@ class Corpus:
 
     def _weights(self) -> Mapping[str | None, float]:
         """Paths and their weights."""
-        return dict(self.path) if isinstance(self.path, Mapping) else {self.path: 1.0}
+        return cast("Mapping[str | None, float]", self.path) if isinstance(self.path, Mapping) else {self.path: 1.0}
 
     def _tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
         if spec.kind in ("byte", "file", "phone"):

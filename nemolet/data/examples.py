@@ -15,7 +15,7 @@ from nemolet.data.prepared import Progress, Unit, digest, lasting
 from nemolet.data.records import Record
 from nemolet.data.sources import Piece
 from nemolet.errors import DataError, nearest
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.tokenizers import Tokenizer
 
 Known = Mapping[str, Sequence[str]]  # names that a model has to know, by the name of its argument: ``{"labels": ...}``
@@ -30,7 +30,7 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples(abc.ABC):
+class Examples(Checked, abc.ABC):
     """Settings and steps that all sources of examples share (abstract).
 
     Args:
@@ -59,9 +59,6 @@ class Examples(abc.ABC):
         ("valid_fraction > 0 and valid_fraction < 1", "valid_fraction is a share between 0 and 1"),
     )
     PORTS: ClassVar[Mapping[str, Any]]  # the entries of a batch and their types
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @abc.abstractmethod
     def read(self, path: str) -> Iterable[Record]:

@@ -18,7 +18,7 @@ from nemolet.data.corpus import TokenizerSpec
 from nemolet.data.prepared import Batch, Progress, Unit, digest, lasting
 from nemolet.data.targets import TextTarget
 from nemolet.errors import DataError
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.tokenizers import Tokenizer
 
 
@@ -31,7 +31,7 @@ class FeatureEntry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FeatureCorpus:
+class FeatureCorpus(Checked):
     """Arrays of features for training a recognizer (final).
 
     Args:
@@ -60,9 +60,6 @@ class FeatureCorpus:
         ("valid_speakers >= 1", "valid_speakers is at least 1"),
         ("frame > 0 and batch_seconds > 0 and batch_size >= 1", "frame and batch_seconds are above 0, batch_size too"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def typical(self) -> dict[str, int]:

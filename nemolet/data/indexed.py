@@ -158,7 +158,8 @@ def _documents(index: Path, sequences: int, marks: int, itemsize: int) -> NDArra
             found=np.array2string(firsts, threshold=6),
             fix="tokenise again",
         )
-    return np.diff(ends[firsts])
+    documents: NDArray[np.int64] = np.diff(ends[firsts])
+    return documents
 
 
 class IndexedWriter:

@@ -14,7 +14,7 @@ from nemolet.data.loader import TokenLoader, ValidationLoader
 from nemolet.data.packing import Blend, PackedTokens, Sample, Sampler
 from nemolet.data.prepared import Batch, Loader, Progress, Unit, lasting
 from nemolet.errors import DataError
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.tokenizers import Tokenizer
 from nemolet.types import IGNORED
 
@@ -22,7 +22,7 @@ _NAMES = ("[MASK]", "<mask>")
 
 
 @dataclass(frozen=True)
-class MaskedText:
+class MaskedText(Checked):
     """Text in which some tokens are hidden and have to be guessed (Devlin et al., 2019; final).
 
     Of the chosen tokens 80% become the mask, 10% a random token, and 10% stay. What is chosen depends on the number of
@@ -40,9 +40,6 @@ class MaskedText:
 
     __buildable__ = True
     CONFIG_RULES = (("share > 0 and share < 1", "the share of hidden tokens is between 0 and 1"),)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def typical(self) -> Mapping[str, int]:

@@ -33,7 +33,7 @@ class CausalModel(Protocol):
 class Decoding:
     """A batch of sequences that grow by one token at each step (final).
 
-    Prompts of unequal length are padded on the left. Where a sequence outgrows the context, its oldest
+    Prompts of unequal length are padded on the left. Where a sequence grows out of the context, its oldest
     quarter is dropped and the rest is read anew. What is dropped depends on the length of the sequence alone:
     a row's text is the same in any batch, and with or without a cache.
 
@@ -44,6 +44,7 @@ class Decoding:
         seed: of the random choice; row i uses seed + i, whatever the other rows are.
         max_new_tokens: how much room the cache needs.
         choices: how many tokens there are to choose from; None for all that the model has.
+        truncate: whether the end of a prompt that is longer than the context is read, instead of refusing it.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Decoding:
         seed: int,
         max_new_tokens: int,
         choices: int | None = None,
+        truncate: bool = False,
     ) -> None:
         self.model, self.sampling, self.choices = model, sampling, choices
         self.rows = [list(prompt) for prompt in prompts]
@@ -68,7 +70,7 @@ class Decoding:
         self.generators = [torch.Generator(self.device).manual_seed(seed + row) for row in range(len(self.rows))]
         self.seen_BV: Tensor | None = None
         self.live = list(range(len(self.rows)))
-        _check_prompts(self.rows, getattr(model, "vocab_size", None))
+        _check_prompts(self.rows, getattr(model, "vocab_size", None), None if truncate else self.context)
 
     @torch.inference_mode()
     def step(self) -> dict[int, int]:
@@ -152,7 +154,7 @@ class Decoding:
         return self.seen_BV
 
 
-def _check_prompts(rows: list[list[int]], vocab_size: int | None) -> None:
+def _check_prompts(rows: list[list[int]], vocab_size: int | None, context: int | None) -> None:
     for index, tokens in enumerate(rows):
         if not tokens:
             raise GenerationError(
@@ -161,6 +163,14 @@ def _check_prompts(rows: list[list[int]], vocab_size: int | None) -> None:
                 expected="at least one token",
                 found="an empty prompt",
                 fix="start with a beginning-of-text token or a newline",
+            )
+        if context is not None and len(tokens) > context:
+            raise GenerationError(
+                "the prompt is longer than the model can read",
+                where=f"prompt {index}",
+                expected=f"at most {context} tokens",
+                found=len(tokens),
+                fix="shorten it, or set truncate=true to read its end only",
             )
         if vocab_size is not None and not all(0 <= token < vocab_size for token in tokens):
             bad = next(token for token in tokens if not 0 <= token < vocab_size)
@@ -191,6 +201,7 @@ def stream(
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
+    truncate: bool = False,
     completions: list[Completion] | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Yield ``(row, piece of text)`` as it is made; never half a character, never part of a stop sequence.
@@ -203,6 +214,7 @@ def stream(
         sampling: how tokens are chosen.
         stop: texts that end a continuation; they are not part of it.
         seed: of the random choice.
+        truncate: whether the end of a prompt that is longer than the model's context is read, instead of refusing it.
         completions: receives a :class:`Completion` for each prompt, filled while streaming.
     """
     _check_request(max_new_tokens, stop, seed)
@@ -219,6 +231,7 @@ def stream(
         seed=seed,
         max_new_tokens=max_new_tokens,
         choices=tokenizer.vocab_size,  # a model may have more rows than its tokenizer has tokens
+        truncate=truncate,
     )
     pieces = [_Piece(tokenizer, tuple(stop)) for _ in prompts]
     training = [module for module in model.modules() if module.training]  # all but parts that are frozen
@@ -320,6 +333,7 @@ def generate(
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
+    truncate: bool = False,
 ) -> list[Completion]:
     """Continue each prompt and return the continuations; arguments as for :func:`stream`."""
     completions: list[Completion] = []
@@ -331,6 +345,7 @@ def generate(
         sampling=sampling,
         stop=stop,
         seed=seed,
+        truncate=truncate,
         completions=completions,
     ):
         pass

@@ -194,11 +194,24 @@ class CausalLM(NeuralModule):
         repetition_penalty: float = 1.0,
         stop: Sequence[str] = (),
         seed: int = 0,
+        truncate: bool = False,
     ) -> list[Completion]:
-        """Continue one or several prompts; see :class:`nemolet.language.Sampling` for the choices."""
+        """Continue one or several prompts; see :class:`nemolet.language.Sampling` for the choices.
+
+        A prompt that is longer than the context is refused; with ``truncate``, its end is read.
+        """
         texts = [prompts] if isinstance(prompts, str) else prompts
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        return generate(self, tokenizer, texts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed)
+        return generate(
+            self,
+            tokenizer,
+            texts,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+            truncate=truncate,
+        )
 
     def stream(
         self,
@@ -209,9 +222,18 @@ class CausalLM(NeuralModule):
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         seed: int = 0,
+        truncate: bool = False,
     ) -> Iterator[str]:
         """Continue a prompt piece by piece."""
-        for _, piece in stream(
-            self, tokenizer, [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed
-        ):
+        pieces = stream(
+            self,
+            tokenizer,
+            [prompt],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+            truncate=truncate,
+        )
+        for _, piece in pieces:
             yield piece

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from nemolet.errors import ConfigError
 from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.types import HiddenRestI, HiddenRestO, format_dims
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(Checked):
     """Which layers get an addition, and how large it is.
 
     Args:
@@ -44,9 +44,6 @@ class Adapter:
         ("rank >= 1", "the rank is at least 1"),
         ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def scale(self) -> float:

@@ -17,7 +17,7 @@ from nemolet.nn.linear import Linear
 from nemolet.nn.mask import AttentionMask
 from nemolet.nn.norm import NormName, make_norm
 from nemolet.nn.rope import Rotation, heads_first, rotate
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.types import HiddenBTD, MemoryBSD
 
 
@@ -107,7 +107,7 @@ def attention_weights(query_BTHK: Tensor, key_BSGK: Tensor, mask: AttentionMask,
 
 
 @dataclass(frozen=True)
-class AttentionOptions:
+class AttentionOptions(Checked):
     """What the attention of an architecture does beside the usual.
 
     Args:
@@ -132,9 +132,6 @@ class AttentionOptions:
         ("softcap > 0", "softcap is above 0; null for no bound"),
         ("rotary > 0 and rotary <= 1", "rotary is a share above 0, at most 1"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 class Attention(NeuralModule):

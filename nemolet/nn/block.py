@@ -17,14 +17,14 @@ from nemolet.nn.moe import MixtureOfExperts
 from nemolet.nn.norm import LayerNorm, NormName, RMSNorm, make_norm
 from nemolet.nn.rope import Rotation
 from nemolet.nn.router import Mixture
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.types import HiddenBTD, MemoryBSD
 
 Norm = LayerNorm | RMSNorm
 
 
 @dataclass(frozen=True)
-class ResidualOptions:
+class ResidualOptions(Checked):
     """Where a stack normalises its residual stream.
 
     Args:
@@ -39,9 +39,6 @@ class ResidualOptions:
     input_norm: bool = False
     final_norm: bool | None = None
     first_norm: bool = True
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def ends_normalised(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemolet.errors import ShapeError
+from nemolet.errors import DeclarationError, ShapeError
 from nemolet.module import NeuralModule
 from nemolet.types import Axis, BiasBHTS, HiddenBTD, LogitsBTV, PositionsBS, PositionsBT, TokenIdsBT, TokenTypesBT
 
@@ -113,6 +113,7 @@ class Head(NeuralModule):
 
     Raises:
         ShapeError: where neither ``tied`` nor both sizes are given.
+        DeclarationError: where ``tied`` is no embedding.
 
     Example:
         >>> head = Head("D", "V", tied=Embedding("V", "D", 10, 4))
@@ -134,6 +135,8 @@ class Head(NeuralModule):
         bias: bool = False,
         scale: float = 1.0,
     ) -> None:
+        if tied is not None and not isinstance(tied, Embedding):
+            raise _no_embedding(tied)
         width = tied.width if tied is not None else width
         vocab = tied.vocab if tied is not None else vocab
         if width is None or vocab is None:
@@ -165,6 +168,20 @@ class Head(NeuralModule):
         bias = self.bias[: self.vocab] if padded_rows and self.bias is not None else self.bias
         logits_BTV = F.linear(hidden, weight, bias)
         return logits_BTV if self.softcap is None else self.softcap * torch.tanh(logits_BTV / self.softcap)
+
+
+def _no_embedding(found: object) -> DeclarationError:
+    """What is said where something else was to be shared; an embedding inside it is likely meant."""
+    parts = found.named_modules() if isinstance(found, nn.Module) else ()
+    inside = next((name for name, part in parts if isinstance(part, Embedding)), None)
+    fix = f"pass its part: tied=....{inside}" if inside else "pass the embedding, or leave tied out and give both sizes"
+    return DeclarationError(
+        "only the weight of an embedding can be shared",
+        where="Head.tied",
+        expected="the nl.nn.Embedding that reads the tokens",
+        found=type(found).__name__,
+        fix=fix,
+    )
 
 
 class PositionEmbedding(NeuralModule):

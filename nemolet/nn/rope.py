@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nemolet.errors import ConfigError, ShapeError, did_you_mean
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 
 
 @dataclass(frozen=True)
-class RopeScaling:
+class RopeScaling(Checked):
     """How rotary wavelengths are stretched for contexts longer than those of training.
 
     Args:
@@ -48,9 +48,6 @@ class RopeScaling:
         ("low_freq_factor < high_freq_factor", "low_freq_factor is below high_freq_factor"),
         ("original_context >= 1", "original_context is at least 1"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 class Rotation(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 
 if TYPE_CHECKING:
     from nemolet.parallel.mesh import MeshSizes
@@ -15,7 +15,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class Parallel:
+class Parallel(Checked):
     """How a model is spread over devices; ``conf/parallel`` has one file for each usual layout.
 
     Args:
@@ -70,9 +70,6 @@ class Parallel:
         ("tp >= 1 and pp >= 1 and cp >= 1 and ep >= 1", "tp, pp, cp and ep are at least 1"),
         ("microbatches >= 1", "microbatches is at least 1; null for twice as many as stages"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def sizes(self) -> MeshSizes:
         """The sizes of the mesh, as asked for; see :meth:`MeshSizes.resolve`."""

@@ -19,7 +19,7 @@ from nemolet.data.corpus import TokenizerSpec
 from nemolet.data.manifest import Utterance, utterances_of_arrays
 from nemolet.data.prepared import Progress
 from nemolet.errors import DataError, did_you_mean
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.tokenizers import Tokenizer
 
 Track = NDArray[np.float64]
@@ -198,7 +198,7 @@ def _noise(table: Track, sample_rate: int, step: int, random: np.random.Generato
 
 
 @dataclass(frozen=True)
-class SpokenDigits:
+class SpokenDigits(Checked):
     """Data for demos: digits of synthetic voices, with other voices for validation (final).
 
     Args:
@@ -232,9 +232,6 @@ class SpokenDigits:
 
     __buildable__ = True
     CONFIG_RULES = (("voices >= 1 and valid_voices >= 1 and takes >= 1", "voices and takes are at least 1"),)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def typical(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nemolet.errors import GenerationError
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.speech.decoding import Hypothesis
 from nemolet.speech.encoder import Encoded
 from nemolet.speech.models import Recognizer
@@ -59,7 +59,7 @@ class Transcript:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(Checked):
     """How long audio is cut: parts of ``seconds``, encoded with ``margin`` seconds of their neighbours.
 
     The encoded parts are joined before anything is decoded. So times count from the start of the recording,
@@ -70,9 +70,6 @@ class Windows:
     margin: float = 2.0
 
     CONFIG_RULES = (("seconds > 0 and margin >= 0", "seconds is above 0 and margin at least 0"),)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 class _Part(NamedTuple):

@@ -131,6 +131,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
                 return load_tokenizer(path / name)
     elif path.is_file():
         content = path.read_bytes()
+        if path.suffix not in (".model", ".json") and not content.lstrip().startswith(b"{"):
+            raise TokenizerError(
+                "this file is no tokenizer",
+                where=str(path),
+                expected="a tokenizer.json, or a SentencePiece model that ends in .model",
+                found=repr(content[:40])[1:] or "nothing",
+                fix=f"to train one on this text: tokenizer=sentencepiece data.path={path}",
+            )
         with _named(path):
             return SentencePieceTokenizer(content) if path.suffix == ".model" else HuggingFaceTokenizer(content)
     raise TokenizerError(

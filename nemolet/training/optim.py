@@ -16,7 +16,7 @@ from torch.optim import Muon, Optimizer
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
 from nemolet.parallel.gradients import gathered, local, own_part, split_by_mesh
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 from nemolet.types import Axis
 
 Named = tuple[str, nn.Parameter]
@@ -29,7 +29,7 @@ def itself(parameter: nn.Parameter) -> nn.Parameter:
 
 
 @dataclass(frozen=True)
-class Optim:
+class Optim(Checked):
     """How weights are updated.
 
     Args:
@@ -61,9 +61,6 @@ class Optim:
         ("betas[0] >= 0 and betas[0] < 1 and betas[1] >= 0 and betas[1] < 1", "betas are at least 0 and below 1"),
         ("eps >= 0", "eps is at least 0"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def make(self, module: nn.Module, part_of: PartOf = itself) -> Optimizer:
         """The optimizer of a module's parameters; its groups know their names.

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Checked):
     """How the learning rate moves: up over the warm-up, then by name (final).
 
     Args:
@@ -37,9 +37,6 @@ class Schedule:
         ("min_ratio >= 0 and min_ratio <= 1", "min_ratio is between 0 and 1"),
         ("decay_ratio > 0 and decay_ratio <= 1", "decay_ratio is above 0 and at most 1"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def factor(self, step: int, total: int) -> float:
         """What the learning rate is multiplied by at a step, counted from 0, of ``total``."""

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 from nemolet.errors import TrainingError
-from nemolet.rules import check_settings
+from nemolet.rules import Checked
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Checked):
     """How long, how precisely and how carefully to train.
 
     Args:
@@ -107,9 +107,6 @@ class Training:
         ("valid_batches >= 1", "valid_batches is at least 1; null for all"),
         ("precision != '16-mixed' or accelerator != 'cpu'", "16-mixed needs a GPU; use bf16-mixed on a CPU"),
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def accumulated(self, copies: int) -> int:
         """Micro-batches per step on each of so many copies.

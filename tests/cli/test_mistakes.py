@@ -16,6 +16,13 @@ MISTAKES = {
     "verb far from any": (["xyzzy"], ["nemolet xyzzy", "train, finetune, evaluate", "nemolet --help"]),
     "flag": (["train", "--multrun"], ["--multrun", "did you mean --multirun?"]),
     "flag without its value": (["train", "--cfg"], ["--cfg", "needs a value"]),
+    "setting as a flag": (["train", "--name", "x"], ["--name", "did you mean name=...?"]),
+    "text like a flag": (["generate", "a.nemolet", "--x y"], ["--x y", "after --: -- '--x y'"]),
+    "text with an equals sign": (["train", "name=a = b"], ["put quotes around the value: 'name=\"a = b\"'"]),
+    "text with commas": (["train", "name=a, b"], ["add --multirun", "in two kinds of quotes: name='\"a, b\"'"]),
+    "option without its group": (["train", "gpt_tiny"], ["this is no override", "did you mean model=gpt_tiny?"]),
+    "setting without its value": (["train", "seed"], ["this is no override", "write key=seed"]),
+    "prompt like a setting": (["generate", "a.nemolet", "x=1"], ["no such setting", "after --: -- 'x=1'"]),
     "flag far from any": (["train", "--config-name", "x"], ["--config-name", "no such flag"]),
     "top key": (["train", "optm.lr=1"], ["optm", "did you mean optim?"]),
     "top value": (["train", "sed=1"], ["sed", "did you mean seed?"]),
@@ -171,6 +178,16 @@ def test_a_mistake_is_refused_with_its_place_and_remedy(name, capsys, tmp_path, 
     for word in words:
         assert word in err
     assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("verb", "setting"), [("train", "data.path"), ("check", "data.path"), ("tokenize", "path"), ("manifest", "path")]
+)
+def test_a_file_without_its_setting_is_told_which(verb, setting, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rain.txt").write_text("it rains")
+    assert main([verb, "rain.txt"]) == 2
+    assert f"did you mean {setting}=rain.txt?" in capsys.readouterr().err
 
 
 def test_there_are_many_of_them():

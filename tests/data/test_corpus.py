@@ -12,7 +12,7 @@ import torch
 from nemolet.data import Corpus, IndexedWriter, TextFiles, TokenizerSpec, tokenize
 from nemolet.data.sources import BlendedText
 from nemolet.errors import ConfigError, DataError, TokenizerError
-from nemolet.language.decoding import _encode_prompt
+from nemolet.language.decoding import encode_prompt
 from nemolet.tokenizers import ByteTokenizer, CharTokenizer
 
 
@@ -189,7 +189,7 @@ def test_every_document_begins_as_a_prompt_does(case, split, count, tmp_path):
     tokenize(TextFiles([path]), tmp_path / "t", tokenizer, marks=marks)
     corpus = Corpus(path=str(tmp_path / "t.bin"), sequence_length=64, batch_size=4, order="sequential")
     prepared = corpus.prepare(tokenizer, split=split)
-    prompt = _encode_prompt(tokenizer, texts[0][:9])
+    prompt = encode_prompt(tokenizer, texts[0][:9])
     if count == 1 or not split:  # the first document is for training
         assert next(iter(prepared.train_loader()))["tokens"][0, : len(prompt)].tolist() == prompt
     for batch in prepared.valid_loader():

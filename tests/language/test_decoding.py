@@ -130,7 +130,7 @@ def test_greedy_with_and_without_a_cache_is_the_argmax_loop(kind):
 @pytest.mark.parametrize("context", [64, 16], ids=["fits", "overflows"])
 def test_a_row_says_the_same_alone_and_in_a_batch(kind, sampling, context):
     model = make(kind, context=context)
-    options = {"max_new_tokens": 40, "sampling": sampling}
+    options = {"max_new_tokens": 40, "sampling": sampling, "truncate": True}
     alone = [texts(model, [prompt], seed=7 + row, **options)[0] for row, prompt in enumerate(PROMPTS)]
     assert texts(model, PROMPTS, seed=7, **options) == alone
     assert texts(Uncached(model), PROMPTS, seed=7, **options) == alone
@@ -157,7 +157,7 @@ def test_the_model_reads_each_token_once():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompt", ["abc", "the quick brown fox jumps over"])
 def test_a_full_context_keeps_going(kind, prompt):
-    (completion,) = generate(make(kind, context=8), LETTERS, [prompt], max_new_tokens=50)
+    (completion,) = generate(make(kind, context=8), LETTERS, [prompt], max_new_tokens=50, truncate=True)
     assert len(completion.tokens) == 50 and completion.finish == "length"
 
 
@@ -170,7 +170,7 @@ def test_no_more_than_the_context_is_read_and_rarely_anew():
 
 
 def test_a_context_of_one_token_works():
-    assert len(texts(make(context=1), ["abc"], max_new_tokens=5)[0]) == 5
+    assert len(texts(make(context=1), ["abc"], max_new_tokens=5, truncate=True)[0]) == 5
 
 
 # -------------------------------------------------------------------------------- text from tokens
@@ -452,3 +452,16 @@ def test_an_empty_prompt_begins_somewhere():
 def test_a_seed_beyond_what_a_generator_takes_is_refused():
     with pytest.raises(GenerationError, match="seed"):
         generate(make(), LETTERS, ["a"], seed=10**20)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_or_its_end_is_read():
+    model, long = make(context=8), "abcdefghijkl"
+    fits = long[-7:]  # and the opener, if there is one
+    with pytest.raises(GenerationError, match="longer than the model can read") as caught:
+        generate(model, LETTERS, ["ab", long], max_new_tokens=3)
+    assert (caught.value.where, caught.value.expected) == ("prompt 1", "at most 8 tokens")
+    assert "truncate=true" in caught.value.fix
+    with pytest.raises(GenerationError, match="longer than the model can read"):
+        list(model.stream(LETTERS, long))
+    assert len(model.generate(LETTERS, long, max_new_tokens=3, truncate=True)[0].tokens) == 3
+    assert len(generate(model, LETTERS, [fits], max_new_tokens=9)[0].tokens) == 9

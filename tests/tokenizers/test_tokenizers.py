@@ -250,3 +250,10 @@ def test_models_of_others_decode_as_their_library_does(tmp_path):
         assert tokenizer.decode(ids) == processor.decode(ids)
         assert "".join(map(stream.push, ids)) + stream.flush() == processor.decode(ids)
     assert tokenizer.decode([*tokenizer.encode("be"), tokenizer.eos_id], special=True) == "be</s>"
+
+
+def test_a_text_is_no_tokenizer(tmp_path):
+    (tmp_path / "rain.txt").write_text("it rains")
+    with pytest.raises(TokenizerError, match="this file is no tokenizer") as caught:
+        load_tokenizer(tmp_path / "rain.txt")
+    assert "tokenizer=sentencepiece data.path=" in caught.value.fix
