@@ -81,12 +81,12 @@ def run(strategy: Any, graph: Any, length: int, steps: int) -> Measure:
     measure = Measure(steps)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(accelerator="cpu", devices=1, strategy=strategy, callbacks=[measure], max_steps=steps, **quiet)
-    trainer.fit(lightning, list_of(windows(length, steps, measure.step_begins)))
+    trainer.fit(lightning, Once(windows(length, steps, measure.step_begins)))
     return measure
 
 
-class list_of:
-    """An iterable that Lightning takes as it is."""
+class Once:
+    """An iterator as an iterable, which Lightning takes as it is."""
 
     def __init__(self, made: Iterator[Any]) -> None:
         self.made = made
@@ -105,8 +105,7 @@ def main() -> None:
     graph = training_graph(nl.language.CausalLM(**LLAMA), nl.language.CrossEntropy())
     found: dict[str, list[Measure]] = {"plain": [], "mesh": []}
     for index in range(arguments.rounds):
-        order = list(found) if index % 2 else list(found)[::-1]
-        for name in order:
+        for name in list(found) if index % 2 else list(found)[::-1]:
             strategy = MeshStrategy() if name == "mesh" else "auto"
             found[name].append(run(strategy, graph, arguments.length, steps=4))
     seconds = {name: [s for each in all_of for s in each.seconds] for name, all_of in found.items()}
@@ -119,8 +118,10 @@ def main() -> None:
             f"{name:<10} {statistics.median(each):>10.3f} {min(each):>8.3f} "
             f"{all_of[-1].operations.count:>11,} {calls[name]:>9,}"
         )
+    halves = [statistics.median(seconds["plain"][half::2]) for half in (0, 1)]
     least = min(seconds["mesh"]) / min(seconds["plain"])
     print(f"CPU seconds: {mesh / plain - 1:+.2%} (median), {least - 1:+.2%} (least)")
+    print(f"noise: {max(halves) / min(halves) - 1:.2%} between two halves of the plain steps")
     print(f"calls: {calls['mesh'] - calls['plain']:+,} in a step, of {calls['plain']:,}")
 
 
