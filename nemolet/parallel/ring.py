@@ -213,7 +213,7 @@ def _attend_backward(
 def _scores(query: Tensor, key: Tensor, block: _Block) -> Tensor:
     """[B, G, H/G, T, S]; minus infinity where a query does not look."""
     grouped = query.unflatten(1, (key.shape[1], -1))
-    scores = grouped @ key[:, :, None].transpose(-1, -2) * query.shape[-1] ** -0.5
+    scores: Tensor = grouped @ key[:, :, None].transpose(-1, -2) * query.shape[-1] ** -0.5
     if block.causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         return scores.masked_fill(later, -torch.inf)

@@ -241,10 +241,7 @@ class LightningModel(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know: the position in the data, and the random states of all ranks."""
-        states: list[Any] = [random_state()]
-        if self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, random_state())
+        states = random_states(self.trainer.world_size)
         checkpoint["nemolet"] = {"position": self.position, "entries": self.entries_seen, "random": states}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -259,8 +256,9 @@ class LightningModel(pl.LightningModule):
         if self._resumed is None:
             return
         state, self._resumed = self._resumed, None
-        if self.global_rank < len(state["random"]):
-            set_random_state(state["random"][self.global_rank])
+        rank = getattr(self.trainer.strategy, "random_rank", self.global_rank)
+        if rank < len(state["random"]):
+            set_random_state(state["random"][rank])
 
 
 def _port(graph: NeuralModule, element: type) -> str:
@@ -280,15 +278,24 @@ def _port(graph: NeuralModule, element: type) -> str:
     return names[0]
 
 
+def random_states(ranks: int) -> list[dict[str, Any]]:
+    """The states of the random generators of all ranks."""
+    states: list[Any] = [random_state()]
+    if ranks > 1:
+        states = [None] * ranks
+        torch.distributed.all_gather_object(states, random_state())
+    return states
+
+
 def random_state() -> dict[str, Any]:
-    """The states of all random generators, as data that loads without unpickling code."""
+    """The states of all random generators, as data that loads without unpickling code; any rank may take them."""
     version, numbers, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [str(name), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,  # of the device of this rank
     }
 
 
@@ -299,5 +306,5 @@ def set_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if isinstance(state["cuda"], Tensor) and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -44,7 +44,7 @@ from nemolet.training.folders import (
     weights_of,
 )
 from nemolet.training.launching import Launcher, RankLog, leave_with_launcher, store_of_attempt
-from nemolet.training.lightning_model import LightningModel
+from nemolet.training.lightning_model import LightningModel, random_states, set_random_state
 from nemolet.training.liveness import Liveness
 from nemolet.training.spreading import Runner, Spread, spread
 
@@ -132,6 +132,11 @@ class MeshStrategy(ParallelStrategy):
         return {"num_replicas": shares, "rank": self.global_rank // (sizes.cp * sizes.tp) % shares}
 
     @property
+    def random_rank(self) -> int:
+        """The rank whose random numbers this one draws too: ranks with parts of one layer drop the same features."""
+        return self.global_rank // self.sizes.tp * self.sizes.tp
+
+    @property
     def runner(self) -> Runner | None:
         """What runs the graph, where it is not simply called."""
         return self._spread.runner
@@ -184,6 +189,8 @@ class MeshStrategy(ParallelStrategy):
         elif self._deferred is not None:
             self._deferred.fill(lightning.graph)
         self._deferred = None  # its record is as long as the model is deep
+        if self.sizes.tp > 1:
+            set_random_state(random_states(self.world_size)[self.random_rank])
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             if self.mesh is not None and self.parallel.shard_optimizer:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from nemolet.data.prepared import Batch
+from nemolet.errors import ParallelError
 from nemolet.graph import Graph
 from nemolet.parallel.apply import parallelize
 from nemolet.parallel.deferred import Deferred
@@ -70,8 +72,11 @@ def spread(
         deferred: what knows the values of a graph on ``meta``; the random state stays as it is.
 
     Raises:
-        ParallelError: for a layer that fits no pattern, sizes that do not divide, or a graph that cannot be cut.
+        ParallelError: for a layer that fits no pattern, sizes that do not divide, a graph that cannot be cut, or
+            weights that differ among ranks.
     """
+    if deferred is None:
+        _refuse_different(lightning.graph)
     layout = plan(
         lightning.evaluation,  # which knows all that look at an activation
         parallel.make_rules(),
@@ -100,6 +105,23 @@ def spread(
             return Spread(units=_units([parallelize(lightning.graph, layout, mesh, **options)]))
         pipeline = _pipeline(lightning, layout, mesh, parallel, options)
     return Spread(pipeline, _units([stage.view for stage in pipeline.stages.values()]), pipeline.tied_here)
+
+
+def _refuse_different(graph: nn.Module) -> None:
+    """Ranks that begin with other weights would train other models, and no loss would show it."""
+    own = {name: str(tensor.detach().double().sum().item()) for name, tensor in graph.state_dict().items()}
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    for rank, other in enumerate(found):
+        for name in other.keys() | own.keys():
+            if other.get(name) != own.get(name):
+                raise ParallelError(
+                    "ranks made different weights",
+                    where=name,
+                    expected="the same on all ranks",
+                    found=f"other numbers on rank {rank} than on rank {dist.get_rank()}",
+                    fix="call pytorch_lightning.seed_everything(1) before the model is made",
+                )
 
 
 def _pipeline(

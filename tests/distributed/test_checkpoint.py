@@ -44,7 +44,8 @@ def save(sizes, path, kind="llama", optim=None, background=False, callbacks=()):
 def resume(targets, path, kind="llama", optim=None):
     found = {}
     for name, sizes in targets.items():
-        found[name] = result(*train(MeshStrategy(**sizes), kind, optim=optim, steps=STEPS, resume=path))
+        strategy, few = MeshStrategy(**sizes), {"limit_val_batches": 1}  # training is compared
+        found[name] = result(*train(strategy, kind, optim=optim, steps=STEPS, resume=path, **few))
     return found
 
 
@@ -140,6 +141,24 @@ def test_a_checkpoint_in_the_background_holds_the_state_of_its_step(ranks, tmp_p
     ranks(4, save, LAYOUTS["tp_fsdp"], path, background=True)
     for found in ranks(4, resume, {"fsdp": LAYOUTS["fsdp"]}, path):
         assert_goes_on(found["fsdp"])
+
+
+class Seed(pl.Callback):
+    """Lets each rank draw other numbers, as training by config does for ranks of other samples."""
+
+    def on_train_start(self, trainer, module):
+        torch.manual_seed(trainer.global_rank)
+
+
+def test_ranks_that_compute_together_draw_the_same_numbers(ranks, tmp_path):
+    """Ranks of other samples drop other features; those that come to share an activation must not."""
+    path = tmp_path / "step.ckpt"
+    ranks(4, save, LAYOUTS["fsdp"], path, "dropout", callbacks=[Seed()])
+    whole_sequences = {"tp": 2, "dp_shard": 2, "rules": {"activations": {"T": "cp"}}}
+    first, *others = (found["tp"]["weights"] for found in ranks(4, resume, {"tp": whole_sequences}, path, "dropout"))
+    for other in others:
+        for name, weight in other.items():
+            assert torch.equal(weight, first[name]), name
 
 
 def average(sizes, path, resumed):

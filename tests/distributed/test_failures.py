@@ -18,12 +18,9 @@ from nemolet.parallel.checkpoint import ShardReader
 
 VICTIM = Path(__file__).parent / "victim.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-LIMIT = 60.0  # seconds until the other ranks have ended; without the watch it would be the half hour of an exchange
-
-
-def limit():
-    """On a machine with more to do than it has cores, everything takes longer."""
-    return LIMIT * max(1.0, os.getloadavg()[0] / os.cpu_count())
+# Seconds until the other ranks have ended: one to see it and five to say why, even where ten processes want two cores.
+# Without the watch it would be the half hour of an exchange.
+LIMIT = 60.0
 
 
 def command(launcher, folder, poem, rank, when):
@@ -81,7 +78,7 @@ def test_a_killed_rank_ends_the_run(launcher, rank, when, poem, unbroken, tmp_pa
     assert status != 0
     lasted = time.time() - (tmp_path / "died").stat().st_mtime
     print(f"{launcher}, rank {rank} killed ({when}): the run ended after {lasted:.1f} s")
-    assert lasted < limit()
+    assert lasted < LIMIT
     assert "SIGKILL" in text and (f"rank {rank}" in text or f"rank      : {rank}" in text), text
     last = folder / "checkpoints" / "last"
     if when == "start":
@@ -122,7 +119,7 @@ def test_machines_that_leave_are_done_without(poem, unbroken, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    settings = "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=5"
+    settings = "keep_alive_interval=1,keep_alive_max_attempt=6,last_call_timeout=5,read_timeout=300"
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3"]
     agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", f"--rdzv-conf={settings}"]
     command = [*agent, str(VICTIM), str(folder), str(poem), "1", "leave"]

@@ -236,6 +236,29 @@ def misfit(sizes):
     train(MeshStrategy(**sizes))
 
 
+def unseeded(sizes, random_only):
+    """Every rank is a process with a seed of its own; the weights may come from a file."""
+    dropout = {"vocab_size": 12, "layers": 1, "width": 16, "heads": 4, "context": 32, "dropout": 0.5}
+    torch.manual_seed(0 if random_only else dist.get_rank())
+    graph = training_graph(nl.language.CausalLM(**dropout), nl.language.CrossEntropy())
+    torch.manual_seed(dist.get_rank())
+    strategy = MeshStrategy(**sizes, rules={"activations": {"T": "cp"}})
+    lightning = LightningModel(graph, schedule=Schedule("constant", warmup_steps=0))
+    pl.Trainer(**quiet(max_steps=1, devices=2, strategy=strategy)).fit(lightning, Stream(windows(steps=1)))
+    return {name: local(p).detach() for name, p in lightning.named_parameters() if "norm" in name}
+
+
+@pytest.mark.parametrize("sizes", [{"tp": 2}, {"dp_replicate": 2}, {"dp_shard": 2}], ids=["tp", "ddp", "fsdp"])
+def test_weights_that_differ_among_ranks_are_refused(ranks, sizes):
+    with pytest.raises(ParallelError, match=r"weight: ranks made different weights(.|\n)*seed_everything"):
+        ranks(2, unseeded, sizes, False)
+
+
+def test_ranks_of_tp_drop_the_same_features_whatever_their_seeds(ranks):
+    first, second = ranks(2, unseeded, {"tp": 2}, True)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_bad_input(ranks):
     with pytest.raises(ParallelError, match="does not fill the world"):
         ranks(2, misfit, {"tp": 4})

@@ -51,8 +51,9 @@ class Gate(nl.NeuralModule):
 
 def make_graph(kind="llama"):
     torch.manual_seed(0)
-    if kind == "llama":
-        model = nl.language.CausalLM(vocab_size=13, layers=2, width=16, heads=4, context=32)
+    if kind in ("llama", "dropout"):
+        dropout = 0.5 if kind == "dropout" else 0.0
+        model = nl.language.CausalLM(vocab_size=13, layers=2, width=16, heads=4, context=32, dropout=dropout)
     elif kind == "gpt":
         model = nl.language.CausalLM(
             vocab_size=12,

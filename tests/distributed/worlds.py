@@ -32,7 +32,8 @@ _PRELOAD = [
     "nemolet.language.models",
     "nemolet.language.losses",
     "nemolet.parallel.apply",
-    "nemolet.training",
+    "nemolet.training.experiment",
+    "pytorch_lightning",
     "nemolet.metrics",
     "torch.profiler",
 ]
