@@ -6,6 +6,7 @@ word is an input of the graph.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -75,8 +76,8 @@ def check_addresses(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any
     Raises:
         WiringError: naming the address.
     """
-    targets = [f"{name}.{port}" for name, module in modules.items() for port in module.input_ports]
-    sources = [f"{name}.{port}" for name, module in modules.items() for port in module.output_ports]
+    targets = dict.fromkeys(f"{name}.{port}" for name, module in modules.items() for port in module.input_ports)
+    sources = dict.fromkeys(f"{name}.{port}" for name, module in modules.items() for port in module.output_ports)
     for name in options:
         if name not in modules:
             raise WiringError(
@@ -136,20 +137,30 @@ def running_order(modules: Mapping[str, NeuralModule], wires: Mapping[str, Any])
         for address in flat(source):
             if "." in address:
                 needs[target.split(".")[0]][address.split(".")[0]] = f"{address} -> {target}"
+    follow: dict[str, list[str]] = {name: [] for name in modules}
+    for name, sources in needs.items():
+        for source in sources:
+            follow[source].append(name)
+    places = {name: place for place, name in enumerate(modules)}
+    open_needs = {name: len(sources) for name, sources in needs.items()}
+    ready = [(places[name], name) for name, count in open_needs.items() if not count]  # in order, and so a heap
     order: list[str] = []
-    while len(order) < len(modules):
-        ready = [n for n in modules if n not in order and all(need in order for need in needs[n])]
-        if not ready:
-            stuck = [n for n in modules if n not in order]
-            loop = [w for n in stuck for need, w in needs[n].items() if need in stuck]
-            raise WiringError(
-                "the wires form a cycle",
-                where=", ".join(stuck),
-                expected="wires that lead forward",
-                found="; ".join(loop),
-                fix="remove one of these wires, or put the loop inside one module",
-            )
-        order.append(ready[0])
+    while ready:
+        order.append(heapq.heappop(ready)[1])
+        for name in follow[order[-1]]:
+            open_needs[name] -= 1
+            if not open_needs[name]:
+                heapq.heappush(ready, (places[name], name))
+    stuck = [name for name, count in open_needs.items() if count]
+    if stuck:
+        loop = [wire for name in stuck for need, wire in needs[name].items() if need in stuck]
+        raise WiringError(
+            "the wires form a cycle",
+            where=", ".join(stuck),
+            expected="wires that lead forward",
+            found="; ".join(loop),
+            fix="remove one of these wires, or put the loop inside one module",
+        )
     return order
 
 

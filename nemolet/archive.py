@@ -6,7 +6,7 @@ them; it executes nothing that came with the file. What the writer would not hav
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from nemolet.config import build, check_tree, refuse, resolve
 from nemolet.container import (
     CARD,
     CONFIG,
+    LONGEST_HEADER,
     WEIGHTS,
     Member,
     read_config,
@@ -26,13 +27,13 @@ from nemolet.container import (
     write_config,
     write_container,
 )
-from nemolet.errors import ArchiveError, ConfigError, ConversionError, NemoletError
-from nemolet.module import NeuralModule
+from nemolet.errors import ArchiveError, ConfigError, ConversionError
+from nemolet.module import NeuralModule, first_names
 from nemolet.tensor_files import Spec, TensorFile
 from nemolet.tokenizers import Tokenizer, describe, rebuild
+from nemolet.untrusted import built, fits
 
 VERSION = 1
-_MOST_UNSTORED = 1 << 26  # numbers of a table that the config makes, such as sinusoidal positions
 NAME = "model.nemolet"  # of the archive in a run's folder
 
 # One function per old version, from its config to that of the next version. Never remove one.
@@ -176,24 +177,21 @@ def _shapes(config: dict[str, Any], model: NeuralModule) -> dict[str, Tensor]:
         return first_names(model)
 
 
-def first_names(model: NeuralModule) -> dict[str, Tensor]:
-    """Every tensor once: a tied weight is stored under its first name."""
-    known: dict[int, str] = {}
-    tensors = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in known:
-            known[id(tensor)] = name
-            tensors[name] = tensor.detach()
-    return tensors
-
-
-def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Archive:
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    later: Callable[[Tensor, Callable[[], Tensor]], None] | None = None,
+) -> Archive:
     """Read a ``.nemolet`` file, or a folder of a Hugging Face model (also ``hf://owner/name``).
 
     Args:
         path: of the file or folder; of a run's folder, the archive that the run left there.
         device: where the model goes.
         dtype: of its floating-point weights; None leaves each as it was saved.
+        later: is given each weight and what reads its value, instead of reading it now. Inside a block of
+            :class:`nemolet.parallel.Deferred`, ``deferred.fill_later``: so a mesh reads on each rank what it keeps.
 
     Raises:
         ArchiveError: for anything that :func:`save` would not have written; nothing of it was executed.
@@ -209,31 +207,50 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     members, config = _read(Path(path))
     where = str(path)
     file = _weights(members, where)
-    tensors = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in file.specs.items()}
-    try:
-        tokenizer = _rebuilt_tokenizer(config, members, where)
-        model = _built(config["model"], tensors, where)
-    except ArchiveError:
-        raise
-    except NemoletError as error:
-        found = str(error)
-        raise ArchiveError("the model cannot be rebuilt", where=where, found=found, fix=error.fix) from error
-    except Exception as error:  # hostile values meet constructors; whatever those raise is a refusal
-        found = f"{type(error).__name__}: {error}"
-        raise ArchiveError("the model cannot be rebuilt", where=where, found=found) from error
+    tokenizer = _rebuilt_tokenizer(config, members, where)
+    if later is None:
+        fits(config["model"], file.specs, where)
+    model = built(config["model"], file.specs, where)
+    _fill(model, file, dtype, later or _fill_now, where)
+    model.comes_from(members[WEIGHTS].sha256)
+    if later is None:
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            found = f"{device}: {str(error).splitlines()[0][:200]}"
+            raise ConfigError(
+                "this device cannot be used", where="device", found=found, expected="cpu, or one of this machine"
+            ) from error
+    card = members[CARD].content.decode("utf-8", "replace")
+    return Archive(model.eval(), tokenizer, card, config, _extra(members))
+
+
+def _fill_now(place: Tensor, read: Callable[[], Tensor]) -> None:
+    place.copy_(read())
+
+
+def _fill(
+    model: NeuralModule,
+    file: TensorFile,
+    dtype: torch.dtype | None,
+    fill: Callable[[Tensor, Callable[[], Tensor]], None],
+    where: str,
+) -> None:
+    """Give each tensor of a model the type of the stored one, or another, and its values."""
     state = model.state_dict(keep_vars=True)
-    for name in tensors:
-        stored = file.get(name)
-        wanted = dtype if stored.is_floating_point() else None
-        state[name].data = stored.to(dtype=wanted, copy=True)  # of the same parameter, which may be tied
+    for name, spec in file.specs.items():
+        wanted = dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype
+        place = torch.empty(spec.shape, dtype=wanted, device=state[name].device)
+        state[name].data = place  # of the same parameter, which may be tied
+        fill(place, functools.partial(_stored, file, name, where))
+
+
+def _stored(file: TensorFile, name: str, where: str) -> Tensor:
     try:
-        model = model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        found = f"{device}: {str(error).splitlines()[0][:200]}"
-        raise ConfigError(
-            "this device cannot be used", where="device", found=found, expected="cpu, or one of this machine"
-        ) from error
-    return Archive(model, tokenizer, members[CARD].content.decode("utf-8", "replace"), config, _extra(members))
+        return file.get(name)
+    except ConversionError as error:
+        found = f"{error.what}: {error.found}"
+        raise ArchiveError("the file changed while it was read", where=f"{where}: {name}", found=found) from error
 
 
 def _is_folder(path: str | Path) -> bool:
@@ -263,119 +280,30 @@ class Contents:
 
 
 def contents(path: str | Path) -> Contents:
-    """Check an archive without building its model; tensors are read later, one at a time.
+    """Check an archive without making its weights; they are read later, one at a time.
 
     Raises:
         ArchiveError: for anything that :func:`save` would not have written.
     """
     members, config = _read(Path(path))
     tokenizer = _rebuilt_tokenizer(config, members, str(path))
+    weights = _weights(members, str(path))
+    fits(config["model"], weights.specs, str(path))
     card = members[CARD].content.decode("utf-8", "replace")
-    return Contents(config["model"], _weights(members, str(path)), tokenizer, card, _extra(members))
+    return Contents(config["model"], weights, tokenizer, card, _extra(members))
 
 
 def _extra(members: Mapping[str, Member]) -> dict[str, bytes]:
     return {n.removeprefix("extra/"): m.content for n, m in members.items() if n.startswith("extra/")}
 
 
-# --------------------------------------------------------------------------------------------------
-# Building what a config says, no larger than the weights
-# --------------------------------------------------------------------------------------------------
-
-
 def _weights(members: Mapping[str, Member], where: str) -> TensorFile:
     member = members[WEIGHTS]
     try:
-        return TensorFile(member.path, start=member.start, size=member.size)
+        return TensorFile(member.file, start=member.start, size=member.size, longest_header=LONGEST_HEADER)
     except ConversionError as error:
         found = str(error)[:300]
         raise ArchiveError("the weights cannot be read", where=f"{where}: {WEIGHTS}", found=found) from error
-
-
-def _built(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -> NeuralModule:
-    """Build the model on no device and compare it with the weights, then build it for real."""
-    with _no_larger_than(tensors, f"{where}: {CONFIG}"):
-        try:
-            with torch.device("meta"):
-                _compare(build(config, where="model"), tensors, where)
-        except ConfigError as error:  # a class of the user's may look at values
-            if not isinstance(error.__cause__, (NotImplementedError, RuntimeError)):
-                raise
-        model = build(config, where="model")
-    _compare(model, tensors, where)
-    return model  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def _no_larger_than(tensors: dict[str, Tensor], where: str) -> Iterator[None]:
-    """Stop a config that makes more or larger parameters than the weights hold, before the memory is full."""
-    largest = max((tensor.numel() for tensor in tensors.values()), default=0)
-    most = 4 * len(tensors) + 64  # a model is built twice here, and may replace parameters while it is built
-    known: dict[int, Tensor] = {}
-
-    def watch_buffer(module: torch.nn.Module, name: str, buffer: Tensor | None) -> None:
-        # Positions are made from the config and not stored: they are larger than weights, but not by far.
-        if buffer is not None and buffer.numel() > max(_MOST_UNSTORED, largest):
-            raise ArchiveError(
-                "the weights do not fit the model",
-                where=where,
-                found=f"{name} with {buffer.numel():,} numbers",
-                expected=f"at most {max(_MOST_UNSTORED, largest):,} that are not stored",
-            )
-
-    def watch(module: torch.nn.Module, name: str, parameter: Tensor | None) -> None:
-        if parameter is None:
-            return
-        known[id(parameter)] = parameter
-        if parameter.numel() > largest or len(known) > most:
-            raise ArchiveError(
-                "the weights do not fit the model",
-                where=where,
-                found=f"{name} beyond that",
-                expected=f"{len(tensors)} tensors of up to {largest} numbers",
-            )
-
-    hooks = torch.nn.modules.module
-    handles = (
-        hooks.register_module_parameter_registration_hook(watch),
-        hooks.register_module_buffer_registration_hook(watch_buffer),
-    )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _compare(model: Any, tensors: dict[str, Tensor], where: str) -> None:
-    if not isinstance(model, NeuralModule):
-        raise ArchiveError(
-            "the config builds no model", where=f"{where}: {CONFIG}", found=str(type(model)), expected="a typed module"
-        )
-    expected = first_names(model)
-    pairs = [(name, tensors[name], tensor) for name, tensor in expected.items() if name in tensors]
-    odd = {
-        "missing": sorted(expected.keys() - tensors),
-        "unknown": sorted(tensors.keys() - expected),
-        "of another shape": [
-            f"{name}: {tuple(found.shape)} for {tuple(own.shape)}"
-            for name, found, own in pairs
-            if found.shape != own.shape
-        ],
-        "of another kind": [
-            f"{name}: {found.dtype} for {own.dtype}"
-            for name, found, own in pairs
-            if found.is_floating_point() != own.is_floating_point()
-        ],
-    }
-    if any(odd.values()):
-        listed = "; ".join(f"{what} {', '.join(names[:5])}" for what, names in odd.items() if names)
-        raise ArchiveError(
-            "the weights do not fit the model",
-            where=f"{where}: {WEIGHTS}",
-            found=listed,
-            expected=f"{len(expected)} tensors",
-        )
 
 
 def _rebuilt_tokenizer(config: dict[str, Any], members: Mapping[str, Member], where: str) -> Tokenizer | None:
@@ -387,7 +315,11 @@ def _rebuilt_tokenizer(config: dict[str, Any], members: Mapping[str, Member], wh
                 "there are files of a tokenizer, but the config has none", where=where, found=", ".join(files)
             )
         return None
-    tokenizer = rebuild(config["tokenizer"], files)
+    try:
+        tokenizer = rebuild(config["tokenizer"], files)
+    except Exception as error:  # hostile files meet other libraries; whatever those raise is a refusal
+        found = f"{type(error).__name__}: {str(error)[:1000]}"
+        raise ArchiveError("the tokenizer cannot be rebuilt", where=where, found=found) from error
     if describe(tokenizer) != config["tokenizer"] or tokenizer.files().keys() != files.keys():
         raise ArchiveError(
             "the tokenizer has parts that it does not know",

@@ -21,13 +21,17 @@ import yaml
 from torch import Tensor
 
 from nemolet.errors import ArchiveError
-from nemolet.tensor_files import Spec, header_bytes, tensor_bytes
+from nemolet.tensor_files import OpenFile, Spec, header_bytes, parse_json, tensor_bytes
 
 FORMAT = "nemolet"
 MANIFEST, CONFIG, WEIGHTS, CARD = "manifest.json", "model.yaml", "weights.safetensors", "card.md"
 _FILES = re.compile(r"(tokenizer|extra)/[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_SMALL = 1 << 26  # largest member beside the weights
-_LONGEST_CONFIG, _DEEPEST_CONFIG, _MEMBERS = 1 << 20, 32, 64
+_SMALL = 1 << 27  # all that is read into memory beside the weights
+_LARGEST = {MANIFEST: 1 << 20, CONFIG: 1 << 20}  # what is parsed takes a multiple of its size
+LONGEST_HEADER = 1 << 24  # of the weights
+_DEEPEST_CONFIG, _LONGEST_CONFIG, _MEMBERS = 32, 1 << 17, 64
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,19})")
+_FRACTION = re.compile(r"-?([0-9]{1,20}\.[0-9]{0,20}(e[-+][0-9]{1,3})?|\.inf)")
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 22
 
@@ -37,14 +41,14 @@ class Member:
     """One file within the container.
 
     Args:
-        path: of the container.
+        file: the container.
         start: where in it the content begins.
         size: of the content.
         sha256: of the content.
         content: itself; that of weights stays where it lies.
     """
 
-    path: Path
+    file: OpenFile
     start: int
     size: int
     sha256: str
@@ -80,6 +84,11 @@ def write_container(
             raise ArchiveError(
                 "a member has a forbidden name", where=f"{path}: {name!r}", expected="tokenizer/<file> or extra/<file>"
             )
+    sizes = {name: len(content) for name, content in members.items()}
+    _check_sizes({**sizes, MANIFEST: 0, WEIGHTS: 0}, str(path))
+    header = len(header_bytes(specs))
+    if header > LONGEST_HEADER:
+        raise ArchiveError("there are too many tensors", where=str(path), found=len(specs), expected="a shorter list")
     partial = path.with_name(f".{path.name}.partial{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +121,11 @@ def read_container(path: Path, version: int) -> tuple[dict[str, Member], int]:
         found = error.strerror
     if found is not None:
         raise ArchiveError("there is no such file", where=str(path), expected="a .nemolet file", found=found)
-    members = _members(path)
+    try:
+        file = OpenFile(path)
+    except OSError as error:
+        raise ArchiveError("the file cannot be opened", where=str(path), found=error.strerror or str(error)) from error
+    members = _members(file)
     for name in (MANIFEST, CONFIG, WEIGHTS, CARD):
         if name not in members:
             raise ArchiveError(
@@ -181,50 +194,52 @@ def _write_padded(file: BinaryIO, chunks: Iterable[bytes | memoryview], size: in
     return digest.hexdigest()
 
 
-def _look(file: BinaryIO, member: tarfile.TarInfo, path: Path) -> Member:
+def _look(file: OpenFile, name: str, start: int, size: int) -> Member:
     """Read a member, or, of weights, only their hash."""
-    start = file.tell()
-    if member.name != WEIGHTS:
-        content = file.read(member.size)
-        return Member(path, start, len(content), hashlib.sha256(content).hexdigest(), content)
-    digest, left = hashlib.sha256(), member.size
-    while left and (chunk := file.read(min(left, _CHUNK))):
+    if name != WEIGHTS:
+        content = file.read(start, size)
+        return Member(file, start, len(content), hashlib.sha256(content).hexdigest(), content)
+    digest, done = hashlib.sha256(), 0
+    while chunk := file.read(start + done, min(size - done, _CHUNK)):
         digest.update(chunk)
-        left -= len(chunk)
-    return Member(path, start, member.size - left, digest.hexdigest())
+        done += len(chunk)
+    return Member(file, start, done, digest.hexdigest())
 
 
-def _members(path: Path) -> dict[str, Member]:
+def _members(file: OpenFile) -> dict[str, Member]:
     """The members of the tar: plain files with known names, each once, no larger than the file.
 
     Headers are read one by one and never acted upon: extensions such as links, sparse files and long names
     are members of another type, and as such refused.
     """
     members: dict[str, Member] = {}
-    size = path.stat().st_size
+    at, where = 0, str(file.path)
     try:
-        with path.open("rb") as file:
-            while (block := file.read(_BLOCK)).strip(b"\0"):
-                member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-                _check_member(member, members, size - file.tell(), str(path))
-                found = members[member.name] = _look(file, member, path)
-                if found.size < member.size or file.read(-member.size % _BLOCK).strip(b"\0"):
-                    raise ValueError(f"{member.name} is truncated, or something hides after it")
-            rest = file.read(2 * tarfile.RECORDSIZE)
+        while (block := file.read(at, _BLOCK)).strip(b"\0"):
+            at += len(block)
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+            _check_member(header, members, file.size - at, where)
+            found = members[header.name] = _look(file, header.name, at, header.size)
+            at += found.size
+            rest = file.read(at, -header.size % _BLOCK)
+            at += len(rest)
+            if found.size < header.size or rest.strip(b"\0"):
+                raise ValueError(f"{header.name} is truncated, or something hides after it")
+        rest = file.read(at + len(block), 2 * tarfile.RECORDSIZE)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise ArchiveError(
             "this is no whole archive",
-            where=str(path),
+            where=where,
             expected="an uncompressed tar",
             found=str(error) or type(error).__name__,
             fix="copy it again",
         ) from error
     # The writer ends with zeros up to a whole record; a cut in them is a cut all the same.
-    if size % tarfile.RECORDSIZE or len(rest) > tarfile.RECORDSIZE or rest.strip(b"\0"):
+    if file.size % tarfile.RECORDSIZE or len(rest) > tarfile.RECORDSIZE or rest.strip(b"\0"):
         raise ArchiveError(
             "this is no whole archive",
-            where=str(path),
-            found=f"{size} bytes",
+            where=where,
+            found=f"{file.size} bytes",
             expected=f"an end mark, up to a multiple of {tarfile.RECORDSIZE} bytes",
             fix="copy it again",
         )
@@ -244,24 +259,39 @@ def _check_member(member: tarfile.TarInfo, members: dict[str, Member], left: int
         raise ArchiveError(
             "a member is no plain file", where=place, expected="a regular file", found=f"tar type {member.type!r}"
         )
-    if member.name in members or len(members) >= _MEMBERS:
-        twice = member.name in members
-        raise ArchiveError("a member comes twice" if twice else "there are too many members", where=place)
-    most = left if member.name == WEIGHTS else min(left, _SMALL)
-    if not 0 <= member.size <= most:
+    if member.name in members:
+        raise ArchiveError("a member comes twice", where=place)
+    if not 0 <= member.size <= left:
         raise ArchiveError(
-            "a member is larger than the file, or too large",
+            "a member is larger than the file",
             where=place,
             fix="copy it again",
-            expected=f"at most {most} bytes",
+            expected=f"at most {left} bytes",
             found=f"{member.size} bytes",
         )
+    _check_sizes({**{name: found.size for name, found in members.items()}, member.name: member.size}, where)
+
+
+def _check_sizes(sizes: Mapping[str, int], where: str) -> None:
+    """Before they are read, or written: of all members but the weights the content is held in memory."""
+    if len(sizes) > _MEMBERS:
+        raise ArchiveError("there are too many members", where=where, found=len(sizes), expected=f"at most {_MEMBERS}")
+    small = {name: size for name, size in sizes.items() if name != WEIGHTS}
+    for name, size in {**small, "all members beside the weights": sum(small.values())}.items():
+        most = _LARGEST.get(name, _SMALL)
+        if size > most:
+            raise ArchiveError(
+                "a member is too large",
+                where=f"{where}: {name}",
+                found=f"{size} bytes",
+                expected=f"at most {most} bytes",
+            )
 
 
 def _check_manifest(members: dict[str, Member], where: str, newest: int) -> int:
     place = f"{where}: {MANIFEST}"
     try:
-        manifest = json.loads(members[MANIFEST].content)
+        manifest = parse_json(members[MANIFEST].content)
         name, version, listed = manifest["format"], manifest["version"], manifest["members"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveError("the manifest cannot be read", where=place, found=repr(error)[:300]) from error
@@ -297,29 +327,23 @@ def _check_manifest(members: dict[str, Member], where: str, newest: int) -> int:
 
 def read_config(content: bytes, where: str) -> dict[str, Any]:
     """Plain YAML: no tags, no aliases, no interpolation, no depth without end."""
-    if len(content) > _LONGEST_CONFIG:
+    if len(content) > _LARGEST[CONFIG]:
         raise ArchiveError(
             "the config is too large",
             where=where,
             found=f"{len(content)} bytes",
-            expected=f"at most {_LONGEST_CONFIG} bytes",
+            expected=f"at most {_LARGEST[CONFIG]} bytes",
         )
     try:
         text = content.decode()
         if "${" in text:
             raise ArchiveError("interpolation is refused", where=where, found=text[text.index("${") :][:80])
         _check_events(text, where)
-        config = yaml.safe_load(text)
+        config = yaml.load(text, Loader=_Strict)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ArchiveError(
             "the config cannot be read", where=where, expected="plain YAML", found=str(error)[:300]
         ) from error
-    if not _is_plain(config):
-        raise ArchiveError(
-            "the config holds more than plain data",
-            where=where,
-            expected="mappings from text, lists, text, numbers, true, false and null",
-        )
     right = isinstance(config, dict) and {"model"} <= set(config) <= {"model", "tokenizer"}
     if not right or not all(isinstance(part, dict) for part in config.values()):
         found = ", ".join(config)[:300] if isinstance(config, dict) else type(config).__name__
@@ -332,7 +356,7 @@ def read_config(content: bytes, where: str) -> dict[str, Any]:
 def _check_events(text: str, where: str) -> None:
     """Before anything is made of the text, since a few lines can stand for gigabytes."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
             raise ArchiveError(
                 "aliases are refused", where=where, found=f"*{event.anchor}", fix="write every value out"
@@ -341,18 +365,45 @@ def _check_events(text: str, where: str) -> None:
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        if depth > _DEEPEST_CONFIG:
+        if depth > _DEEPEST_CONFIG or count > _LONGEST_CONFIG:
             raise ArchiveError(
-                "the config is nested too deeply", where=where, expected=f"at most {_DEEPEST_CONFIG} levels"
+                "the config is nested too deeply, or too long",
+                where=where,
+                expected=f"at most {_DEEPEST_CONFIG} levels and {_LONGEST_CONFIG} values",
             )
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise ArchiveError("tags are refused", where=where, found=tag)
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
+class _Strict(yaml.SafeLoader):
+    """Reads text, numbers, true, false, null, lists and mappings, each as :class:`_Plain` writes it."""
+
+    def mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+        """Of text, each key once."""
+        made: dict[str, Any] = {}
+        for key, value in node.value:
+            name = self.construct_object(key, deep=True)
+            if not isinstance(name, str) or name in made:
+                what = "a key is no text, or comes twice"
+                raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+            made[name] = self.construct_object(value, deep=True)
+        return made
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        """A number in digits: no octals, no minutes, none that is not a number."""
+        for kind, form in ((int, _WHOLE), (float, _FRACTION)):
+            if form.fullmatch(node.value):
+                return kind(node.value.replace(".inf", "inf"))
+        raise yaml.constructor.ConstructorError(None, None, f"no plain number: {node.value[:80]}", node.start_mark)
+
+    yaml_constructors = {
+        None: yaml.SafeLoader.construct_undefined,  # nothing else is known, such as dates
+        "tag:yaml.org,2002:str": yaml.SafeLoader.construct_yaml_str,
+        "tag:yaml.org,2002:bool": yaml.SafeLoader.construct_yaml_bool,
+        "tag:yaml.org,2002:null": yaml.SafeLoader.construct_yaml_null,
+        "tag:yaml.org,2002:seq": yaml.SafeLoader.construct_yaml_seq,
+        "tag:yaml.org,2002:map": mapping,
+        "tag:yaml.org,2002:int": number,
+        "tag:yaml.org,2002:float": number,
+    }

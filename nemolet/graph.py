@@ -58,9 +58,11 @@ class Graph(NeuralModule, ports_of_instance=True):
         self.solution: Solution = check(self.nodes)
         self.inputs: dict[str, Symbol] = name_inputs(self.nodes)
         self.ends: dict[str, Symbol] = ends
-        self._add_modules(name_modules(self.nodes, names or {}, self.inputs))
+        self.numbers: dict[Node, int] = {node: number for number, node in enumerate(self.nodes)}
+        named = name_modules(self.nodes, names or {}, self.inputs)
+        self._add_modules(named)
         self.end_slots: dict[str, str] = {name: self._slot(symbol) for name, symbol in ends.items()}
-        steps = (self._step(index, node) for index, node in enumerate(self.nodes))
+        steps = (self._step(named[id(node.module)], node) for node in self.nodes)
         self.steps: list[Step] = release(steps, self.end_slots.values())
         self.signature = self._signature()
 
@@ -86,16 +88,16 @@ class Graph(NeuralModule, ports_of_instance=True):
         """Names of the modules by ``id``; made anew, because a copied graph has other modules."""
         return {id(module): name for name, module in self._modules.items()}
 
-    def _step(self, index: int, node: Node) -> Step:
+    def _step(self, name: str, node: Node) -> Step:
         module = node.module
         assert isinstance(module, NeuralModule)
         declared = module.declared()
         return Step(
-            name=self.module_names[id(module)],
+            name=name,
             arguments={port: self._slots(wire) for port, wire in node.wires.items()},
             constants=dict(node.options),
             options=tuple(o for o in declared.options if o not in node.options),
-            results={port: f"{index}.{port}" for port in module.output_ports},
+            results={port: f"{self.numbers[node]}.{port}" for port in module.output_ports},
             single=declared.record is None and len(module.output_ports) == 1,
         )
 
@@ -112,7 +114,7 @@ class Graph(NeuralModule, ports_of_instance=True):
             if name is None:
                 raise WiringError("an output is an input that no module uses", where=symbol.name, fix="leave it out")
             return name
-        return f"{self.nodes.index(symbol.node)}.{symbol.port.name}"
+        return f"{self.numbers[symbol.node]}.{symbol.port.name}"
 
     def _signature(self) -> Signature:
         letters = Letters(self.solution)
@@ -213,10 +215,10 @@ class Graph(NeuralModule, ports_of_instance=True):
         return Picture(self.label, tuple(boxes), tuple(arrows), sum(p.numel() for p in self.parameters()))
 
     def _box(self, node: Node) -> str:
-        return f"{self.nodes.index(node)}"
+        return f"{self.numbers[node]}"
 
     def _title(self, node: Node) -> str:
-        return self.module_names[id(node.module)]
+        return self.steps[self.numbers[node]].name
 
     def _source(self, symbol: Symbol) -> str:
         return f"in:{self._slot(symbol)}" if symbol.node is None else self._box(symbol.node)
@@ -241,13 +243,14 @@ class Graph(NeuralModule, ports_of_instance=True):
 
     def config(self, refs: Mapping[int, str] | None = None) -> dict[str, Any]:
         """This graph as plain data; :func:`compose` rebuilds it."""
-        inner = {**(refs or {}), **self.module_names}
+        outer = {key: name for key, name in (refs or {}).items() if name not in self._modules}
+        inner = outer | self.module_names
         modules: dict[str, Any] = {}
         for node in self.nodes:
-            name = self.module_names[id(node.module)]
+            name = self._title(node)
             if name not in modules:
                 assert isinstance(node.module, NeuralModule)
-                modules[name] = node.module.config({k: v for k, v in inner.items() if v != name})
+                modules[name] = node.module.config(inner)
         if len(modules) < len(self.nodes):
             raise WiringError(
                 "a module that is called twice cannot be written to a config",

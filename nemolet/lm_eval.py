@@ -38,7 +38,7 @@ class HarnessModel(TemplateLM):
         batch_size: requests at once; ``"auto"`` for 8.
         max_batch_size: the harness passes it; nothing depends on it.
         max_gen_toks: length limit of a continuation, where a task sets none.
-        add_bos: whether a text begins with the beginning-of-text token, where there is one, as in generation.
+        add_bos: whether a text begins with what opens every document and prompt of the tokenizer, as in generation.
 
     Raises:
         ConfigError: for an archive without tokenizer, or of another kind of model.
@@ -71,7 +71,7 @@ class HarnessModel(TemplateLM):
         self.max_length: int = vars(archive.model)["context"]
         self.batch_size = _AUTO if str(batch_size).startswith("auto") else int(batch_size)
         self.max_gen_toks = int(max_gen_toks)
-        self.add_bos = add_bos and archive.tokenizer.bos_id is not None
+        self.add_bos = add_bos
 
     @property
     def eot_token_id(self) -> int:
@@ -86,8 +86,8 @@ class HarnessModel(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text; special tokens in it are read, as few-shot prompts of chats contain them."""
         begins = self.add_bos and add_special_tokens is not False
-        tokens = self.text.encode(string, special=True)
-        return [self.eot_token_id, *tokens] if begins and tokens[:1] != [self.eot_token_id] else tokens
+        encode = self.text.encode_prompt if begins else self.text.encode
+        return encode(string, special=True)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any

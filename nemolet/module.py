@@ -70,6 +70,7 @@ class NeuralModule(nn.Module):
 
     signature: Signature | None = None
     branch: ClassVar[bool] = False  # whether what enters goes into projections of its own and nowhere else
+    came_from: str | None = None  # a digest of the file that its weights were read from
     __buildable__ = True  # a config or an archive may name a typed module
 
     def __init_subclass__(cls, *, ports_of_instance: bool = False, **kwargs: Any) -> None:
@@ -99,6 +100,12 @@ class NeuralModule(nn.Module):
     def output_ports(self) -> Mapping[str, Port]:
         """The outputs, with everything this instance knows."""
         return {k: Port(k, bind(p.type, self.bindings), p.optional) for k, p in self.declared().outputs.items()}
+
+    def comes_from(self, digest: str) -> None:
+        """Note which file these weights were read from, here and in all typed modules inside."""
+        for module in self.modules():
+            if isinstance(module, NeuralModule):
+                module.came_from = digest
 
     def declared(self) -> Signature:
         """The ports as declared, before the sizes of this instance are filled in."""
@@ -227,6 +234,17 @@ def parameter_axes(module: nn.Module) -> dict[str, tuple[Dim, ...]]:
     return {name: declared[name] for name, _ in module.named_parameters()}
 
 
+def first_names(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor once: a tied weight is stored under its first name."""
+    known: dict[int, str] = {}
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in known:
+            known[id(tensor)] = name
+            tensors[name] = tensor.detach()
+    return tensors
+
+
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
@@ -320,4 +338,4 @@ def check_tensor(declared: NeuralType, value: Any, where: str, sizes: dict[str, 
             sizes.setdefault(axis.letter, (size, where))
 
 
-__all__ = ["NeuralModule", "check_tensor", "checked", "parameter_axes"]
+__all__ = ["NeuralModule", "check_tensor", "checked", "first_names", "parameter_axes"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,11 +81,13 @@ def name_modules(nodes: Sequence[Node], names: Mapping[str, NeuralModule], input
     """A name for each module, by its id: as given, else after its class, and not that of an input."""
     chosen = {id(module): name for name, module in names.items()}
     taken = {*names, *inputs}
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
     for node in nodes:
         if id(node.module) in chosen:
             continue
-        base = node.module.label
-        name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+        name = base = node.module.label
+        while name in taken:
+            name = f"{base}_{next(numbers[base])}"
         chosen[id(node.module)] = name
         taken.add(name)
     return chosen

@@ -10,6 +10,7 @@ import ast
 import functools
 import inspect
 import operator
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -35,6 +36,10 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.USub: operator.neg,
     ast.Not: operator.not_,
 }
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "len": len,
+    "min": lambda many: min(many.values() if isinstance(many, Mapping) else many, default=None),
+}
 _JOINS: tuple[type, ...] = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Is, ast.IsNot)
 _READABLE = (ast.Constant, ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.Load, *_JOINS, *_OPERATORS)
 
@@ -48,7 +53,8 @@ def read_rule(expression: str) -> ast.expr:
     """The parsed expression of a rule.
 
     Raises:
-        ConfigError: for anything but numbers, text, names, items, lengths, arithmetic, comparisons, and, or, not.
+        ConfigError: for anything but numbers, text, names, items, lengths, smallest items (of a mapping: its smallest
+            value), arithmetic, comparisons, and, or, not.
 
     Example:
         >>> evaluate(read_rule("not width % heads"), {"width": 8, "heads": 2})
@@ -63,7 +69,7 @@ def read_rule(expression: str) -> ast.expr:
         if isinstance(node, ast.Attribute):
             known = isinstance(node.value, (ast.Name, ast.Attribute))
         elif isinstance(node, ast.Call):
-            known = _dotted(node.func) == "len" and len(node.args) == 1 and not node.keywords
+            known = _dotted(node.func) in _FUNCTIONS and len(node.args) == 1 and not node.keywords
         elif isinstance(node, ast.Compare):
             is_none = isinstance(node.ops[0], (ast.Is, ast.IsNot))
             known = len(node.ops) == 1 and (not is_none or ast.unparse(node.comparators[0]) == "None")
@@ -78,7 +84,8 @@ def read_rule(expression: str) -> ast.expr:
 
 
 def broken(rules: Rules, known: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The sentence of each rule that does not hold, and the settings it speaks of.
+    """The sentence of each rule that does not hold, and the settings it speaks of; those that are not set, where the
+    sentence speaks of them too.
 
     Args:
         rules: pairs of an expression and a sentence.
@@ -98,14 +105,17 @@ def broken(rules: Rules, known: Mapping[str, Any]) -> list[tuple[str, dict[str, 
         except ZeroDivisionError:
             holds = False
         if not holds:
-            found.append((sentence, {name: _lookup(name, known) for name in _settings_of(tree)}))
+            named = {name: _lookup(name, known) for name in _settings_of(tree)}
+            words = re.findall(r"\w+", sentence)
+            told = {k: v for k, v in named.items() if v is not None or k.rpartition(".")[2] in words}
+            found.append((sentence, told or named))
     return found
 
 
 def _settings_of(tree: ast.expr) -> list[str]:
     """The settings that a rule speaks of, such as ``width`` and ``attention.head_size``."""
     nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Name, ast.Attribute))]
-    names = [name for name in dict.fromkeys(map(_dotted, nodes)) if name != "len"]
+    names = [name for name in dict.fromkeys(map(_dotted, nodes)) if name not in _FUNCTIONS]
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
 
 
@@ -128,7 +138,7 @@ def evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.Subscript):
         return evaluate(node.value, known)[evaluate(node.slice, known)]
     if isinstance(node, ast.Call):
-        return len(evaluate(node.args[0], known))
+        return _FUNCTIONS[_dotted(node.func)](evaluate(node.args[0], known))
     assert isinstance(node, ast.Compare)
     if isinstance(node.ops[0], (ast.Is, ast.IsNot)):
         return (_lookup(_dotted(node.left), known) is None) == isinstance(node.ops[0], ast.Is)

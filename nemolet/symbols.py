@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol
 
 from nemolet.errors import DeclarationError, WiringError
 from nemolet.ports import Port, port_type
-from nemolet.types import DictOf, ListOf, NeuralType
+from nemolet.types import DictOf, ListOf, NeuralType, PortType
 
 
 class Typed(Protocol):
@@ -40,6 +40,11 @@ class Symbol:
         """Where the tensor comes from, for messages."""
         return f"{self.node.module.label}.{self.port.name}" if self.node else f"input {self.port.name or '?'}"
 
+    @property
+    def known(self) -> PortType:
+        """Its type, as far as the call that returned it could know."""
+        return self.port.type if self.node is None else self.node.known.get(self.port.name, self.port.type)
+
     def __repr__(self) -> str:
         return f"Symbol({self.name}: {self.port.type})"
 
@@ -56,11 +61,12 @@ Wire = Symbol | list["Wire"] | dict[str, "Wire"]
 
 @dataclass(eq=False, frozen=True)
 class Node:
-    """One symbolic call: a module, the wire at each of its ports, and plain options."""
+    """One symbolic call: a module, the wire at each of its ports, plain options, and what is known of its outputs."""
 
     module: Typed
     wires: Mapping[str, Wire]
     options: Mapping[str, object] = field(default_factory=dict)
+    known: Mapping[str, PortType] = field(default_factory=dict)
 
     def outputs(self) -> dict[str, Symbol]:
         """A symbol for each output port."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +37,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100 << 20  # as in the safetensors library
+_MOST_DIMS = 64  # as in torch
 
 
 @dataclass(frozen=True)
@@ -49,32 +53,85 @@ class Spec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class OpenFile:
+    """A file that stays open, so that what was checked is what is read, whatever its name stands for since (final).
+
+    It may be read from several threads. It is closed when nothing refers to it any more.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: for what cannot be read, or is no regular file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "f"
+        >>> path.write_bytes(b"abcdef")
+        6
+        >>> file = OpenFile(path)
+        >>> path.unlink()
+        >>> file.read(2, 3)
+        b'cde'
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is not waited for
+        weakref.finalize(self, os.close, self._number)
+        self._state = os.fstat(self._number)
+        if not stat.S_ISREG(self._state.st_mode):
+            raise OSError(f"this is no regular file: {path}")
+        self.size = self._state.st_size
+
+    def read(self, start: int, size: int) -> bytes:
+        """Bytes from a place on; fewer where the file ends."""
+        content = bytearray(max(0, min(size, self.size - start)))
+        return bytes(memoryview(content)[: self.read_into(start, content)])
+
+    def read_into(self, start: int, buffer: bytearray) -> int:
+        """Fill a buffer; returns how much there was.
+
+        Raises:
+            OSError: for a file that was written to since it was opened.
+        """
+        view, done = memoryview(buffer), 0
+        while done < len(view) and (count := os.preadv(self._number, [view[done:]], start + done)):
+            done += count
+        now, then = os.fstat(self._number), self._state
+        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (then.st_size, then.st_mtime_ns, then.st_ctime_ns):
+            raise OSError("it was written to while it was read")
+        return done
+
+
 class TensorFile:
     """A safetensors file whose tensors are read when they are asked for (final).
 
     Args:
-        path: the file.
+        source: the file, or its path.
         start: where in it the safetensors begin.
         size: how many bytes they have; None for up to the end.
+        longest_header: in bytes; a header takes a multiple of that in memory.
 
     Raises:
         ConversionError: for a file that is none, is truncated, or holds an unknown type.
     """
 
-    def __init__(self, path: Path, *, start: int = 0, size: int | None = None) -> None:
-        self.path = path
-        whole = path.stat().st_size - start if size is None else size
-        with path.open("rb") as file:
-            file.seek(start)
-            length = int.from_bytes(file.read(8), "little")
-            if whole < 8 or not 2 <= length <= min(_LONGEST_HEADER, whole - 8):
+    def __init__(
+        self, source: Path | OpenFile, *, start: int = 0, size: int | None = None, longest_header: int = _LONGEST_HEADER
+    ) -> None:
+        self.path = source.path if isinstance(source, OpenFile) else source
+        try:
+            self._file = source if isinstance(source, OpenFile) else OpenFile(source)
+            whole = self._file.size - start if size is None else size
+            length = int.from_bytes(self._file.read(start, 8), "little")
+            if whole < 8 or not 2 <= length <= min(longest_header, whole - 8):
                 raise self._error("this is no safetensors file, or it is cut short", f"{whole} bytes")
-            try:
-                header = json.loads(file.read(length))
-                self.metadata = header.pop("__metadata__", None) or {}
-                places = {name: self._place(name, entry) for name, entry in header.items()}
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise self._error("the header of this safetensors file cannot be read", repr(error)[:200]) from error
+            header = parse_json(self._file.read(start + 8, length))
+            header.pop("__metadata__", None)
+            places = {name: self._place(name, entry) for name, entry in header.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._error("the header of this safetensors file cannot be read", repr(error)[:200]) from error
         self.specs = {name: spec for name, (spec, _) in places.items()}
         self._starts = {name: start + 8 + length + begin for name, (_, begin) in places.items()}
         end = 0
@@ -88,11 +145,14 @@ class TensorFile:
     def _place(self, name: str, entry: Mapping[str, Any]) -> tuple[Spec, int]:
         if entry["dtype"] not in DTYPES:
             raise self._error(f"{name} has an unknown type", entry["dtype"], ", ".join(DTYPES))
-        spec = Spec(DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])))
-        begin, end = entry["data_offsets"]
-        if end - begin != spec.bytes or begin < 0 or any(size < 0 for size in spec.shape):
+        shape, (begin, end) = entry["shape"], entry["data_offsets"]
+        numbers = (*shape, begin, end)
+        if not isinstance(shape, list) or len(shape) > _MOST_DIMS or not all(_is_size(number) for number in numbers):
+            raise self._error(f"{name} has a place or a shape that no tensor has", str(entry)[:200])
+        spec = Spec(DTYPES[entry["dtype"]], tuple(shape))
+        if end - begin != spec.bytes:
             raise self._error(f"{name} has other bytes than its shape says", f"{end - begin} bytes", spec.bytes)
-        return spec, int(begin)
+        return spec, begin
 
     def _error(self, what: str, found: object, expected: object = None) -> ConversionError:
         fix = "download or copy the file again"
@@ -103,12 +163,18 @@ class TensorFile:
         spec = self.specs[name]
         if not spec.bytes:
             return torch.empty(spec.shape, dtype=spec.dtype)
-        with self.path.open("rb") as file:
-            file.seek(self._starts[name])
-            content = bytearray(spec.bytes)
-            if file.readinto(content) != spec.bytes:
-                raise self._error("the file is cut short", f"{name} ends early")
+        content = bytearray(spec.bytes)
+        try:
+            whole = self._file.read_into(self._starts[name], content) == spec.bytes
+        except OSError as error:
+            raise self._error("this tensor cannot be read", f"{name}: {error}") from error
+        if not whole:
+            raise self._error("the file is cut short", f"{name} ends early")
         return torch.frombuffer(content, dtype=spec.dtype).reshape(spec.shape)
+
+
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 <= number < 1 << 63
 
 
 class Shards:
@@ -151,6 +217,35 @@ class PickledFile:
         """One tensor."""
         tensor: Tensor = self._tensors[name]
         return tensor
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON that means one thing: no name twice, and no numbers that JSON does not have.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> parse_json(b'{"a": [1, null]}')
+        {'a': [1, None]}
+        >>> parse_json(b'{"a": 1, "a": 2}')
+        Traceback (most recent call last):
+            ...
+        ValueError: 'a' comes twice
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        known: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in known:
+                raise ValueError(f"{name[:100]!r} comes twice")
+            known[name] = value
+        return known
+
+    def refuse(text: str) -> None:
+        raise ValueError(f"{text} is no number of JSON")
+
+    return json.loads(content, object_pairs_hook=once, parse_constant=refuse)
 
 
 def header_bytes(specs: Mapping[str, Spec]) -> bytes:

@@ -3,7 +3,7 @@
 :func:`check` walks nodes in order and unifies, over every wire, the axes of the output with the axes of the input:
 each letter of each node is a variable, a wire makes two variables one, and two sizes in one variable are an error
 that names both ends. It is a pure function of the nodes; nothing is kept between calls. :func:`bind_call` makes the
-node of one symbolic call, checked.
+node of one symbolic call, checked against what is known of its inputs; a graph is checked as a whole.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class Var:
 
     def root(self) -> Var:
         var = self
-        while var.parent is not None:
-            var = var.parent
+        while (parent := var.parent) is not None:
+            if parent.parent is not None:
+                var.parent = parent.parent  # so that the way is short at the next look, however many wires it led over
+            var = parent
         return var
 
     def axis(self) -> Axis:
@@ -142,11 +144,12 @@ class Solution:
         return self.resolved(symbol).plain()
 
     def resolved(self, symbol: Symbol, port: str = "?") -> ResolvedTree:
-        """The variables of a symbol; those of a graph's input are made when it first enters a port."""
+        """The variables of a symbol; those of what no checked node returns are made when it first enters a port."""
         # Symbols of one output are made anew by each look at a node, so they are told apart by node and port.
         key = symbol if symbol.node is None else (symbol.node, symbol.port.name)
         if key not in self._types:
-            self._types[key] = Scope(f"input {symbol.port.name or port}").resolve_tree(symbol.port.type, "")
+            origin = f"input {symbol.port.name or port}" if symbol.node is None else symbol.name
+            self._types[key] = Scope(origin).resolve_tree(symbol.known, "")
         return self._types[key]
 
     def store(self, symbol: Symbol, resolved: ResolvedTree) -> None:
@@ -377,8 +380,20 @@ def bind_call(
                 fix=f"annotate {name!r} in forward with the type of the tensor",
             )
     node = Node(module, wires, constants)
-    check([*upstream(itertools.chain.from_iterable(map(symbols_of, wires.values()))), node])
-    return node
+    return replace(node, known=_returned(node))
+
+
+def _returned(node: Node) -> dict[str, PortType]:
+    """The types that a call returns, as far as they follow from those that enter it.
+
+    Raises:
+        WiringError: for a misfit.
+    """
+    try:
+        solution = check([node])
+    except WiringError:  # looked at with all that led here, it fits after all, or the error names who fixed the sizes
+        solution = check([*upstream(itertools.chain.from_iterable(map(symbols_of, node.wires.values()))), node])
+    return {name: solution.type_of(symbol) for name, symbol in node.outputs().items()}
 
 
 def _brief(value: object) -> str:

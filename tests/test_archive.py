@@ -23,7 +23,7 @@ import torch
 import yaml
 
 import nemolet as nl
-from nemolet.archive import _no_larger_than, described
+from nemolet.archive import described
 from nemolet.container import CARD, CONFIG, MANIFEST, WEIGHTS
 from nemolet.errors import ArchiveError, ConfigError, ConversionError, DeclarationError, NemoletError
 from nemolet.tokenizers import ByteTokenizer, CharTokenizer, SentencePieceTokenizer
@@ -772,9 +772,3 @@ def test_what_could_not_be_loaded_is_told_before_training():
         module = nl.compose({"inner": module})
     with pytest.raises(NemoletError, match="cannot hold"):
         described(module)
-
-
-@pytest.mark.parametrize("length", [10**8, 10**12])
-def test_a_table_that_is_not_stored_is_bounded_too(length):
-    with pytest.raises(ArchiveError, match="do not fit"), _no_larger_than({}, "here"):
-        nl.nn.embedding.SinusoidalPositions(length, 8)

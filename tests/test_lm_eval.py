@@ -12,6 +12,7 @@ import torch
 
 import nemolet as nl
 from nemolet.errors import ConfigError, DataError
+from nemolet.language.decoding import _encode_prompt
 from nemolet.language.likelihood import likelihoods
 from nemolet.tokenizers import ByteTokenizer
 
@@ -149,6 +150,16 @@ def test_continuations_end_where_a_task_says(model):
         assert text == expected.text
 
 
+def test_a_text_begins_as_a_prompt_does(folder, model):
+    """The byte tokenizer has no beginning-of-text token; what ends a document opens the next one."""
+    opener = model.text.opener
+    assert model.tok_encode("Snow") == [opener, *b"Snow"] == _encode_prompt(model.text, "Snow")
+    assert model.tok_encode("Snow", add_special_tokens=False) == [*b"Snow"]
+    written = next(name for name, index in model.text.special_tokens.items() if index == opener)
+    assert model.tok_encode(f"{written}Snow") == [opener, *b"Snow"]  # a template of a chat has put it there
+    assert HarnessModel(str(folder / "m.nemolet"), add_bos=False).tok_encode("Snow") == [*b"Snow"]
+
+
 def test_the_harness_runs_a_local_task(folder):
     found = simple_evaluate(
         model="nemolet",
@@ -162,7 +173,8 @@ def test_the_harness_runs_a_local_task(folder):
     right = 0
     model = HarnessModel(str(folder / "m.nemolet"))
     for row in ROWS:
-        scores = [direct(model, model.tok_encode(row["question"]), model.tok_encode(c))[0] for c in row["choices"]]
+        choices = [model.tok_encode(choice, add_special_tokens=False) for choice in row["choices"]]
+        scores = [direct(model, model.tok_encode(row["question"]), choice)[0] for choice in choices]
         right += scores.index(max(scores)) == row["answer"]
     assert found["results"]["local_choices"]["acc,none"] == pytest.approx(right / len(ROWS))
     bits = found["results"]["local_words"]["bits_per_byte,none"]

@@ -80,9 +80,25 @@ def test_good_choices_are_taken():
 
 
 def test_rules_know_lengths_and_what_is_not_set():
-    rules = [("len(a) == b", "one"), ("a is None or b is not None", "two"), ("c > 1", "three")]
+    rules = [("len(a) == b", "one"), ("a is None or b is not None", "a needs b"), ("c > 1", "three")]
     assert broken(rules, {"a": [1, 2], "b": 3, "c": None}) == [("one", {"a": [1, 2], "b": 3})]
-    assert broken(rules, {"a": [1], "b": None}) == [("two", {"a": [1], "b": None})]
+    assert broken(rules, {"a": [1], "b": None}) == [("a needs b", {"a": [1], "b": None})]
+
+
+def test_rules_know_the_smallest():
+    rules = [("min(a) > 0", "one")]
+    for value, holds in (([1, 2], True), ([0, 2], False), ({"x": 3, "y": -1}, False), ("a.txt", True), ({}, True)):
+        assert (broken(rules, {"a": value}) == []) is holds
+
+
+def test_a_setting_that_is_not_set_is_told_only_where_the_rule_asks_for_it():
+    with pytest.raises(ConfigError) as caught:
+        CausalLM(**{**TINY, "heads": 3})
+    assert caught.value.found == "width=8, heads=3"  # and not attention.head_size=None
+    assert caught.value.fix == "change width or heads"
+    with pytest.raises(ConfigError) as caught:
+        TokenizerSpec("file")
+    assert caught.value.found == "kind='file', path=None"
 
 
 def test_a_rule_may_say_not():

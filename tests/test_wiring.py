@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, NamedTuple
 
 import pytest
@@ -321,7 +322,7 @@ def an_axis_more_than_itself():
 
     def wire():
         x = Input(HiddenRestD, "x")
-        return add(x, deepen(x))
+        return Graph(add(x, deepen(x)))  # only the whole graph knows that both come from one input
 
     return wire
 
@@ -864,3 +865,82 @@ def test_a_symbol_has_no_value():
     for use in (bool, len, list, lambda symbol: symbol[0]):
         with pytest.raises(WiringError, match="a symbol has no value yet"):
             use(hidden())
+
+
+def lines_of(work) -> int:
+    """How many lines of Python a piece of work runs."""
+    count = 0
+
+    def line(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(line)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def chain(length, make):
+    symbol = Embed(width=4)(Input(TokenIdsBT))
+    for _ in range(length):
+        symbol = make(symbol)
+    return Graph(symbol)
+
+
+CHAINS = {
+    "with a width": lambda layer: lambda symbol: layer(4)(symbol),
+    "without one": lambda layer: lambda symbol: layer()(symbol),
+    "of any rank": lambda _: lambda symbol: Norm()(symbol),
+    "with residuals": lambda layer: lambda symbol: Add()(symbol, layer(4)(symbol)),
+}
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_the_work_of_wiring_is_in_proportion_to_the_modules(kind):
+    make = CHAINS[kind](Layer)
+    few, many = (lines_of(lambda n=n: chain(n, make).config()) for n in (100, 400))
+    assert many < 4.4 * few
+
+
+def test_the_work_of_composing_is_in_proportion_to_the_modules():
+    def work(length):
+        modules = {f"layer{i}": Layer(4) for i in reversed(range(length))}  # each needs the one that is named after it
+        wires = {f"layer{i}.hidden": f"layer{i - 1}.output" for i in range(1, length)}
+        return lines_of(lambda: compose(modules, wires))
+
+    assert work(400) < 4.4 * work(100)
+
+
+def test_a_chain_of_thousands_is_wired():
+    graph = chain(2000, lambda symbol: Layer()(symbol))
+    assert str(graph.output_ports["output"].type) == "B T D=4 Hidden"
+    assert len(graph.nodes) == 2001
+
+
+def test_a_size_that_only_the_whole_graph_knows_is_found_there():
+    class Pool(NeuralModule):
+        def forward(self, hidden: HiddenBTD, mask: MaskBT) -> MaskBT:
+            return mask
+
+    hidden, mask = Input(HiddenBTD, "hidden"), Input(MaskBT, "mask")
+    wide, narrow = Layer(8)(hidden), Layer(4)(hidden)  # each fits by itself
+    both = Pool()(narrow, Pool()(wide, mask))
+    with pytest.raises(WiringError, match="another size") as caught:
+        Graph(both)
+    assert (caught.value.expected, caught.value.found) == (
+        "B T D=8 Hidden   at input layer.hidden",
+        "B T D=4 Hidden   from input hidden",
+    )
+
+
+def test_an_error_names_who_fixed_the_size_however_far_away():
+    tokens = Input(TokenIdsBT)
+    wide, narrow = (Norm()(Norm()(Embed(width=width)(tokens))) for width in (8, 4))
+    with pytest.raises(WiringError) as caught:
+        Add()(wide, narrow)
+    assert caught.value.fix.startswith("D is 8 by embed.output, but 4 by embed.output")

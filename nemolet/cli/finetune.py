@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemolet.cli.train import as_plain, measures, progress_bar, stopped, with_sizes
 from nemolet.config import ModuleConfig, build
 from nemolet.data.corpus import TokenizerSpec
-from nemolet.errors import ConfigError
+from nemolet.errors import ArchiveError, ConfigError
 from nemolet.nn.adapters import Adapter
+from nemolet.parallel.deferred import Deferred
+from nemolet.parallel.settings import Parallel
 from nemolet.training.optim import Optim
 from nemolet.training.rates import LayeredOptim
 from nemolet.training.schedule import Schedule
 from nemolet.training.settings import Training
+
+if TYPE_CHECKING:
+    from nemolet.archive import Archive
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Settings:
         optim: the optimizer.
         schedule: the learning rate.
         trainer: everything else.
+        parallel: how the model is spread over devices; without additions and teachers only.
         name: of the experiment folder, ``runs/<name>``.
         folder: another experiment folder.
         seed: of the order of the data, and of new weights.
@@ -49,6 +56,7 @@ class Settings:
     optim: Optim
     schedule: Schedule
     trainer: Training
+    parallel: Parallel
     model: ModuleConfig | None = None
     tokenizer: TokenizerSpec | None = None
     loss: ModuleConfig | None = None
@@ -76,14 +84,12 @@ class Settings:
 def run(settings: Settings) -> int:
     """Train, write ``model.nemolet`` (additions merged), and the addition itself to ``adapter/``."""
     import pytorch_lightning as pl
-    import torch
+    from pytorch_lightning.utilities import rank_zero_only
 
-    from nemolet.archive import load
-    from nemolet.nn.adapters import adapt, freeze
     from nemolet.training.callbacks import spoken
     from nemolet.training.experiment import fit
 
-    archive = load(settings.archive, dtype=torch.float32)  # small steps are lost in half precision
+    archive, deferred = _opened(settings)
     vocabulary = settings.tokenizer or archive.tokenizer
     if vocabulary is None:
         raise ConfigError(
@@ -96,16 +102,15 @@ def run(settings: Settings) -> int:
     if settings.show:
         _show(data, settings.show)
     pl.seed_everything(settings.seed, verbose=False)
-    model = _model(settings, archive.model, data.sizes)
-    if settings.adapter is not None:
-        adapt(_changed(model, settings), settings.adapter)
-        _train_heads(model, settings)
-    if settings.freeze:
-        freeze(model, settings.freeze)
-    around = _around(settings, model)
+    with deferred or nullcontext():
+        model = _model(settings, archive.model, data.sizes)
+        around = _around(settings, model)
+    _check_mesh(settings, alone=around is model)
     trained = sum(p.numel() for p in around.parameters() if p.requires_grad)
     folder = Path(settings.folder or f"runs/{settings.name}")
-    print(f"{trained / 1e6:.3f}M parameters are trained; {data.summary}; folder {folder}", flush=True)
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    if first:
+        print(f"{trained / 1e6:.3f}M parameters are trained; {data.summary}; folder {folder}", flush=True)
     result = fit(
         around,
         build(settings.loss, where="loss") if settings.loss else _own_loss(around),
@@ -115,14 +120,46 @@ def run(settings: Settings) -> int:
         optim=LayeredOptim(**asdict(settings.optim), layer_decay=settings.layer_decay),
         schedule=settings.schedule,
         training=settings.trainer,
+        parallel=settings.parallel,
+        deferred=deferred,
         seed=settings.seed,
         config=as_plain(settings),
-        finish=_finish(model, folder, settings),
+        finish=None if around is model and settings.adapter is None else _finish(model, folder, settings),
     )
+    if not first:
+        return 0
     if result.stopped:
         return stopped(result)
     print(f"{spoken(result.valid)}  archive {result.archive}")
     return 0
+
+
+def _opened(settings: Settings) -> tuple[Archive, Deferred | None]:
+    """The archive; for a mesh without values, and with what reads on each rank those that it keeps."""
+    import torch
+
+    from nemolet.archive import load
+    from nemolet.untrusted import looks_at_values
+
+    # Small steps are lost in half precision.
+    if settings.parallel.sizes() != Parallel().sizes():
+        try:
+            with Deferred() as deferred:
+                return load(settings.archive, dtype=torch.float32, later=deferred.fill_later), deferred
+        except ArchiveError as error:
+            if not looks_at_values(error):
+                raise
+    return load(settings.archive, dtype=torch.float32), None
+
+
+def _check_mesh(settings: Settings, *, alone: bool) -> None:
+    if settings.parallel.sizes() != Parallel().sizes() and (settings.adapter is not None or not alone):
+        raise ConfigError(
+            "a model with additions, a teacher or a former self is not spread over a mesh",
+            where="parallel",
+            found="adapter" if settings.adapter is not None else "teacher" if settings.teacher else "preferences",
+            fix="set parallel=one, or train the model alone",
+        )
 
 
 def _source(settings: Settings, model: Any) -> Any:
@@ -140,11 +177,21 @@ def _source(settings: Settings, model: Any) -> Any:
 
 
 def _model(settings: Settings, base: Any, sizes: Any) -> Any:
-    if settings.model is None:
-        return base.train()
+    from nemolet.nn.adapters import adapt, freeze
+
+    model = base.train() if settings.model is None else _with_head(settings.model, base, sizes)
+    if settings.adapter is not None:
+        adapt(_changed(model, settings), settings.adapter)
+        _train_heads(model, settings)
+    if settings.freeze:
+        freeze(model, settings.freeze)
+    return model
+
+
+def _with_head(config: ModuleConfig, base: Any, sizes: Any) -> Any:
     named = {name.rpartition(".")[2]: module for name, module in reversed(list(base.named_modules())) if name}
     parts = {"base": base, **{name: named[name] for name in ("encoder", "front_end") if name in named}}
-    return build(with_sizes(settings.model, sizes), parts=parts, where="model").train()
+    return build(with_sizes(config, sizes), parts=parts, where="model").train()
 
 
 def _changed(model: Any, settings: Settings) -> Any:

@@ -1,4 +1,7 @@
-"""``nemolet predict``: answers of a task model to a file of records, in their order; a broken run goes on."""
+"""``nemolet predict``: answers of a task model to a file of records, in their order; a broken run goes on.
+
+The file is read twice, a few records at a time: once to find what is wrong with it before any work, once to answer.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +54,12 @@ def run(settings: Settings) -> None:
         )
     out = Path(settings.out)
     partial = _Partial(out, [_digest(settings.archive), _digest(settings.input)])
-    records = list(_records(settings.input, model.READS))
+    total = sum(1 for _ in _records(settings.input, model.READS))
     done = partial.resume()
-    bar = _bar(len(records), done)
+    bar = _bar(total, done)
+    records = itertools.islice(_records(settings.input, model.READS), done, None)
     with partial.path.open("a", encoding="utf-8") as file:
-        for start in range(done, len(records), _CHUNK):
-            chunk = records[start : start + _CHUNK]
+        while chunk := list(itertools.islice(records, _CHUNK)):
             for record, answer in zip(chunk, model.predict(archive.tokenizer, chunk), strict=True):
                 kept = {"id": record["id"]} if "id" in record else {}
                 file.write(json.dumps({**kept, **answer}, ensure_ascii=False) + "\n")
@@ -64,7 +67,7 @@ def run(settings: Settings) -> None:
             bar(len(chunk))
     partial.finish()
     resumed = f", {done:,} of them from an earlier run" if done else ""
-    print(f"{len(records):,} answers{resumed}: {out}")
+    print(f"{total:,} answers{resumed}: {out}")
 
 
 class _Partial:
@@ -83,10 +86,13 @@ class _Partial:
             self.path.unlink(missing_ok=True)
             self.about.write_text(json.dumps(self.digests))
             return 0
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
+        whole = count = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    whole, count = whole + len(line), count + 1
         os.truncate(self.path, whole)
-        return content[:whole].count(b"\n")
+        return count
 
     def finish(self) -> None:
         """Give the answers their name."""

@@ -21,6 +21,7 @@ from nemolet.convert.folder import Folder, open_folder, read_tokenizer
 from nemolet.convert.mapping import Entry, expand, expected_shapes, ours_from
 from nemolet.errors import ConversionError, NemoletError
 from nemolet.module import NeuralModule
+from nemolet.nn.adapter_files import fingerprint
 from nemolet.tensor_files import Spec
 from nemolet.types import Axis
 
@@ -77,6 +78,7 @@ def read(
         model: NeuralModule = build(plan.config, where="model")
     made = ((name, tensor.to(device=device, dtype=dtype)) for name, tensor in ours_from(plan.entries, folder.weights))
     _place(model, made)
+    model.comes_from(fingerprint(model))
     card = f"Read from a Hugging Face folder of {plan.architecture.name}.\n"
     archive = Archive(model.to(device).eval(), tokenizer, card, {"model": model.config()})
     return replace(archive, extra=dict(folder.carried))

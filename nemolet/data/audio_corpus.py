@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from nemolet.data.buckets import BatchPlan, Joining
 from nemolet.data.corpus import TokenizerSpec
 from nemolet.data.inspection import AudioRules, Examined, Usable, examine, spoken_time
 from nemolet.data.manifest import Problem, Utterance, read_audio
-from nemolet.data.prepared import Progress, Unit
+from nemolet.data.prepared import Progress, Unit, digest, lasting
 from nemolet.data.targets import ClassTarget, SpeechTarget, Target, TextTarget
 from nemolet.errors import DataError, NemoletError
 from nemolet.rules import check_settings
@@ -101,6 +101,7 @@ class AudioCorpus:
     seed: int | None = None
 
     __buildable__ = True
+    FREE = ("decode", "memory_mb", "workers", "cache")
     CONFIG_RULES = (
         ("len(path) > 0", "path is empty; null for recordings that are given"),
         ("len(valid_path) > 0", "valid_path is empty; null sets part of path aside"),
@@ -288,6 +289,11 @@ class PreparedAudio:
             f"{len(self.valid):,} for validation; {left:,} left out)"
         )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Settings, and what is known of every recording."""
+        return {**lasting(self.corpus), "train": digest(_known(self.train)), "valid": digest(_known(self.valid))}
+
     def derived(self, valid_loss: float) -> dict[str, float]:
         """A loss of audio has no other names."""
         return {}
@@ -333,6 +339,11 @@ class PreparedAudio:
                 hop=round(corpus.hop * corpus.sample_rate),
             )
         return None
+
+
+def _known(usable: Sequence[Usable]) -> list[tuple[Any, ...]]:
+    each = ((u, u.utterance) for u in usable)
+    return [(u.start, u.stop, u.facts.sample_rate, s.text, s.label, s.speaker, s.segments) for u, s in each]
 
 
 def _name(usable: Usable, target: TargetName) -> str:

@@ -19,9 +19,9 @@ import numpy as np
 from nemolet.data.embedded import EmbeddedText
 from nemolet.data.indexed import IndexedTokens
 from nemolet.data.loader import TokenLoader, ValidationLoader
-from nemolet.data.packing import Blend, Chain, PackedTokens, Sampler
-from nemolet.data.prepared import Progress, Unit
-from nemolet.data.sources import InvalidUTF8, Pieces, TextFiles
+from nemolet.data.packing import Blend, Chain, PackedTokens, Sampler, shares
+from nemolet.data.prepared import Progress, Unit, lasting
+from nemolet.data.sources import BlendedText, InvalidUTF8, Pieces, TextFiles
 from nemolet.data.splits import Split, set_aside, whole
 from nemolet.data.tokenization import tokenize
 from nemolet.errors import DataError
@@ -143,12 +143,14 @@ class Corpus:
     seed: int | None = None
 
     __buildable__ = True
+    FREE = ("workers", "cache")
     CONFIG_RULES = (
         ("sequence_length >= 1 and batch_size >= 1", "sequence_length and batch_size are at least 1"),
         ("valid_fraction > 0 and valid_fraction < 1", "valid_fraction is a share between 0 and 1"),
         ("workers >= 1", "workers is at least 1"),
         ("max_line_bytes >= 1", "max_line_bytes is at least 1"),
         ("len(path) > 0", "path is empty; null for the text that Python carries"),
+        ("min(path) > 0", "the weights of a blend are above 0; leave out what is not to be read"),
         ("len(valid_path) > 0", "valid_path is empty; null sets part of path aside"),
         ("seed >= 0", "seed is at least 0"),
     )
@@ -187,7 +189,8 @@ class Corpus:
         Raises:
             DataError: for bad input, naming file and line.
         """
-        weights = self.path if isinstance(self.path, Mapping) else {self.path: 1.0}
+        weights = self._weights()
+        shares(list(weights.values()))  # before anything is read
         chosen = tokenizer if isinstance(tokenizer, Tokenizer) else self._tokenizer(tokenizer)
         train: list[Split] = []
         valid: list[Split] = []
@@ -206,28 +209,34 @@ class Corpus:
             valid.append(whole(self._tokens(self.valid_path, chosen, progress), chosen))
         return PreparedCorpus(self, chosen, tuple(train), tuple(valid), tuple(weights.values()))
 
-    def _source(self, path: str | None) -> EmbeddedText | TextFiles:
-        if path is None:
+    def _source(self, *paths: str | None) -> EmbeddedText | TextFiles:
+        named = [path for path in paths if path is not None]
+        if not named:
             return EmbeddedText()
-        return TextFiles([path], self.text_key, self.invalid_utf8, self.max_line_bytes)
+        return TextFiles(named, self.text_key, self.invalid_utf8, self.max_line_bytes)
+
+    def _weights(self) -> Mapping[str | None, float]:
+        """Paths and their weights."""
+        return dict(self.path) if isinstance(self.path, Mapping) else {self.path: 1.0}
 
     def _tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
-        paths = list(self.path) if isinstance(self.path, Mapping) else [self.path]
-        if spec.kind not in ("byte", "file", "phone") and paths[0] is not None and _is_tokens(paths[0]):
+        if spec.kind in ("byte", "file", "phone"):
+            return spec.make(EmbeddedText())
+        weights = self._weights()
+        tokens = next((path for path in weights if path is not None and _is_tokens(path)), None)
+        if tokens is not None:
             raise DataError(
                 "a token file cannot train a tokenizer",
                 where="tokenizer",
                 expected="tokenizer=file",
-                found=f"tokenizer.kind={spec.kind}",
+                found=f"tokenizer.kind={spec.kind}, data.path={tokens}",
                 fix="name the tokenizer the tokens were made with: tokenizer=file tokenizer.path=...",
             )
-        source = self._source(paths[0])
-        if spec.kind in ("byte", "file", "phone"):
-            return spec.make(source)
-        folder = self._cached(
-            "tokenizer", [_identity(source), asdict(spec)], lambda target: save_tokenizer(spec.make(source), target)
-        )
-        return load_tokenizer(folder)
+        source: Pieces = self._source(*weights)  # a set of characters or words asks for no shares
+        if spec.kind == "sentencepiece":
+            source = BlendedText([self._source(path) for path in weights], list(weights.values()))
+        key = [_identity(self._source(*weights)), list(weights.items()), asdict(spec)]
+        return load_tokenizer(self._cached("tokenizer", key, lambda target: save_tokenizer(spec.make(source), target)))
 
     def _tokens(self, path: str | None, tokenizer: Tokenizer, progress: Progress | None) -> IndexedTokens:
         if path is not None and _is_tokens(path):
@@ -310,6 +319,13 @@ class PreparedCorpus:
         """For a card."""
         total = int(sum(split.lengths.sum() for split in self.train))
         return f"{self.corpus.path or 'the text that Python carries'} ({total:,} tokens)"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Settings and ids."""
+        parts = {"train": self.train, "valid": self.valid}
+        digests = {name: [split.digest for split in splits] for name, splits in parts.items()}
+        return {**lasting(self.corpus), **digests}
 
     def derived(self, valid_loss: float) -> dict[str, float]:
         """A loss per token is also so many bits per byte, which do not depend on the tokenizer."""

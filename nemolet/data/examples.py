@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from nemolet.data.batches import Batching, BucketLoader, PassLoader, Sample, typical_sizes
 from nemolet.data.corpus import TokenizerSpec
 from nemolet.data.encoding import Empty, TextEncoding, TooLong
-from nemolet.data.prepared import Progress, Unit
+from nemolet.data.prepared import Progress, Unit, digest, lasting
 from nemolet.data.records import Record
 from nemolet.data.sources import Piece
 from nemolet.errors import DataError, nearest
@@ -202,6 +202,11 @@ class PreparedExamples:
         names = "".join(f", {len(values)} {name}" for name, values in self.known.items())
         skipped = f", {self.counts.left_out} left out" if self.counts.left_out > 0 else ""
         return f"{self.source.path} ({self.counts.train:,} examples{names}{skipped})"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Settings and samples."""
+        return {**lasting(self.source), "train": digest(self.train), "valid": digest(self.valid)}
 
     def derived(self, valid_loss: float) -> dict[str, float]:
         """A loss per label has no second name."""

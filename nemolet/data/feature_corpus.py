@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nemolet.data.audio_loader import AudioLoader, AudioValidationLoader
 from nemolet.data.buckets import BatchPlan, Row
 from nemolet.data.corpus import TokenizerSpec
-from nemolet.data.prepared import Batch, Progress, Unit
+from nemolet.data.prepared import Batch, Progress, Unit, digest, lasting
 from nemolet.data.targets import TextTarget
 from nemolet.errors import DataError
 from nemolet.rules import check_settings
@@ -143,6 +143,13 @@ class PreparedFeatures:
     def summary(self) -> str:
         """For a card."""
         return f"{self.corpus.path} ({len(self.train):,} utterances; {len(self.valid):,} for validation)"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Settings, and what is said how long."""
+        parts = {"train": self.train, "valid": self.valid}
+        digests = {name: digest([(e.text, e.frames.shape) for e in entries]) for name, entries in parts.items()}
+        return {**lasting(self.corpus), **digests}
 
     def derived(self, valid_loss: float) -> dict[str, float]:
         """A loss of features has no other names."""

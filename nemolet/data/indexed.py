@@ -1,4 +1,7 @@
-"""Token files in the layout of Megatron-LM: a ``.bin`` of ids and an ``.idx`` of document lengths."""
+"""Token files in the layout of Megatron-LM: a ``.bin`` of ids and an ``.idx`` that says where documents begin.
+
+The index holds the length and the place of each sequence, and the number of the first sequence of each document.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ _DTYPES: dict[int, type[np.generic]] = {
     8: np.uint16,
 }
 _HEADER = struct.Struct("<9sQBQQ")
+LONGEST = (1 << 31) - 1  # ids in a sequence
 
 
 def prefix_of(path: str | Path) -> Path:
@@ -77,7 +81,7 @@ class IndexedTokens:
                 found=len(content),
                 fix="tokenise again",
             )
-        magic, version, code, sequences, _documents = _HEADER.unpack_from(content)
+        magic, version, code, sequences, marks = _HEADER.unpack_from(content)
         if magic != MAGIC or version != VERSION or code not in _DTYPES:
             raise DataError(
                 "this is no token index",
@@ -86,16 +90,17 @@ class IndexedTokens:
                 found=f"{content[:9]!r}, version {version}, type {code}",
                 fix="tokenise again",
             )
-        if size < _HEADER.size + 12 * sequences:
+        expected = _HEADER.size + 12 * sequences + 8 * marks  # a mode for each sequence may follow
+        if size < expected:
             raise DataError(
                 "the index is truncated",
                 where=str(index),
-                expected=f"{sequences} documents",
+                expected=f"{expected} bytes for {sequences} sequences",
                 found=f"{size} bytes",
                 fix="tokenise again",
             )
         self.dtype = np.dtype(_DTYPES[code])
-        self.lengths: NDArray[np.int64] = np.fromfile(index, "<i4", sequences, offset=_HEADER.size).astype(np.int64)
+        self.lengths: NDArray[np.int64] = _documents(index, sequences, marks, self.dtype.itemsize)
         total = int(self.lengths.sum())
         if data.stat().st_size != total * self.dtype.itemsize:
             raise DataError(
@@ -125,8 +130,41 @@ class IndexedTokens:
         return self.tokens[start : start + int(self.lengths[index])]
 
 
+def _documents(index: Path, sequences: int, marks: int, itemsize: int) -> NDArray[np.int64]:
+    """The lengths of documents, each of which is one sequence or several.
+
+    Raises:
+        DataError: for sequences that do not lie one after the other, or documents that are not made of all of them.
+    """
+    with index.open("rb") as file:
+        file.seek(_HEADER.size)
+        lengths = np.fromfile(file, "<i4", sequences).astype(np.int64)
+        places = np.fromfile(file, "<i8", sequences)
+        firsts = np.fromfile(file, "<i8", marks)
+    ends = np.concatenate(([0], np.cumsum(lengths)))
+    if not np.array_equal(places, ends[:-1] * itemsize) or (lengths < 0).any():
+        raise DataError(
+            "the sequences do not lie one after the other",
+            where=str(index),
+            expected="each where the one before it ends",
+            found="gaps or overlaps",
+            fix="tokenise again",
+        )
+    if not marks or firsts[0] != 0 or firsts[-1] != sequences or (np.diff(firsts) < 0).any():
+        raise DataError(
+            "the documents are not made of the sequences",
+            where=str(index),
+            expected=f"numbers of sequences that rise from 0 to {sequences}",
+            found=np.array2string(firsts, threshold=6),
+            fix="tokenise again",
+        )
+    return np.diff(ends[firsts])
+
+
 class IndexedWriter:
     """Writes a pair of token files; both appear only when they are complete (final).
+
+    A document is one sequence, or several where it is longer than the index can say of one.
 
     Args:
         path: the common prefix.
@@ -145,7 +183,8 @@ class IndexedWriter:
         self.prefix = prefix_of(path)
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
-        self.lengths = array.array("i")  # four bytes per document, whatever the length of the text
+        self.lengths = array.array("i")  # of sequences; four bytes each, whatever the length of the text
+        self.firsts = array.array("q", [0])  # the number of the first sequence of each document, and of the next one
         self.open_length = 0
         self._partial = {
             s: self.prefix.with_name(f".{self.prefix.name}{s}.partial{os.getpid()}") for s in (".bin", ".idx")
@@ -168,9 +207,15 @@ class IndexedWriter:
             raise _unwritable(self.prefix, error) from error
         before = 0
         for end in ends:
-            self.lengths.append(self.open_length + end - before)
-            self.open_length, before = 0, end
+            self.open_length, before = self.open_length + end - before, end
+            self._end_document()
         self.open_length += len(tokens) - before
+
+    def _end_document(self) -> None:
+        whole, rest = divmod(self.open_length, LONGEST)
+        self.lengths.extend([LONGEST] * whole + ([rest] if rest or not whole else []))
+        self.firsts.append(len(self.lengths))
+        self.open_length = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -191,17 +236,17 @@ class IndexedWriter:
 
     def _finish(self) -> None:
         if self.open_length:
-            self.lengths.append(self.open_length)
+            self._end_document()
         self._file.flush()
         os.fsync(self._file.fileno())
         lengths = np.frombuffer(self.lengths, np.intc).astype("<i4") if len(self.lengths) else np.zeros(0, "<i4")
         pointers = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)[:-1])) * self.dtype.itemsize
         code = next(code for code, dtype in _DTYPES.items() if np.dtype(dtype) == self.dtype)
         with self._partial[".idx"].open("wb") as file:
-            file.write(_HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1))
+            file.write(_HEADER.pack(MAGIC, VERSION, code, len(lengths), len(self.firsts)))
             file.write(lengths.tobytes())
             file.write(pointers[: len(lengths)].astype("<i8").tobytes())
-            file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+            file.write(np.frombuffer(self.firsts, np.int64).astype("<i8").tobytes())
             file.flush()
             os.fsync(file.fileno())
         for suffix in (".bin", ".idx"):  # the index last: while it is missing, there is no pair

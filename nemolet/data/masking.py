@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nemolet.data.corpus import Corpus, PreparedCorpus, TokenizerSpec
 from nemolet.data.loader import TokenLoader, ValidationLoader
 from nemolet.data.packing import Blend, PackedTokens, Sample, Sampler
-from nemolet.data.prepared import Batch, Loader, Progress, Unit
+from nemolet.data.prepared import Batch, Loader, Progress, Unit, lasting
 from nemolet.errors import DataError
 from nemolet.rules import check_settings
 from nemolet.tokenizers import Tokenizer
@@ -104,6 +104,11 @@ class PreparedMasked:
     def summary(self) -> str:
         """For a card."""
         return f"{self.text.summary}, {self.source.share:.0%} masked"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """That of the text, with what is hidden."""
+        return {**self.text.identity, **lasting(self.source)}
 
     def derived(self, valid_loss: float) -> dict[str, float]:
         """A loss per hidden token has no second name."""

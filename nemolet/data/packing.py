@@ -193,6 +193,42 @@ class Chain:
         return self.parts[part].sample(rounds * self.parts[part].size + place - before)
 
 
+PERIOD = 1000  # samples of a blend that together hold each part's share
+
+
+def shares(weights: Sequence[float]) -> list[int]:
+    """How many of every thousand samples each part of a blend has.
+
+    Raises:
+        DataError: for weights that are not positive, or a share below a thousandth.
+
+    Example:
+        >>> shares([3, 1]), shares([1, 1, 1])
+        ([750, 250], [334, 333, 333])
+    """
+    if not weights or not all(weight > 0 and np.isfinite(weight) for weight in weights):
+        raise DataError(
+            "the weights of the blend are impossible",
+            where="data.path",
+            found=list(weights),
+            expected="a number above 0 for each part",
+            fix="leave out what is not to be read",
+        )
+    exact = np.asarray(weights, float) / sum(weights) * PERIOD
+    counts = np.floor(exact + 1e-9).astype(int)
+    for index in np.argsort(counts - exact, kind="stable")[: PERIOD - counts.sum()]:
+        counts[index] += 1
+    if not counts.all():
+        raise DataError(
+            "a part of the blend is too small",
+            where="data.path",
+            found=list(weights),
+            expected=f"a share of at least 1/{PERIOD}",
+            fix="raise its weight or remove it",
+        )
+    return [int(count) for count in counts]
+
+
 class Blend:
     """Samplers mixed by weight (final).
 
@@ -213,36 +249,22 @@ class Blend:
         [1, 1, 2, 1, 1, 1, 2, 1]
     """
 
-    PERIOD = 1000
-
     def __init__(self, parts: Sequence[Sampler], weights: Sequence[float]) -> None:
-        if len(parts) != len(weights) or not parts or not all(w > 0 and np.isfinite(w) for w in weights):
+        if len(parts) != len(weights):
             raise DataError(
                 "the weights of the blend are impossible",
                 where="data.path",
                 found=list(weights),
-                expected=f"one number above 0 for each of {len(parts)} parts",
+                expected=f"one for each of {len(parts)} parts",
             )
-        shares = np.asarray(weights, float) / sum(weights) * self.PERIOD
-        counts = np.floor(shares + 1e-9).astype(int)
-        for index in np.argsort(counts - shares, kind="stable")[: self.PERIOD - counts.sum()]:
-            counts[index] += 1
-        if not counts.all():
-            raise DataError(
-                "a part of the blend is too small",
-                where="data.path",
-                found=list(weights),
-                expected=f"a share of at least 1/{self.PERIOD}",
-                fix="raise its weight or remove it",
-            )
-        self.parts, self.counts = list(parts), counts
+        self.parts, self.counts = list(parts), shares(weights)
         # Sample j of part k belongs at (j + 1/2) / count; sorting by that spreads every part evenly.
-        places = [((j + 0.5) / count, k, j) for k, count in enumerate(counts.tolist()) for j in range(count)]
+        places = [((j + 0.5) / count, k, j) for k, count in enumerate(self.counts) for j in range(count)]
         self.pattern = [(k, j) for _, k, j in sorted(places)]
-        self.size = int(max(part.size / share for part, share in zip(parts, shares)) * self.PERIOD)
+        self.size = int(max(part.size * sum(weights) / weight for part, weight in zip(parts, weights)))
 
     def sample(self, number: int) -> Sample:
         """Sample ``number``."""
-        period, place = divmod(number, self.PERIOD)
+        period, place = divmod(number, PERIOD)
         part, index = self.pattern[place]
-        return self.parts[part].sample(period * int(self.counts[part]) + index)
+        return self.parts[part].sample(period * self.counts[part] + index)

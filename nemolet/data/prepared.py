@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -92,6 +93,10 @@ class Prepared(Protocol):
     def summary(self) -> str:
         """What the data is, in a line of text for the model's card."""
 
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What tells this data from other data, as plain data: a run goes on only with the same."""
+
     def derived(self, valid_loss: float) -> Mapping[str, float]:
         """Further names for a validation loss, such as bits per byte."""
 
@@ -100,3 +105,33 @@ class Prepared(Protocol):
 
     def valid_loader(self, *, rank: int = 0, ranks: int = 1, max_batches: int | None = None) -> Iterable[Batch]:
         """Every sample for validation once; the same number of batches on every rank."""
+
+
+def lasting(source: Any) -> dict[str, Any]:
+    """The settings of a source by name, without its ``FREE`` ones, which say only where and how fast it is read.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Lines:
+        ...     path: str
+        ...     workers: int = 1
+        ...     FREE = ("workers",)
+        >>> lasting(Lines("a.txt"))
+        {'path': 'a.txt'}
+    """
+    free = getattr(source, "FREE", ())
+    settings = {field.name: getattr(source, field.name) for field in fields(source) if field.name not in free}
+    return {name: lasting(value) if is_dataclass(value) else value for name, value in settings.items()}
+
+
+def digest(items: Sequence[Any], *, most: int = 4096) -> str:
+    """Sixteen digits that tell sequences apart: their length, and all items or, of many, some spread evenly.
+
+    Example:
+        >>> digest(["a", "b"]) == digest(["a", "c"])
+        False
+    """
+    made = hashlib.sha256(str(len(items)).encode())
+    for number in range(min(most, len(items))):
+        made.update(repr(items[number * len(items) // min(most, len(items))]).encode())
+    return made.hexdigest()[:16]

@@ -256,6 +256,47 @@ class TextFiles:
         return text
 
 
+@dataclass(frozen=True)
+class BlendedText:
+    """Texts of several sources in turns, so that each soon has, and keeps, the share of its weight in bytes (final).
+
+    It ends when every source was read to its end; until then, one that ends begins again.
+
+    Args:
+        sources: the documents of each.
+        weights: their shares, in any unit.
+
+    Example:
+        >>> import tempfile
+        >>> paths = [Path(tempfile.mkdtemp()) / "a.txt" for _ in range(2)]
+        >>> for path, text in zip(paths, ["one", "two"]):
+        ...     _ = path.write_text(text)
+        >>> [piece.text for piece in BlendedText([TextFiles([path]) for path in paths], [1, 2]).pieces()]
+        ['one', 'two', 'two']
+    """
+
+    sources: Sequence[Pieces]
+    weights: Sequence[float]
+
+    def pieces(self) -> Iterator[Piece]:
+        """All documents, piece by piece."""
+        readers = {number: source.pieces() for number, source in enumerate(self.sources)}
+        taken = [0] * len(self.sources)
+        unread = set(readers)
+        while unread:
+            part = min(readers, key=lambda number: taken[number] / self.weights[number])
+            piece = next(readers[part], None)
+            if piece is not None:
+                taken[part] += len(piece.text.encode())
+                yield piece
+            elif taken[part]:
+                readers[part] = self.sources[part].pieces()
+            else:
+                del readers[part]  # there is nothing in it
+            if piece is None:
+                unread.discard(part)
+
+
 def _seen(file: Path, folder: Path) -> bool:
     return not any(part.startswith(".") for part in file.relative_to(folder).parts)
 

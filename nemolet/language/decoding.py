@@ -297,8 +297,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int
     """Encode a prompt as the beginning of a document: after what opens one. Ids are taken as they are."""
     if not isinstance(prompt, str):
         return list(prompt)
-    opener = [] if tokenizer.opener is None else [tokenizer.opener]
-    return opener + tokenizer.encode(prompt) or [beginning(tokenizer)]
+    return tokenizer.encode_prompt(prompt) or [beginning(tokenizer)]
 
 
 def beginning(tokenizer: Tokenizer) -> int:

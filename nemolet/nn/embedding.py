@@ -216,13 +216,11 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, max_length: int, width: int) -> None:
         super().__init__()
-        # Its size is told before it is made, to whoever bounds the memory of an untrusted config.
-        self.register_buffer("table", torch.empty(max_length, width, device="meta"), persistent=False)
         steps = torch.arange(width // 2, dtype=torch.float64, device="cpu")
         frequencies = 10000.0 ** (-2 * steps / width)
         angles = torch.arange(max_length, dtype=torch.float64, device="cpu")[:, None] * frequencies
         self._exact = torch.cat((angles.sin(), angles.cos()), dim=1).float()
-        self.table = self._exact.to(torch.get_default_device())
+        self.register_buffer("table", self._exact.to(torch.get_default_device()), persistent=False)
         self.max_length = max_length
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalPositions:

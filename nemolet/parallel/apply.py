@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,12 +15,13 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import Shard
 
 from nemolet.errors import ParallelError
-from nemolet.parallel.context import spread_context
+from nemolet.parallel.context import ContextAttention, spread_context
 from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.experts import spread_experts
 from nemolet.parallel.mesh import Mesh
 from nemolet.parallel.plan import Plan
 from nemolet.parallel.recompute import recompute
+from nemolet.parallel.ring import RingAttention
 from nemolet.parallel.tensor import compute_on_parts, cut
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,6 +38,7 @@ def parallelize(
     cpu_offload: bool = False,
     checkpointing: str = "none",
     compile: bool = False,
+    cp_attention: Literal["gather", "ring"] = "gather",
     deferred: Deferred | None = None,
     device: torch.device | None = None,
 ) -> Model:
@@ -56,6 +58,7 @@ def parallelize(
         cpu_offload: whether parameters, gradients and optimizer state live in the memory of the host.
         checkpointing: of the blocks; ``"none"``, ``"full"``, ``"every_n"`` or ``"selective"``.
         compile: whether each block is compiled.
+        cp_attention: whether ranks that share a sequence gather its keys and values, or pass them on in a ring.
         deferred: what knows the values of a graph on ``meta``.
         device: where parameters go; None for where they are, or the device of this process.
 
@@ -74,7 +77,9 @@ def parallelize(
         compute_on_parts(graph, plan, mesh)
     spread_experts(graph, mesh)
     if mesh.sizes.cp > 1:
-        spread_context(graph, mesh.axis("cp").get_group())
+        spread_context(
+            graph, mesh.axis("cp").get_group(), RingAttention if cp_attention == "ring" else ContextAttention
+        )
     recompute(blocks, checkpointing)
     if compile:
         for block in blocks:

@@ -1,7 +1,8 @@
 """Context parallelism: one sequence over several ranks.
 
 Each rank has a part of every sequence and runs the whole model on it. Only attention looks further: it gathers the keys
-and values of all ranks, and for that the mask has to say who may see whom in the whole sequence.
+and values of all ranks, or lets them come by (:mod:`nemolet.parallel.ring`). For that the mask has to say who may see
+whom in the whole sequence.
 
 Under a causal mask the end of a sequence is more work than its beginning. So the sequence is cut into twice as many
 chunks as ranks, and rank r has the r-th from the front and the r-th from the back.
@@ -9,7 +10,7 @@ chunks as ranks, and rank r has the r-th from the front and the r-th from the ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from nemolet.errors import ParallelError
 from nemolet.nn.attention import Attention, AttentionCore, CrossAttention
-from nemolet.nn.mask import AttentionMask, attention_mask
+from nemolet.nn.mask import AttentionMask
 from nemolet.nn.router import Router, whole
 from nemolet.nn.transformer import Stack
 from nemolet.parallel.exchange import Group, all_gather
@@ -26,10 +27,17 @@ from nemolet.ports import Port
 from nemolet.types import NeuralType, Positions
 
 
-def spread_context(module: nn.Module, group: Group) -> None:
+def spread_context(
+    module: nn.Module, group: Group, core: Callable[[Group, AttentionCore], AttentionCore] | None = None
+) -> None:
     """Let all attention inside a module look at the whole of a sequence of which each rank has its part.
 
     What enters the module is to be cut by :func:`own_context`.
+
+    Args:
+        module: whose attention it is.
+        group: the ranks that share each sequence.
+        core: makes what attends over ranks from what attends on one; None for :class:`ContextAttention`.
 
     Raises:
         ParallelError: for attention whose scores depend on more than the mask can say.
@@ -42,18 +50,9 @@ def spread_context(module: nn.Module, group: Group) -> None:
         elif isinstance(layer, CrossAttention):
             _refuse(name, "attention to a memory", "parallel.cp=1")
         elif isinstance(layer, Attention):
-            layer.core = ContextAttention(group, layer.core)
+            layer.core = (core or ContextAttention)(group, layer.core)
         elif isinstance(layer, Router) and layer.sum_over_sequence is whole:
             layer.sum_over_sequence = SumOver([group])
-
-
-def gather_context(module: nn.Module) -> None:
-    """Undo :func:`spread_context`, for example to generate: a prompt is read whole on every rank."""
-    for layer in module.modules():
-        if isinstance(layer, Stack):
-            layer.make_mask = attention_mask
-        elif isinstance(layer, Attention) and isinstance(layer.core, ContextAttention):
-            layer.core = layer.core.inner
 
 
 def _refuse(where: str, what: str, fix: str) -> None:

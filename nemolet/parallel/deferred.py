@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,27 @@ class Deferred(TorchDispatchMode):
                     before = state  # the first draw, or somebody has sown again
                 torch.empty((), device="cpu").uniform_()  # a draw leaves a trace, so that sowing again is seen
                 self._random = torch.get_rng_state()
-            self.steps.append(Step(func, args, kwargs or {}, results, before))
+            # Of its own, since `.data = ...` gives a parameter other memory later.
+            args, kwargs, results = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}, results))
+            self.steps.append(Step(func, args, kwargs, results, before))
         return out
+
+    def fill_later(self, place: Tensor, read: Callable[[], Tensor]) -> None:
+        """Write down that a tensor made inside the block has a value that is read from somewhere, such as a file.
+
+        Args:
+            place: the tensor, on ``meta``.
+            read: gives the value, of the same shape, when it is its turn.
+
+        Example:
+            >>> with Deferred() as deferred:
+            ...     layer = torch.nn.Linear(1, 1)
+            ...     deferred.fill_later(layer.weight, lambda: torch.ones(1, 1))
+            >>> dict(deferred.values(layer))["weight"]
+            tensor([[1.]])
+        """
+        place = place.detach()
+        self.steps.append(Step(_filled, (place, read), {}, [place], None))
 
     @torch.no_grad()
     def values(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -146,6 +165,10 @@ class Deferred(TorchDispatchMode):
     def _last_uses(self) -> dict[int, int]:
         """For each piece of memory, the last step that touches it."""
         return {_storage(t): index for index, step in enumerate(self.steps) for t in _tensors(step) if t.is_meta}
+
+
+def _filled(place: Tensor, read: Callable[[], Tensor]) -> Tensor:
+    return place.copy_(read())
 
 
 def _storage(tensor: Tensor) -> int:

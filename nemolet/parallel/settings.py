@@ -38,6 +38,8 @@ class Parallel:
         checkpointing: activation checkpointing of blocks: ``"none"``, ``"full"``, ``"every_n"``, or ``"selective"``,
             which keeps what is dear to compute (products and attention).
         compile: whether each block is compiled.
+        cp_attention: how ranks that share a sequence attend: they ``"gather"`` all its keys and values, or pass them on
+            in a ``"ring"``, which holds one part at a time and sends half as much again.
         schedule: of the pipeline.
         microbatches: of the pipeline; null for twice as many as stages.
         layers: how many layers each stage has; null for a balanced split.
@@ -59,6 +61,7 @@ class Parallel:
     cpu_offload: bool = False
     checkpointing: str = "none"
     compile: bool = False
+    cp_attention: Literal["gather", "ring"] = "gather"
     schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
     microbatches: int | None = None
     layers: list[int] | None = None

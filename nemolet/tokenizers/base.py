@@ -95,6 +95,16 @@ class Tokenizer(abc.ABC):
         document before; None where there is neither."""
         return self.eos_id if self.bos_id is None else self.bos_id
 
+    def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of a text that begins a document: after the opener, unless the text writes that itself.
+
+        Args:
+            text: what a model goes on from.
+            special: read special tokens that are written in the text.
+        """
+        ids = self.encode(text, special=special)
+        return ids if self.opener is None or ids[:1] == [self.opener] else [self.opener, *ids]
+
     def count_bytes(self, ids: Sequence[int]) -> int:
         """UTF-8 bytes of the text that ids stand for; exact for any part of a text where every id has its own."""
         return len(self.decode(ids).encode())

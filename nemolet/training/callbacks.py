@@ -104,7 +104,9 @@ class Recorder(pl.Callback):
         )
         self.losses: list[Tensor] = []
         self.valid: dict[str, float] = {"valid_loss": math.nan}  # of the last validation
+        self.validated = -1  # its step
         self.spent = (0.0, 0.0)  # wall and CPU seconds of earlier parts of the run
+        self.started = (time.perf_counter(), time.process_time())
         self._bar: Any = None
         self._printed = 0.0
 
@@ -112,6 +114,7 @@ class Recorder(pl.Callback):
         assert isinstance(pl_module, LightningModel)
         self.started = (time.perf_counter(), time.process_time())
         self._mark = (*self._clocks(), pl_module.entries_seen)
+        self.losses = [loss.to(pl_module.device) for loss in self.losses]  # of a checkpoint, which is read on the CPU
         if trainer.is_global_zero:
             _keep_rows_before(self.path, self.columns, trainer.global_step)
             if self.show and sys.stderr.isatty():
@@ -177,6 +180,7 @@ class Recorder(pl.Callback):
         assert isinstance(pl_module, LightningModel)
         self.valid = {name: float(trainer.callback_metrics[name]) for name in ("valid_loss", *self.metrics)}
         self.valid |= self.derived(self.valid["valid_loss"])
+        self.validated = trainer.global_step
         wall, cpu = self._clocks()
         row = {
             "step": trainer.global_step,
@@ -208,12 +212,39 @@ class Recorder(pl.Callback):
             "spent": list(self._clocks()),
             "losses": [float(loss) for loss in self.losses],
             "valid": self.valid,
+            "validated": self.validated,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.spent = tuple(state_dict["spent"])
         self.losses = [torch.tensor(loss) for loss in state_dict["losses"]]
-        self.valid = state_dict["valid"]
+        self.valid, self.validated = state_dict["valid"], state_dict["validated"]
+
+
+class Patience(pl.Callback):
+    """Ends training after so many validations without progress, or one that is no number (final).
+
+    Args:
+        validations: how many; None for no end. They are counted all the same: a run may go on with other patience.
+    """
+
+    def __init__(self, validations: int | None) -> None:
+        self.validations, self.waited = validations, 0
+        self.best = math.inf
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loss = float(trainer.callback_metrics["valid_loss"])
+        self.waited = 0 if loss < self.best else self.waited + 1
+        self.best = min(self.best, loss) if math.isfinite(loss) else self.best
+        if self.validations is not None and not trainer.sanity_checking:
+            over = self.waited >= self.validations or not math.isfinite(loss)
+            trainer.should_stop |= bool(trainer.strategy.reduce_boolean_decision(over, all=False))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.waited = state_dict["best"], state_dict["waited"]
 
 
 def spoken(numbers: Mapping[str, float]) -> str:

@@ -16,8 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_only
 
 from nemolet.errors import TrainingError
+from nemolet.training.lightning_model import LightningModel
 
 LAST, BEST = "last", "best"
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of clusters before they take a machine away, and Ctrl-C
@@ -56,7 +59,7 @@ class AtomicCheckpoints(CheckpointIO):
             _write(checkpoint, Path(path))
             return
         self._pool = self._pool or ThreadPoolExecutor(1, "checkpoint")
-        self._writing = self._pool.submit(_write, _copied(checkpoint), Path(path))
+        self._writing = self._pool.submit(_write, _copied(checkpoint, {}), Path(path))
 
     def wait(self) -> None:
         """Until the last one is on the disk; raises what went wrong there."""
@@ -99,14 +102,17 @@ def load_file(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> d
         ) from error
 
 
-def _copied(value: Any) -> Any:
-    """A copy that training no longer changes."""
+def _copied(value: Any, known: dict[Any, torch.Tensor]) -> Any:
+    """A copy that training no longer changes; what lay in the same memory, as tied weights do, does so again."""
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else id(value)
+        if place not in known:
+            known[place] = value.detach().to("cpu", copy=True)
+        return known[place]
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
+        return {key: _copied(item, known) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_copied(item) for item in value) if not hasattr(value, "_fields") else value
+        return type(value)(_copied(item, known) for item in value) if not hasattr(value, "_fields") else value
     return value
 
 
@@ -156,6 +162,7 @@ class Checkpoints(pl.Callback):
         self.folder, self.every, self.valid_every, self.keep = folder, every, valid_every, keep
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.best: float | None = None
+        self.best_step = -1
         self._saved = -1  # the step of the last checkpoint
         self.stopped: str | None = None  # why training ended early
         self._before: dict[signal.Signals, Any] = {}
@@ -178,11 +185,14 @@ class Checkpoints(pl.Callback):
         if trainer.world_size > 1:  # ranks stop together, whichever was told to
             stopping = bool(trainer.strategy.reduce_boolean_decision(stopping, all=False))
         # Where a validation follows, the checkpoint waits for it, so that what callbacks learn from it is not lost.
-        if stopping or (trainer.global_step % self.every == 0 and trainer.global_step % self.valid_every):
-            self._save(trainer)
+        validates = trainer.should_stop or trainer.global_step % self.valid_every == 0
         if stopping:
             self.stopped = self.stopped or "another rank"
             trainer.should_stop = True
+        if stopping and not validates:
+            trainer.limit_val_batches = 0  # it would validate out of turn, as a run that is not stopped does not
+        if not validates and (stopping or trainer.global_step % self.every == 0):
+            self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -190,14 +200,16 @@ class Checkpoints(pl.Callback):
         loss = float(trainer.callback_metrics["valid_loss"])
         better = math.isfinite(loss) and (self.best is None or loss < self.best)
         if better:
-            self.best = loss
-        if better or trainer.global_step % self.every == 0:
-            path = self._save(trainer)
-            if better:
-                self._finish(trainer)
-                if trainer.is_global_zero:
-                    point(self.folder / BEST, path)
-                    self._clean(path)
+            self.best, self.best_step = loss, trainer.global_step
+        if trainer.state.fn == TrainerFn.FITTING and (
+            better or trainer.should_stop or trainer.global_step % self.every == 0
+        ):
+            self._save(trainer)
+        if better:
+            self._finish(trainer)
+            if trainer.is_global_zero:
+                self._point_best()
+                self._clean(self._path(trainer.global_step))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._saved != trainer.global_step:
@@ -210,21 +222,30 @@ class Checkpoints(pl.Callback):
         self._before = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        if self.best is not None and getattr(rank_zero_only, "rank", 0) == 0:
+            self._point_best()  # the process may have ended between the checkpoint and its link
 
-    def _path(self, trainer: pl.Trainer) -> Path:
-        return self.folder / f"step_{trainer.global_step:08d}.ckpt"
+    def _point_best(self) -> None:
+        path = self._path(self.best_step)
+        if path.exists():
+            point(self.folder / BEST, path)
 
-    def _save(self, trainer: pl.Trainer) -> Path:
-        path = self._path(trainer)
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.ckpt"
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        module = trainer.lightning_module
+        if isinstance(module, LightningModel):
+            module.look()  # what is not finite does not become the last checkpoint
+        path = self._path(trainer.global_step)
         trainer.save_checkpoint(path)
         self._saved = trainer.global_step  # a number that all ranks share, unlike what is on the disk
         if trainer.is_global_zero:
             self._clean(path)
-        return path
 
     def _finish(self, trainer: pl.Trainer) -> None:
         if isinstance(trainer.strategy.checkpoint_io, Waits):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,18 +12,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
 from nemolet.archive import NAME as ARCHIVE
-from nemolet.archive import described, first_names, save
-from nemolet.data.prepared import Loader, Prepared
+from nemolet.archive import described, save
+from nemolet.data.prepared import Loader, Prepared, digest
 from nemolet.errors import TrainingError, needs
-from nemolet.module import NeuralModule
+from nemolet.module import NeuralModule, first_names
 from nemolet.nn.adapters import departures
 from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
-from nemolet.training.callbacks import ExponentialAverage, Recorder, spoken
+from nemolet.training.callbacks import ExponentialAverage, Patience, Recorder, spoken
 from nemolet.training.checkpoint import BEST, Checkpoints
 from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
@@ -99,22 +98,26 @@ def fit(
     # A model that cannot be saved is refused before it is trained.
     identity = {"model": described(model, data.tokenizer)["model"], "loss": loss.config(), "seed": seed}
     identity |= {"optim": asdict(optim), "schedule": asdict(schedule), "trainer": training.fixed()}
-    identity |= departures(model)
+    identity |= {"metrics": sorted(metrics or ()), "weights": _origins(model), **departures(model)}
     check_data = getattr(model, "check_data", None)  # a task model may know what it cannot learn from
     if check_data is not None:
         check_data(data)
     _quiet()
+    rank_zero = getattr(rank_zero_only, "rank", 0) == 0
     with ExitStack() as stack:
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if rank_zero:
             stack.enter_context(home.locked())
-            home.claim({**identity, "data": _fingerprint(data)}, dict(config or {}))
-        done = home.finished(training.max_steps)
-        if done is not None:
+            identity["data"] = _fingerprint(data)
+            home.claim(identity)
+        goal, done = home.goal(training), home.done
+        if goal is None and done is not None:
             return Result(home.path, home.path / ARCHIVE, done["steps"], done["valid"], None)
+        if rank_zero:
+            home.describe(config or identity)
         graph = _fitting(training_graph(model, loss, fields=data.fields), model, data)
         measured = training_graph(model, loss, metrics, data.fields) if metrics else None
         lightning = _lightning(graph, measured, optim, schedule, training)
-        run = _Run(home, model, data, training, tuple(metrics or ()), finish)
+        run = _Run(home, model, data, training, tuple(metrics or ()), finish, goal=goal or training.max_steps)
         places = placement(training, parallel, home.path, on_gpu=_on_gpu(training), deferred=deferred)
         if deferred is not None and not isinstance(places["strategy"], MeshStrategy):
             deferred.fill(graph)
@@ -132,12 +135,14 @@ class _Run:
         training: Training,
         metrics: Sequence[str],
         finish: Callable[[NeuralModule], NeuralModule] | None,
+        *,
+        goal: int,
     ) -> None:
         self.home, self.model, self.data, self.training, self.metrics = home, model, data, training, metrics
-        self.finish = finish
+        self.finish, self.goal = finish, goal
         self.average = ExponentialAverage(training.ema) if training.ema else None
         self.checkpoints = _checkpoints(home.checkpoints, training)
-        self.patience = None if training.patience is None else EarlyStopping("valid_loss", patience=training.patience)
+        self.patience = Patience(training.patience)
 
     def train(
         self, lightning: LightningModel, places: dict[str, Any], seed: int, callbacks: Sequence[Callback]
@@ -145,8 +150,9 @@ class _Run:
         """Train to the end, or until something stops it; then write what is left behind."""
         training, data, home = self.training, self.data, self.home
         recorder = _recorder(lightning.graph, data, home.path, self.metrics, training)
-        watching = [self.average, recorder, *callbacks, self.patience, self.checkpoints]  # last: they save the others
-        trainer = _trainer(training, home.path, [each for each in watching if each is not None], places)
+        watching = [recorder, *callbacks, self.patience, self.checkpoints]  # last: they save the others
+        watching = watching if self.average is None else [self.average, *watching]
+        trainer = _trainer(replace(training, max_steps=self.goal), home.path, watching, places)
         share = share_of(trainer)
         lightning.loader = data.train_loader(**share)
         valid = data.valid_loader(**share, max_batches=training.valid_batches)
@@ -154,6 +160,8 @@ class _Run:
         windows = _Windows(lightning.loader, training.accumulated(share["ranks"]))
         trainer.fit(lightning, windows, valid, ckpt_path=home.last)
         if self.checkpoints.stopped is None:
+            if recorder.validated != trainer.global_step:  # a step that was made the last one afterwards
+                trainer.validate(lightning, valid, verbose=False)
             self._leave(trainer, lightning, recorder.valid)
         return Result(home.path, home.path / ARCHIVE, trainer.global_step, recorder.valid, self.checkpoints.stopped)
 
@@ -178,19 +186,28 @@ class _Run:
                 model, weights = self.finish(model), None
             save(archive, model=model, tokenizer=tokenizer, card=card, weights=weights)
             draw_curve(self.home.path / "metrics.csv", self.home.path / "loss.svg", title=self.home.path.name)
-            early = trainer.global_step < self.training.max_steps
-            self.home.finish(trainer.global_step, valid, "early stopping" if early else "max_steps")
+            self.home.finish(trainer.global_step, valid, self.training)
 
 
-def _fingerprint(data: Prepared) -> dict[str, str]:
-    """What tells this data from other data: its tokenizer, what it says of itself, and its first batch."""
-    batch = next(iter(data.valid_loader(max_batches=1)))
-    first = {
-        name: f"{tuple(tensor.shape)} {hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]}"
+def _fingerprint(data: Prepared) -> dict[str, Any]:
+    """What tells this data from other data: what it says of itself, its tokenizer, and its first batches."""
+    tokenizer = None if data.tokenizer is None else data.tokenizer.fingerprint
+    first = {"training": next(iter(data.train_loader())), "validation": next(iter(data.valid_loader(max_batches=1)))}
+    batches = {
+        f"first_{part}_batch.{name}": f"{tuple(tensor.shape)} {digest([tensor.contiguous().numpy().tobytes()])}"
+        for part, batch in first.items()
         for name, tensor in batch.items()
     }
-    tokenizer = {} if data.tokenizer is None else {"tokenizer": data.tokenizer.fingerprint}
-    return {"summary": data.summary, **tokenizer, **first}
+    return {**data.identity, "summary": data.summary, "tokenizer": tokenizer, **batches}
+
+
+def _origins(model: NeuralModule) -> dict[str, str]:
+    """Digests of the files that weights were read from, with the first part of the model that has them."""
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, NeuralModule) and module.came_from is not None:
+            found.setdefault(module.came_from, name or "model")
+    return {name: came_from for came_from, name in found.items()}
 
 
 def _on_gpu(training: Training) -> bool:

@@ -178,9 +178,9 @@ class Reader(Protocol):
     def one(self, name: str) -> Tensor: ...
 
 
-def reader(path: Path) -> Reader:
-    """A folder of shards, or the single file of a run on one rank."""
-    return ShardReader(path) if path.is_dir() else FileReader(path)
+def reader(path: Path, *, optimizer: bool = True) -> Reader:
+    """A folder of shards, or the single file of a run on one rank; there the state of the optimizer may be left out."""
+    return ShardReader(path) if path.is_dir() else FileReader(path, optimizer=optimizer)
 
 
 class FileReader:
@@ -188,15 +188,19 @@ class FileReader:
 
     Args:
         path: of the file.
+        optimizer: whether the state of the optimizer is read.
+
+    Raises:
+        TrainingError: for an optimizer that does not name its parameters.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, optimizer: bool = True) -> None:
         self.path = path
         content = load_file(path, mmap=True)
         content["state_dict"] = _each_once(content["state_dict"])
         content["optimizer_states"] = [
-            _by_name(inner)
-            for state in content.get("optimizer_states", ())
+            _by_name(inner, path)
+            for state in (content.get("optimizer_states", ()) if optimizer else ())
             for inner in ((state["first"], state["second"]) if "first" in state else (state,))
         ]
         self.tensors, self._rest = split(content)
@@ -230,11 +234,20 @@ def _each_once(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def _by_name(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+def _by_name(state: Mapping[str, Any], path: Path) -> dict[str, dict[str, Tensor]]:
     """The state of an optimizer by the names in its groups, which count from the graph."""
     groups = state["param_groups"]
     names = {i: f"graph.{n}" for g in groups for i, n in zip(g["params"], g.get("param_names", ()))}
-    return {names[index]: slots for index, slots in state["state"].items() if index in names}
+    nameless = [index for index in state["state"] if index not in names]
+    if nameless:
+        raise TrainingError(
+            "the optimizer of the checkpoint does not name its parameters",
+            where=str(path),
+            expected="param_names in its groups, as an optimizer has that was made of named parameters",
+            found=f"{len(nameless)} of {len(state['state'])} without a name",
+            fix="resume on one rank without a mesh",
+        )
+    return {names[index]: slots for index, slots in state["state"].items()}
 
 
 def read_state(

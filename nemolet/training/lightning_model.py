@@ -87,6 +87,7 @@ class LightningModel(pl.LightningModule):
         self.entries_seen = 0
         self.gradient_norm: Tensor | None = None
         self.learning_rate = 0.0
+        self._norms: Tensor | None = None  # of the gradients since the last look, added up
         self._rescale: Tensor | float = 1.0
         self._window: Sequence[Batch] = ()
         self._routers = False  # whether the graph has any
@@ -183,14 +184,25 @@ class LightningModel(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Finish the mean over tokens, and clip; one pass over the gradients does both."""
         factor = self._rescale
-        look = self.watch and self.trainer.global_step % self.watch == 0
-        if self.clip or look:
+        if self.clip or self.watch:
             norm = self.gradient_norm = self.gradients.norm() * factor
-            if look and not norm.isfinite():
-                self._refuse(norm)
+            if self.watch:
+                self._norms = norm if self._norms is None else self._norms + norm
+                if self.trainer.global_step % self.watch == 0:
+                    self.look()
         if self.clip:
             factor = factor * (self.clip / (norm + 1e-6)).clamp(max=1.0)
         self.gradients.scale(factor)
+
+    def look(self) -> None:
+        """Refuse a number that is none in any step since the last look.
+
+        Raises:
+            TrainingError: naming the first module that has it.
+        """
+        norms, self._norms = self._norms, None
+        if norms is not None and not norms.isfinite():
+            self._refuse(norms)
 
     def _refuse(self, norm: Tensor) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:

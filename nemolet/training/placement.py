@@ -53,7 +53,7 @@ def stored_weights(path: Path, *, averaged: str | None = None) -> Callable[[str]
         path: of the checkpoint.
         averaged: the callback that keeps averages of them; None for the weights themselves.
     """
-    source = reader(path)
+    source = reader(path, optimizer=False)
     average = f"{CALLBACKS}::{averaged}::average::graph.model."
     plain = f"{WEIGHTS}graph.model."
 

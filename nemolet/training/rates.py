@@ -43,11 +43,11 @@ class LayeredOptim(Optim):
         top = max(depths.values())
         groups: dict[tuple[int, int], dict[str, Any]] = {}
         for index, group in enumerate(optimizer.param_groups):
-            for parameter in group["params"]:
-                depth = depths[id(parameter)]
+            for named in zip(group["param_names"], group["params"]):
+                depth = depths[id(named[1])]
                 rate = group["lr"] * self.layer_decay ** (top - depth)
                 own = {"params": [], "lr": rate, "weight_decay": group["weight_decay"]}
-                groups.setdefault((index, depth), own)["params"].append(parameter)
+                groups.setdefault((index, depth), own)["params"].append(named)
         return self._adamw(list(groups.values()))
 
 

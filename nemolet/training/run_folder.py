@@ -15,6 +15,7 @@ import yaml
 from nemolet.errors import TrainingError
 from nemolet.parallel.checkpoint import remove_remains
 from nemolet.training.checkpoint import LAST
+from nemolet.training.settings import Training
 
 _CHECKPOINTS, _IDENTITY, _DONE = "checkpoints", "identity.json", "done.json"
 
@@ -49,12 +50,11 @@ class RunFolder:
                 ) from error
             yield
 
-    def claim(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def claim(self, identity: Mapping[str, Any]) -> None:
         """Write down whose folder this is, or see that it belongs to the same run.
 
         Args:
             identity: plain data that may not change between two parts of a run.
-            config: what the run was composed from, for people to read.
 
         Raises:
             TrainingError: for the folder of another run, or one whose last checkpoint is gone.
@@ -81,7 +81,10 @@ class RunFolder:
                     fix="choose another name=..., or remove the folder",
                 )
         _replace(known, json.dumps(_plain(identity), indent=1))
-        _replace(self.path / "config.yaml", yaml.safe_dump(_plain(config or identity), sort_keys=False))
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        """Write down what is trained now, for people to read: its config, and the state of the source."""
+        _replace(self.path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
         _replace(self.path / "git.txt", _git_state())
 
     @property
@@ -90,22 +93,39 @@ class RunFolder:
         link = self.checkpoints / LAST
         return link.resolve() if link.exists() else None
 
-    def finish(self, steps: int, valid: Mapping[str, float], reason: str) -> None:
-        """Note that the run has come to its end."""
-        _replace(self.path / _DONE, json.dumps({"steps": steps, "valid": dict(valid), "reason": reason}))
+    def finish(self, steps: int, valid: Mapping[str, float], training: Training) -> None:
+        """Note that the run has come to its end, and under which settings."""
+        reason = "early stopping" if steps < training.max_steps else "max_steps"
+        settings = {"patience": training.patience, "archive": training.archive}
+        _replace(self.path / _DONE, json.dumps({"steps": steps, "valid": dict(valid), "reason": reason, **settings}))
 
-    def finished(self, max_steps: int) -> dict[str, Any] | None:
-        """What :meth:`finish` noted, unless the run is to go on for more steps than it was given."""
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """What :meth:`finish` noted."""
         note = self.path / _DONE
-        done: dict[str, Any] | None = json.loads(note.read_text()) if note.exists() else None
-        if done is None or (done["reason"] == "max_steps" and done["steps"] < max_steps):
-            return None
-        return done
+        return json.loads(note.read_text()) if note.exists() else None
+
+    def goal(self, training: Training) -> int | None:
+        """The step up to which a run has to be trained, which may have been reached; None where nothing is left to do.
+
+        A run that has ended goes on where it is given more steps or more patience, and is archived anew where other
+        weights are asked for.
+        """
+        done = self.done
+        if done is None:
+            return training.max_steps
+        if done["reason"] == "max_steps":
+            more = training.max_steps > done["steps"]
+        else:
+            more = training.patience is None or training.patience > done["patience"]
+        if more:
+            return training.max_steps
+        return None if training.archive == done["archive"] else int(done["steps"])
 
 
 def _plain(value: Any) -> Any:
     """As JSON reads it back."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(value, default=str))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -91,6 +91,7 @@ def spread(
         "cpu_offload": parallel.cpu_offload,
         "checkpointing": parallel.checkpointing,
         "compile": parallel.compile,
+        "cp_attention": parallel.cp_attention,
         "device": device,
         "deferred": deferred,
     }

@@ -89,6 +89,7 @@ MISTAKES = {
     "tokenizer": (["train", "tokenizer.kind=bype"], ["tokenizer.kind", "did you mean tokenizer.kind=byte?"]),
     "logger": (["train", "trainer.loggers=[tensorbord]"], ["trainer.loggers[0]", "tensorboard"]),
     "weight of a blend": (["train", "data.path={a.txt: much}"], ["data.path", "a number"]),
+    "weight of zero": (["train", "data.path={a.txt: 1, b.txt: 0}"], ["weights of a blend are above 0", "leave out"]),
     "imports that are no list": (["train", "imports=mine"], ["imports", "a list of text"]),
     "prompt": (["generate", "archive=a", "prompt=[1,2]"], ["prompt", "text or a list of text"]),
     # missing

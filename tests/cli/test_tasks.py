@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -100,6 +101,24 @@ def test_a_broken_run_goes_on_and_ends_the_same(trained, capsys, tmp_path, monke
     monkeypatch.setattr(model, "predict", real)
     assert "20 answers, 12 of them from an earlier run" in succeed(capsys, *command, "out=cut.jsonl")
     assert (tmp_path / "cut.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_memory_does_not_depend_on_how_many_records_there_are(trained, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "_CHUNK", 8)
+    monkeypatch.setattr(
+        nl.language.TextClassifier, "predict", lambda self, tokenizer, records: [{"n": len(r["text"])} for r in records]
+    )
+    command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", "out=a.jsonl"]
+    lines = [f"{number} " + "x" * 2000 for number in range(2000)]
+    (tmp_path / "in.txt").write_text("\n".join(lines))
+    (tmp_path / "one.txt").write_text(lines[0])
+    succeed(capsys, *command, "input=one.txt")  # what is imported and loaded is not counted
+    tracemalloc.start()
+    assert "2,000 answers" in succeed(capsys, *command, "input=in.txt")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000  # the file has twice as many bytes
+    assert [a["n"] for a in answers(tmp_path / "a.jsonl")] == [len(line) for line in lines]
 
 
 def test_answers_to_another_input_are_not_kept(trained, capsys, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from nemolet.data import Corpus, IndexedWriter, TextFiles, TokenizerSpec, tokenize
-from nemolet.errors import DataError, TokenizerError
+from nemolet.data.sources import BlendedText
+from nemolet.errors import ConfigError, DataError, TokenizerError
 from nemolet.language.decoding import _encode_prompt
 from nemolet.tokenizers import ByteTokenizer, CharTokenizer
 
@@ -75,6 +76,64 @@ def test_a_blend_reads_all_its_files(poem, tmp_path):
     digits = ((tokens >= 48) & (tokens < 58)).all(dim=1).sum().item()
     assert digits == 25
     assert len(list(prepared.valid_loader())) > 0
+
+
+def blend_of(tmp_path, weights):
+    """A blend of two texts, the second of which is ten times as long."""
+    for name, text, times in (("a", "abab cdcd\n", 30), ("b", "xyxy zwzw\n", 300)):
+        (tmp_path / f"{name}.txt").write_text(text * times)
+    paths = {str(tmp_path / f"{name}.txt"): weight for name, weight in weights.items()}
+    return Corpus(path=paths, sequence_length=8, cache=str(tmp_path / "cache"))
+
+
+def test_the_tokenizer_of_a_blend_knows_all_its_texts(tmp_path):
+    tokenizer = blend_of(tmp_path, {"a": 1, "b": 1}).prepare(TokenizerSpec("char")).tokenizer
+    assert set(tokenizer.characters) == set("abcdxyzw \n")
+
+
+def test_the_tokenizer_of_a_blend_sees_each_text_as_often_as_training_does(tmp_path):
+    room = TokenizerSpec(vocab_size=272)  # 4 ids beyond the bytes, the marks, the line end and the characters
+    for heavy, light, weights in (("abcd", "xyzw", {"a": 30, "b": 1}), ("xyzw", "abcd", {"a": 1, "b": 30})):
+        tokenizer = blend_of(tmp_path, weights).prepare(room).tokenizer
+        longer = [piece.decode() for piece in tokenizer.table if len(piece) > 1 and piece not in (b"<unk>", b"</s>")]
+        assert sum(any(c in heavy for c in piece) for piece in longer) > 0
+        assert not any(c in light for piece in longer for c in piece), longer
+
+
+def test_texts_of_a_blend_come_in_the_proportion_of_their_weights(tmp_path):
+    blend_of(tmp_path, {"a": 1, "b": 1})
+    a, b = (TextFiles([tmp_path / f"{name}.txt"]) for name in "ab")
+    taken = [piece.text[0] for piece in BlendedText([a, b], [1, 2]).pieces()]
+    assert taken.count("x") == 1
+    assert taken.count("a") in (5, 6)  # 300 characters each, beside 3000
+
+
+def test_an_empty_text_of_a_blend_does_not_hold_it_up(tmp_path):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "empty.txt").write_text("")
+    (tmp_path / "a.txt").write_text("a")
+    sources = [TextFiles([tmp_path / "none"]), TextFiles([tmp_path / "a.txt"])]
+    assert [piece.text for piece in BlendedText(sources, [1, 1]).pieces()] == ["a"]
+
+
+@pytest.mark.parametrize("weight", [0, -1])
+def test_a_weight_that_reads_nothing_is_refused(tmp_path, weight):
+    with pytest.raises(ConfigError, match="leave out what is not to be read"):
+        blend_of(tmp_path, {"a": 1, "b": weight})
+
+
+def test_a_share_that_is_too_small_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(DataError, match="too small"):
+        blend_of(tmp_path, {"a": 1, "b": 5000}).prepare(TokenizerSpec("char"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_token_file_anywhere_in_a_blend_needs_its_tokenizer(tmp_path):
+    corpus = blend_of(tmp_path, {"a": 1})
+    tokenize(TextFiles([tmp_path / "a.txt"]), tmp_path / "t", ByteTokenizer())
+    corpus = Corpus(path={**corpus.path, str(tmp_path / "t.bin"): 1}, sequence_length=8, cache=str(tmp_path))
+    with pytest.raises(DataError, match="cannot train a tokenizer"):
+        corpus.prepare(TokenizerSpec("char"))
 
 
 def test_token_files_are_read_as_they_are(poem, tmp_path):

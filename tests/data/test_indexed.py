@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from nemolet.data import IndexedTokens, IndexedWriter
+from nemolet.data import IndexedTokens, IndexedWriter, indexed
 from nemolet.errors import DataError
 
 
@@ -35,6 +35,54 @@ def test_what_is_written_is_read(tmp_path, vocab_size):
     tokens = IndexedTokens(tmp_path / "t.bin")
     assert [tokens.document(i).tolist() for i in range(len(tokens))] == documents
     assert tokens.starts.tolist() == [0, 3, 8]
+
+
+def megatron(prefix, sequences, firsts, *, places=None, modes=()):
+    """The pair of files as Megatron-LM's IndexedDatasetBuilder writes it."""
+    lengths = [len(s) for s in sequences]
+    places = places if places is not None else [4 * sum(lengths[:i]) for i in range(len(lengths))]
+    index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 4, len(lengths), len(firsts))
+    index += struct.pack(f"<{len(lengths)}i", *lengths) + struct.pack(f"<{len(places)}q", *places)
+    index += struct.pack(f"<{len(firsts)}q", *firsts) + bytes(modes)
+    prefix.with_suffix(".idx").write_bytes(index)
+    prefix.with_suffix(".bin").write_bytes(b"".join(struct.pack(f"<{len(s)}i", *s) for s in sequences))
+    return prefix
+
+
+@pytest.mark.parametrize("modes", [(), (0, 0, 1, 0)])
+def test_documents_of_several_sequences_are_whole(tmp_path, modes):
+    """As ``preprocess_data.py --split-sentences`` makes them; the fourth document is empty."""
+    prefix = megatron(tmp_path / "t", [[1, 2], [3], [4, 5, 6], [7]], [0, 2, 3, 4, 4], modes=modes)
+    tokens = IndexedTokens(prefix)
+    assert [tokens.document(i).tolist() for i in range(len(tokens))] == [[1, 2, 3], [4, 5, 6], [7], []]
+    assert tokens.starts.tolist() == [0, 3, 6, 7]
+
+
+def test_a_document_that_is_too_long_for_a_sequence_is_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexed, "LONGEST", 3)
+    documents = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11], []]
+    write(tmp_path / "t", documents)
+    index = (tmp_path / "t.idx").read_bytes()
+    assert struct.unpack_from("<QQ", index, 18) == (6, 5)
+    assert struct.unpack_from("<6i", index, 34) == (3, 3, 1, 1, 3, 0)
+    assert struct.unpack_from("<5q", index, 34 + 6 * 12) == (0, 3, 4, 5, 6)
+    tokens = IndexedTokens(tmp_path / "t")
+    assert [tokens.document(i).tolist() for i in range(len(tokens))] == documents
+
+
+@pytest.mark.parametrize(
+    ("firsts", "places", "text"),
+    [
+        ([0, 1], None, "not made of the sequences"),
+        ([1, 2], None, "not made of the sequences"),
+        ([0, 2, 1, 2], None, "not made of the sequences"),
+        ([], None, "not made of the sequences"),
+        ([0, 2], [0, 12], "do not lie one after the other"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(tmp_path, firsts, places, text):
+    with pytest.raises(DataError, match=text):
+        IndexedTokens(megatron(tmp_path / "t", [[1, 2], [3]], firsts, places=places))
 
 
 def test_documents_may_span_writes(tmp_path):

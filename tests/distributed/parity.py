@@ -17,6 +17,7 @@ from nemolet.parallel import MeshSizes, Rules, make_mesh, parallelize
 from nemolet.parallel.apply import gradient_sync
 from nemolet.parallel.context import own_context
 from nemolet.parallel.exchange import Group
+from nemolet.parallel.gradients import local
 from nemolet.parallel.plan import plan
 from nemolet.training.graphs import training_graph
 from nemolet.types import Hidden, HiddenBTD, NeuralType
@@ -149,9 +150,9 @@ def train(graph: nn.Module, data_rank: int = 0, data_ranks: int = 1, context: Gr
     """
     cut = dist.get_rank(context) if context is not None else 0
     parameters = dict(graph.named_parameters())
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=1e-2, eps=1e-3, foreach=False
-    )  # smooth, so that rounding stays small
+    # Each number is updated by itself, so every rank updates its parts; eps is large, so that rounding stays small.
+    parts = {name: local(p).detach() for name, p in parameters.items()}
+    optimizer = torch.optim.AdamW(list(parts.values()), lr=1e-2, eps=1e-3, foreach=True)
     losses, gradients = [], []
     for window in windows():
         total = torch.zeros(2)
@@ -165,12 +166,13 @@ def train(graph: nn.Module, data_rank: int = 0, data_ranks: int = 1, context: Gr
             total += torch.stack((loss.detach(), count.detach().float()))
         if data_ranks > 1 or context is not None:
             total = _over_data(total, (data_rank, cut))
-        for parameter in parameters.values():
-            parameter.grad.div_(total[1].item())
         losses.append((total[0] / total[1]).item())
-        gradients.append({name: whole(p.grad) for name, p in parameters.items()})
+        gradients.append({})
+        for name, parameter in parameters.items():
+            parts[name].grad = local(parameter.grad).div_(total[1].item())
+            gradients[-1][name] = whole(parameter.grad)
+            parameter.grad = None
         optimizer.step()
-        optimizer.zero_grad()
     return Trained(losses, gradients, {name: whole(p) for name, p in parameters.items()})
 
 

@@ -69,7 +69,7 @@ def batch_of(mesh):
     return {name: value.chunk(mesh.data_ranks)[mesh.data_rank] for name, value in batch.items()}
 
 
-def sent(name, sizes, changes):
+def sent(name, sizes, changes, **options):
     """Bytes by collective and axis in one step of a layout, and those of all parameters."""
     parity.MODELS["moe"] = {"tied": False, "experts": Mixture(EXPERTS, CHOSEN)}
     mesh = make_mesh(MeshSizes(**sizes), "cpu")
@@ -80,7 +80,7 @@ def sent(name, sizes, changes):
         pipeline = Pipeline(graph, derived, mesh, microbatches=2)
         step = pipeline.step
     else:
-        parallelize(graph, derived, mesh)
+        parallelize(graph, derived, mesh, **options)
 
         def step(window):
             for batch in window:
@@ -108,6 +108,16 @@ def test_shared_sequences_gather_keys_and_values(ranks, kv_heads):
     both = 2 * HIDDEN * kv_heads // 4
     formula = {("all-gather", "cp"): LAYERS * both, ("reduce-scatter", "cp"): LAYERS * both}
     assert_sent(f"cp, {kv_heads} kv heads of 4", without_parameters(totals, "cp", size), formula)
+
+
+@pytest.mark.parametrize(("world", "kv_heads"), [(2, 4), (4, 2)])
+def test_shared_sequences_pass_keys_and_values_on(ranks, world, kv_heads):
+    totals, size = ranks(world, sent, "llama", {"cp": world}, {"kv_heads": kv_heads}, cp_attention="ring")[0]
+    part = 2 * HIDDEN * kv_heads // 4 // world
+    # Keys and values go around forward and backward, their gradients once; to all ranks but the own.
+    formula = {("send", "cp"): LAYERS * 3 * (world - 1) * part}
+    name = f"cp {world}, ring, {kv_heads} kv"
+    assert_sent(name, without_parameters(totals, "cp", size), formula)
 
 
 @pytest.mark.parametrize("stages", [2, 4])

@@ -1,15 +1,20 @@
 """A sequence over several ranks gives the losses and gradients of one rank."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.distributed as dist
 
 import nemolet as nl
 from nemolet.errors import ParallelError
-from nemolet.nn.attention import AttentionOptions
+from nemolet.nn.attention import Attention, AttentionOptions, scaled_dot_product
+from nemolet.nn.mask import AttentionMask
 from nemolet.nn.router import Mixture
-from nemolet.parallel.context import in_order, own_context, own_places, spread_context
+from nemolet.parallel import ring
+from nemolet.parallel.context import ContextAttention, in_order, own_context, own_places, spread_context
 from nemolet.parallel.mesh import MeshSizes, make_mesh
+from nemolet.parallel.ring import RingAttention
 
 MODELS = {
     "llama": {"kv_heads": 2, "qk_norm": True},
@@ -54,30 +59,105 @@ def run(graph: nl.Graph, batch: dict[str, torch.Tensor]):
     return loss.detach(), count, {name: p.grad for name, p in graph.named_parameters()}
 
 
-def over_cp(kind: str, packing: str):
+def over_cp(kind: str, packing: str, core=ContextAttention):
     group = make_mesh(MeshSizes(cp=dist.get_world_size()), "cpu").axis("cp").get_group()
     graph = make(kind)
-    spread_context(graph, group)
+    spread_context(graph, group, core)
     return run(graph, own_context(data(packing), graph.input_ports, group))
 
 
+def gathered(kinds, packing: str):
+    return {kind: over_cp(kind, packing) for kind in kinds}
+
+
+def in_rings(kinds, packing: str, kernel: bool):
+    with mock.patch.object(ring, "_has_kernel", lambda query: kernel):
+        return {kind: over_cp(kind, packing, RingAttention) for kind in kinds}
+
+
 @pytest.mark.parametrize("packing", ["plain", "packed", "padded"])
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_sequence_over_two_ranks(ranks, kind, packing):
-    check(ranks(2, over_cp, kind, packing), kind, packing)
+def test_a_sequence_over_two_ranks(ranks, packing):
+    check(ranks(2, gathered, MODELS, packing), packing)
 
 
-@pytest.mark.parametrize(("kind", "packing"), [("llama", "packed"), ("llama", "plain"), ("moe", "plain")])
-def test_a_sequence_over_four_ranks(ranks, kind, packing):
-    check(ranks(4, over_cp, kind, packing), kind, packing)
+@pytest.mark.parametrize(("kinds", "packing"), [(["llama"], "packed"), (["llama", "moe"], "plain")])
+def test_a_sequence_over_four_ranks(ranks, kinds, packing):
+    check(ranks(4, gathered, kinds, packing), packing)
 
 
-def check(results, kind, packing):
-    loss, count, grads = run(make(kind), data(packing))
-    assert sum(each[1] for each in results) == count
-    torch.testing.assert_close(sum(each[0] for each in results), loss)
-    for name, grad in grads.items():
-        torch.testing.assert_close(sum(each[2][name] for each in results), grad, msg=name)
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "plain torch"])
+@pytest.mark.parametrize("packing", ["plain", "packed", "padded"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_sequence_in_a_ring(ranks, world, packing, kernel):
+    kinds = [kind for kind in MODELS if kind not in ("capped", "moe")] if world == 2 else ["llama", "window"]
+    check(ranks(world, in_rings, kinds, packing, kernel), packing)
+
+
+def check(results, packing):
+    for kind in results[0]:
+        found = [each[kind] for each in results]
+        loss, count, grads = run(make(kind), data(packing))
+        assert sum(each[1] for each in found) == count, kind
+        torch.testing.assert_close(sum(each[0] for each in found), loss, msg=kind)
+        for name, grad in grads.items():
+            torch.testing.assert_close(sum(each[2][name] for each in found), grad, msg=f"{kind}: {name}")
+
+
+def drawn(dtype):
+    """Queries, keys and values, a mask in which each query sees itself, and a gradient."""
+    numbers = torch.Generator().manual_seed(3)
+    query, grad = (torch.randn(2, 16, 4, 8, generator=numbers).to(dtype) for _ in range(2))
+    key, value = (torch.randn(2, 16, 2, 8, generator=numbers).to(dtype) for _ in range(2))
+    allowed = (torch.rand(2, 1, 16, 16, generator=numbers) < 0.3) | torch.eye(16, dtype=torch.bool)
+    return [query, key, value], allowed, grad
+
+
+def attended(core, tensors, mask, grad):
+    tensors = [tensor.clone().requires_grad_() for tensor in tensors]
+    mixed = core(*tensors, mask, 0.0)
+    mixed.backward(grad)
+    return [mixed.detach(), *(tensor.grad for tensor in tensors)]
+
+
+def ring_alone(dtype, masked, kernel):
+    """This rank's part of what a ring makes of all, where no query is earlier than another."""
+    group = make_mesh(MeshSizes(cp=dist.get_world_size()), "cpu").axis("cp").get_group()
+    places = own_places(16, dist.get_world_size(), dist.get_rank())
+    tensors, allowed, grad = drawn(dtype)
+    mask = AttentionMask(allowed[:, :, places] if masked else None, causal=False)
+    with mock.patch.object(ring, "_has_kernel", lambda query: kernel):
+        core = RingAttention(group, scaled_dot_product)
+        return attended(core, [each[:, places] for each in tensors], mask, grad[:, places])
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "plain torch"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "some"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+def test_a_ring_without_order(ranks, dtype, masked, kernel):
+    tensors, allowed, grad = drawn(dtype)
+    mask = AttentionMask(allowed if masked else None, causal=False)
+    expected = attended(scaled_dot_product, tensors, mask, grad)
+    parts = ranks(4, ring_alone, dtype, masked, kernel)
+    tolerance = {} if dtype == torch.float64 else {"rtol": 2e-2, "atol": 2e-2}
+    for found, whole in zip(zip(*parts), expected):
+        torch.testing.assert_close(in_order(torch.cat(found, dim=1), 4, 1), whole, **tolerance)
+
+
+def in_a_ring(kind: str, dropout: float):
+    model = make(kind).model
+    for layer in model.modules():
+        if isinstance(layer, Attention):
+            layer.dropout = dropout
+    group = make_mesh(MeshSizes(cp=2), "cpu").axis("cp").get_group()
+    spread_context(model, group, RingAttention)
+    model(torch.zeros(1, 4, dtype=torch.long), positions=torch.arange(4)[None])
+
+
+def test_what_a_ring_cannot_do_is_refused(ranks):
+    with pytest.raises(ParallelError, match=r"bounded scores cannot be had(.|\n)*cp_attention=gather"):
+        ranks(2, in_a_ring, "capped", 0.0)
+    with pytest.raises(ParallelError, match=r"dropout of attention weights cannot be had(.|\n)*cp_attention=gather"):
+        ranks(2, in_a_ring, "llama", 0.1)
 
 
 def test_every_rank_has_the_same_work():

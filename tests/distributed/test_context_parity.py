@@ -25,6 +25,9 @@ def alone():
     [
         ("llama", {"cp": 2}, {}),
         ("llama", {"cp": 4}, {"checkpointing": "full"}),
+        ("llama", {"cp": 4}, {"cp_attention": "ring"}),
+        ("llama", {"cp": 2, "tp": 2}, {"cp_attention": "ring", "checkpointing": "selective"}),
+        ("gpt", {"dp_shard": 2, "cp": 2}, {"cp_attention": "ring"}),
         ("gpt", {"dp_shard": 2, "cp": 2}, {}),
         ("llama", {"dp_replicate": 2, "cp": 2}, {}),
         ("llama", {"cp": 2, "tp": 2}, {}),

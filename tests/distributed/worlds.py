@@ -13,6 +13,7 @@ import gc
 import importlib.util
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -83,7 +84,7 @@ class Pool:
             for pipe in ready:
                 rank = waiting.pop(pipe)
                 try:
-                    done, value, trace = pipe.recv()
+                    done, value, trace = pickle.loads(pipe.recv_bytes())
                 except EOFError:
                     died = True
                     done, value, trace = False, RuntimeError(f"rank {rank} of {name} died"), "no traceback"
@@ -137,14 +138,20 @@ def _serve(pipe: Connection, folder: str) -> None:
         except EOFError:
             return
         try:
-            pipe.send((True, _run(*task), ""))
+            answer = _packed(True, _run(*task), "")
         except BaseException as error:  # noqa: BLE001 - it travels to the test
             trace = traceback.format_exc()
             try:
-                pipe.send((False, error, trace))
+                answer = _packed(False, error, trace)
             except Exception:  # noqa: BLE001 - an error that cannot travel is told by its text
-                pipe.send((False, RuntimeError(f"{type(error).__name__}: {error}"), trace))
+                answer = _packed(False, RuntimeError(f"{type(error).__name__}: {error}"), trace)
+        pipe.send_bytes(answer)
         _leave()
+
+
+def _packed(done: bool, value: Any, trace: str) -> bytes:
+    """What goes back to the test. A pipe would send each tensor as a file of its own, over a connection of its own."""
+    return pickle.dumps((done, value, trace))
 
 
 def _run(path: str, module: str, name: str, rank: int, world: int, store: str, limit: float, args, kwargs) -> Any:

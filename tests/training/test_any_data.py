@@ -47,6 +47,7 @@ class Points:
     unit = Unit("seconds", 4.0)
     sizes = {"classes": 2}
     summary = "points"
+    identity = {"path": "points"}
 
     def derived(self, valid_loss):
         return {"twice": 2 * valid_loss}

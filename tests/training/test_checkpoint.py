@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import os
 import random
 import signal
@@ -10,6 +12,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -18,9 +21,12 @@ import torch
 import nemolet as nl
 from nemolet.data import Corpus, TokenizerSpec
 from nemolet.data import loader as loaders
+from nemolet.data.prepared import Unit
 from nemolet.errors import TrainingError
-from nemolet.training import Optim, Schedule, Training, fit
-from nemolet.training.checkpoint import AtomicCheckpoints
+from nemolet.training import LightningModel, Optim, Schedule, Training, fit, training_graph
+from nemolet.training.callbacks import Recorder
+from nemolet.training.checkpoint import AtomicCheckpoints, Checkpoints
+from nemolet.training.folders import reader
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,7 @@ class Scissors(pl.Callback):
 
 @pytest.fixture
 def batches(monkeypatch):
-    """Ids of every training batch, in order."""
+    """Ids of every training batch, in order; the first is only looked at, to know the data."""
     seen = []
     original = loaders.collate
 
@@ -65,7 +71,7 @@ def batches(monkeypatch):
     return seen
 
 
-def run(corpus, folder, *, cut=None, **training):
+def run(corpus, folder, *, cut=None, callbacks=(), **training):
     options = {
         "max_steps": 20,
         "valid_every": 7,
@@ -87,7 +93,7 @@ def run(corpus, folder, *, cut=None, **training):
         schedule=Schedule(warmup_steps=5),
         training=Training(**options),
         seed=5,
-        callbacks=[] if cut is None else [Scissors(cut)],
+        callbacks=[*callbacks] if cut is None else [Scissors(cut)],
     )
 
 
@@ -115,7 +121,7 @@ def assert_equal(one, two, path="checkpoint"):
 def test_resume_is_bit_exact_after_cuts_at_random_steps(corpus, tmp_path, batches, optimizer, background):
     options = {"optimizer": optimizer, "background_checkpoints": background}
     run(corpus, tmp_path / "whole", **options)
-    whole = [numbers for order, numbers in batches if order == "shuffled"]
+    whole = [numbers for order, numbers in batches if order == "shuffled"][1:]
     rng = random.Random(11)
     for attempt in range(3):
         folder = tmp_path / str(attempt)
@@ -126,7 +132,7 @@ def test_resume_is_bit_exact_after_cuts_at_random_steps(corpus, tmp_path, batche
                 run(corpus, folder, cut=cut, **options)
         del batches[:]
         run(corpus, folder, **options)
-        used = [numbers for order, numbers in batches if order == "shuffled"]
+        used = [numbers for order, numbers in batches if order == "shuffled"][1:]
         start = whole.index(used[0])
         assert used[: len(whole) - start] == whole[start:][: len(used)]  # batch ids go on where they were
         one, two = last_state(tmp_path / "whole"), last_state(folder)
@@ -139,8 +145,6 @@ def test_resume_is_bit_exact_after_cuts_at_random_steps(corpus, tmp_path, batche
 
 
 def test_metrics_of_a_resumed_run_have_no_gap_and_no_double(corpus, tmp_path):
-    import csv
-
     run(corpus, tmp_path / "whole")
     with pytest.raises(Cut):
         run(corpus, tmp_path / "cut", cut=11)
@@ -192,6 +196,94 @@ def test_the_copy_does_not_change_while_it_is_written(tmp_path):
     plugin.wait()
     state = plugin.load_checkpoint(tmp_path / "a.ckpt")
     assert state["weight"].sum() == state["nested"][0].sum() == state["nested"][1][0].sum() == 0
+
+
+def test_tied_weights_are_one_in_a_copy_as_well(corpus, tmp_path):
+    run(corpus, tmp_path, max_steps=2, background_checkpoints=True)
+    path = (tmp_path / "checkpoints" / "last").resolve()
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    names = [name for name in weights if name.endswith(("embed.weight", "head.weight"))]
+    assert len(names) == 2
+    assert len({weights[name].data_ptr() for name in names}) == 1
+    entries = reader(path).entries
+    assert sum(f"weights.{name}" in entries for name in names) == 1  # as a mesh reads them
+
+
+def test_losses_of_a_checkpoint_go_where_the_model_is(tmp_path):
+    recorder = Recorder(tmp_path / "metrics.csv", every=10, unit=Unit())
+    recorder.load_state_dict({"spent": [0.0, 0.0], "losses": [1.0, 2.0], "valid": {}, "validated": 0})
+    model = nl.language.CausalLM(vocab_size=5, layers=1, width=4, heads=1)
+    lightning = LightningModel(training_graph(model, nl.language.CrossEntropy())).to("meta")
+    recorder.on_train_start(SimpleNamespace(is_global_zero=False), lightning)
+    assert [loss.device.type for loss in recorder.losses] == ["meta", "meta"]
+
+
+class Poison(pl.Callback):
+    """Makes the gradients of one step infinite."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, *unused):
+        if trainer.global_step == self.step:
+            weight = next(module.parameters())
+            weight.register_hook(lambda gradient: gradient + math.inf)
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_what_nobody_has_looked_at_does_not_become_the_last_checkpoint(corpus, tmp_path, clip):
+    with pytest.raises(TrainingError, match="a number that is none"):
+        run(corpus, tmp_path, watch=10, clip=clip, callbacks=[Poison(5)])
+    state = last_state(tmp_path)
+    assert state["global_step"] == 4
+    assert all(weight.isfinite().all() for weight in state["state_dict"].values())
+
+
+class Signal(pl.Callback):
+    """A cluster that wants its machine back after a step, or in a validation."""
+
+    def __init__(self, hook, step):
+        self.step = step
+        setattr(self, hook, self._send)
+
+    def _send(self, trainer, *unused):
+        if trainer.global_step == self.step:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"), [("on_train_batch_end", 9), ("on_train_batch_end", 14), ("on_validation_start", 7)]
+)
+def test_a_signal_moves_neither_validations_nor_the_best(corpus, tmp_path, hook, step):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = run(corpus, whole)
+    assert run(corpus, parts, callbacks=[Signal(hook, step)]).stopped == "SIGTERM"
+    result = run(corpus, parts)
+    assert result.valid == expected.valid
+    assert validations(parts) == validations(whole)
+    assert (parts / "checkpoints" / "best").resolve().name == (whole / "checkpoints" / "best").resolve().name
+    assert last_state(parts)["nemolet"]["position"] == last_state(whole)["nemolet"]["position"]
+    assert_equal(last_state(parts)["state_dict"], last_state(whole)["state_dict"])
+
+
+def validations(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [(row["step"], row["valid_loss"]) for row in csv.DictReader(file) if row["valid_loss"]]
+
+
+def test_the_best_is_that_of_the_checkpoint_from_which_a_run_goes_on(corpus, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "whole")
+    best = (tmp_path / "whole" / "checkpoints" / "best").resolve().name
+
+    def die(self):
+        if self.best_step == int(best[5:13]):
+            raise Cut
+
+    with monkeypatch.context() as patch, pytest.raises(Cut):  # on the disk, but not yet pointed to
+        patch.setattr(Checkpoints, "_point_best", die)
+        run(corpus, tmp_path / "cut")
+    run(corpus, tmp_path / "cut")
+    assert (tmp_path / "cut" / "checkpoints" / "best").resolve().name == best
 
 
 def test_a_broken_checkpoint_is_named(corpus, tmp_path):

@@ -12,7 +12,9 @@ import nemolet as nl
 from nemolet.errors import TrainingError
 from nemolet.nn import RelativePositions
 from nemolet.training import Optim, Schedule
+from nemolet.training.folders import reader
 from nemolet.training.optim import Pair, group_parameters, states
+from nemolet.training.rates import LayeredOptim
 
 
 @pytest.fixture
@@ -31,6 +33,22 @@ def model():
         activation="gelu",
         tied=False,
     )
+
+
+def test_rates_by_layer_keep_the_names_of_parameters(model):
+    optimizer = LayeredOptim(layer_decay=0.5).make(model)
+    named = {name: p for group in optimizer.param_groups for name, p in zip(group["param_names"], group["params"])}
+    assert {name: id(p) for name, p in named.items()} == {name: id(p) for name, p in model.named_parameters()}
+
+
+def test_a_state_without_names_is_refused_where_names_are_needed(model, tmp_path):
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(tokens=torch.zeros(1, 4, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    torch.save({"state_dict": {}, "optimizer_states": [optimizer.state_dict()]}, tmp_path / "a.ckpt")
+    with pytest.raises(TrainingError, match="does not name its parameters"):
+        reader(tmp_path / "a.ckpt")
+    assert reader(tmp_path / "a.ckpt", optimizer=False).entries == {}
 
 
 def state_tensors(optimizer):

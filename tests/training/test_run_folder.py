@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import shutil
 import threading
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 import nemolet as nl
 from nemolet.data import Corpus, TokenizerSpec
 from nemolet.errors import TrainingError
-from nemolet.training import Optim, Schedule, Training, fit
+from nemolet.metrics import TokenAccuracy
+from nemolet.training import Optim, Schedule, Training, fit, score, training_graph
 from nemolet.training.callbacks import ExponentialAverage
 from nemolet.training.placement import stored_weights
 from nemolet.training.run_folder import RunFolder
@@ -28,14 +32,16 @@ def prepared(path, cache, **settings):
     return Corpus(path=str(path), cache=cache, **options).prepare(TokenizerSpec("char"))
 
 
-def run(corpus, folder, *, width=16, optim=None, **training):
+def run(corpus, folder, *, width=16, optim=None, model=None, loss=None, metrics=None, callbacks=(), **training):
     torch.manual_seed(0)
     vocab = corpus.tokenizer.vocab_size
     options = {"max_steps": 4, "valid_every": 2, "checkpoint_every": 2, "log_every": 1, "loggers": (), **training}
     return fit(
-        nl.language.CausalLM(vocab_size=vocab, layers=1, width=width, heads=2, context=16),
-        nl.language.CrossEntropy(),
+        model or nl.language.CausalLM(vocab_size=vocab, layers=1, width=width, heads=2, context=16),
+        loss or nl.language.CrossEntropy(),
         corpus,
+        metrics=metrics,
+        callbacks=callbacks,
         folder=folder,
         optim=optim or Optim(lr=1e-2),
         schedule=Schedule("linear", warmup_steps=2, min_ratio=0.0),
@@ -74,10 +80,139 @@ def test_a_folder_goes_on_only_with_its_own_settings(corpus, folder, change, wor
 def test_a_folder_goes_on_only_with_its_own_text(poem, folder, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(poem.read_text()[::-1])
-    with pytest.raises(TrainingError, match=r"data\.tokens"):
+    with pytest.raises(TrainingError, match=r"data\.first_validation_batch\.tokens"):
         run(prepared(other, str(tmp_path)), folder, max_steps=8)
-    with pytest.raises(TrainingError, match=r"data\.tokens"):
+    with pytest.raises(TrainingError, match=r"data\.first_validation_batch\.tokens"):
         run(prepared(poem, str(tmp_path), batch_size=2), folder, max_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"order": "sequential"}, "data.order: shuffled -> sequential"),
+        ({"seed": 3}, "data.seed: None -> 3"),
+        ({"respect_documents": False}, "data.respect_documents: True -> False"),
+    ],
+)
+def test_a_folder_goes_on_only_in_its_own_order(poem, folder, tmp_path, change, words):
+    with pytest.raises(TrainingError, match="belongs to another run") as caught:
+        run(prepared(poem, str(tmp_path), **change), folder, max_steps=8)
+    assert words in str(caught.value)
+
+
+def test_a_changed_word_in_the_middle_is_another_text(poem, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(poem.read_text())
+    run(prepared(path, str(tmp_path)), tmp_path / "run")
+    text = poem.read_text()
+    middle = text.index("plain", len(text) // 2)
+    path.write_text(f"{text[:middle]}nails{text[middle + 5 :]}")
+    with pytest.raises(TrainingError, match=r"data\.train: "):
+        run(prepared(path, str(tmp_path)), tmp_path / "run", max_steps=8)
+
+
+def test_where_and_how_fast_the_text_is_read_may_change(poem, folder, tmp_path):
+    assert run(prepared(poem, str(tmp_path / "elsewhere"), workers=2), folder, max_steps=5).steps == 5
+
+
+@pytest.fixture(scope="module")
+def bases(corpus, tmp_path_factory):
+    """Two archives of one shape."""
+    folder = tmp_path_factory.mktemp("bases")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = nl.language.CausalLM(vocab_size=corpus.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16)
+        nl.save(folder / f"{seed}.nemolet", model=model)
+    return [lambda seed=seed: nl.load(folder / f"{seed}.nemolet").model.train() for seed in (1, 2)]
+
+
+def test_a_finished_folder_does_not_answer_for_another_base_model(corpus, bases, tmp_path):
+    one, two = bases
+    first = run(corpus, tmp_path, model=one())
+    assert run(corpus, tmp_path, model=one()).valid == first.valid
+    with pytest.raises(TrainingError, match=r"weights\.model: \w{64} -> \w{64}"):
+        run(corpus, tmp_path, model=two())
+
+
+def test_a_finished_folder_does_not_answer_for_another_teacher(corpus, bases, tmp_path):
+    one, two = bases
+    for teacher, refused in ((two, False), (one, True)):
+        model = nl.language.Distilled(student=one(), teacher=teacher())
+        with pytest.raises(TrainingError, match=r"weights\.teacher") if refused else contextlib.nullcontext():
+            run(corpus, tmp_path, model=model, loss=model.objective(), max_steps=2)
+
+
+def test_other_metrics_are_another_run(corpus, folder):
+    with pytest.raises(TrainingError, match="belongs to another run") as caught:
+        run(corpus, folder, max_steps=8, metrics={"accuracy": TokenAccuracy()})
+    assert "metrics: [] -> ['accuracy']" in str(caught.value)
+
+
+def test_looking_at_a_finished_run_leaves_its_notes(corpus, folder):
+    for name in ("config.yaml", "git.txt"):
+        (folder / name).write_text("as it was trained")
+    run(corpus, folder)
+    assert (folder / "git.txt").read_text() == (folder / "config.yaml").read_text() == "as it was trained"
+
+
+def test_a_run_that_has_ended_may_be_archived_anew(corpus, tmp_path):
+    options = {"optim": Optim(lr=3.0), "max_steps": 40, "patience": 1}  # the last validation is worse than the best
+    last = run(corpus, tmp_path, **options)
+    weights = nl.load(last.archive).model.state_dict()
+    best = run(corpus, tmp_path, archive="best", **options)
+    state = torch.load(tmp_path / "checkpoints" / "best", weights_only=True)
+    assert state["global_step"] < best.steps == last.steps
+    for name, weight in nl.load(best.archive).model.state_dict().items():
+        assert torch.equal(weight, state["state_dict"][f"graph.model.{name}"])
+    again = run(corpus, tmp_path, **options)
+    assert again.valid == best.valid == last.valid
+    assert all(torch.equal(weight, weights[name]) for name, weight in nl.load(again.archive).model.state_dict().items())
+
+
+def test_a_run_that_was_stopped_early_goes_on_with_more_patience(corpus, tmp_path):
+    whole = run(corpus, tmp_path / "whole", optim=Optim(lr=3.0), max_steps=40, patience=3)
+    first = run(corpus, tmp_path / "parts", optim=Optim(lr=3.0), max_steps=40, patience=1)
+    second = run(corpus, tmp_path / "parts", optim=Optim(lr=3.0), max_steps=40, patience=3)
+    assert first.steps < second.steps == whole.steps
+    assert second.valid == whole.valid
+
+
+class Cut(Exception):
+    """Stands for any crash."""
+
+
+class CutIn(pl.Callback):
+    """Crashes when a validation begins, or when a step is done."""
+
+    def __init__(self, hook, step):
+        self.step = step
+        setattr(self, hook, self._cut)
+
+    def _cut(self, trainer, *unused):
+        if trainer.global_step == self.step:
+            raise Cut
+
+
+def test_a_kill_in_the_last_validation_leaves_no_number_of_an_earlier_one(corpus, tmp_path):
+    options = {"max_steps": 5, "valid_every": 2, "checkpoint_every": 5}
+    whole = run(corpus, tmp_path / "whole", **options)
+    with pytest.raises(Cut):
+        run(corpus, tmp_path / "cut", callbacks=[CutIn("on_validation_start", 5)], **options)
+    assert run(corpus, tmp_path / "cut", **options).valid == whole.valid
+    assert done(tmp_path / "cut") == done(tmp_path / "whole")
+
+
+def test_a_step_that_was_made_the_last_one_is_validated(corpus, tmp_path):
+    with pytest.raises(Cut):
+        run(corpus, tmp_path, callbacks=[CutIn("on_train_batch_end", 3)], checkpoint_every=2, valid_every=9)
+    result = run(corpus, tmp_path, max_steps=2, valid_every=9)
+    graph = training_graph(nl.load(result.archive).model, nl.language.CrossEntropy()).eval()
+    assert done(tmp_path)["valid"]["valid_loss"] == pytest.approx(score(graph, corpus.valid_loader()).loss, rel=1e-5)
+    assert (tmp_path / "checkpoints" / "best").resolve().name == "step_00000002.ckpt"
+
+
+def done(folder):
+    return json.loads((folder / "done.json").read_text())
 
 
 def test_a_run_may_be_made_longer_and_kept_otherwise(corpus, folder):
