@@ -120,7 +120,7 @@ def test_every_way_to_fine_tune_validates(group):
         overrides = [f"{group}={option}", "archive=base.nemolet", *PATH]
         config = validated("finetune", overrides, schema, supplied=SUPPLIED)
         block = config["adapter" if group == "adapter" else "model"]
-        parts = {"encoder": "encoder", "backbone": "base"}
+        parts = {"encoder": "encoder", "backbone": "base", "base": "base"}
         used = [part for part, name in parts.items() if block.get(part) == {"_ref_": name}]
         assert block.get("rank") == 8 or used
 

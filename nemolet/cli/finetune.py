@@ -169,6 +169,8 @@ def _source(settings: Settings, model: Any) -> Any:
         source = source.with_names(model)
     length = "context" if hasattr(source, "context") else "sequence_length"
     longest = getattr(model, "context", None)
+    if longest is not None and (settings.model or {}).get("_target_", "").endswith(".PromptTuned"):
+        longest -= (settings.model or {}).get("length", 0)  # the prompt takes a part of the context
     if longest is not None and getattr(source, length, 0) > longest:
         source = replace(source, **{length: longest})
     return replace(source, seed=settings.seed) if source.seed is None else source
@@ -232,12 +234,15 @@ def _own_loss(model: Any) -> Any:
 
 def _finish(model: Any, folder: Path, settings: Settings) -> Callable[[Any], Any]:
     def finish(_: Any) -> Any:
+        from nemolet.language.prompt_tuning import PromptTuned, save_prompt
         from nemolet.nn.adapter_files import save_adapter
         from nemolet.nn.adapters import merge
 
         if settings.adapter is not None:
             save_adapter(model, folder / "adapter", base=settings.archive)
             merge(model)
+        if isinstance(model, PromptTuned):
+            save_prompt(model, folder / "adapter", base=settings.archive)
         return model
 
     return finish

@@ -21,12 +21,12 @@ class Settings:
     """What to write down, and how.
 
     Args:
-        archive: a ``.nemolet`` file with a recognizer.
+        archive: a ``.nemolet`` file with a recognizer, or one with Whisper; or its Hugging Face folder.
         audio: a file, a folder, a pattern such as ``calls/*.wav``, or a list of them.
         format: what is written: ``text``, ``json`` with times, ``srt`` or ``vtt``.
         out: a folder for one file for each recording; null prints them.
         pictures: a folder for the spectrogram of each recording with what was written where; null for none.
-        window: seconds that are read together where a recording is longer.
+        window: seconds that are read together where a recording is longer; Whisper has parts of its own length.
         margin: seconds of its neighbours that a window sees.
         batch_size: recordings that are read together.
         beam: hypotheses that are searched; 1 takes the likeliest label at each step.
@@ -38,6 +38,8 @@ class Settings:
         boost_weight: what each of their labels is worth.
         stream: seconds of the pieces in which audio arrives, to see what a live model writes when; null for whole
             recordings.
+        language: code of the spoken language, such as ``de``, for Whisper; null to let it find out.
+        task: ``translate`` lets Whisper write English whatever is spoken.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
     """
@@ -57,6 +59,8 @@ class Settings:
     boost: list[str] | None = None
     boost_weight: float = 1.0
     stream: float | None = None
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
     device: str = "cpu"
     imports: list[str] | None = None
 
@@ -72,6 +76,7 @@ class Settings:
 def run(settings: Settings) -> int:
     """Transcribe every file; one that cannot be read is named and the others go on."""
     from nemolet.speech.transcription import Windows, transcribe
+    from nemolet.speech.whisper import Writer
 
     model, tokenizer = _opened(settings)
     status = 0
@@ -92,9 +97,12 @@ def run(settings: Settings) -> int:
                 found = [arrived.transcript]
                 _write(waiting[0][0], arrived.transcript, settings, {"stream": arrived.as_json()})
             else:
-                found = transcribe(
-                    model, tokenizer, audio, search=search, batch_size=settings.batch_size, windows=windows
-                )
+                if isinstance(model, Writer):
+                    found = model.transcribe(audio, batch_size=settings.batch_size)
+                else:
+                    found = transcribe(
+                        model, tokenizer, audio, search=search, batch_size=settings.batch_size, windows=windows
+                    )
                 for (name, _), transcript in zip(waiting, found):
                     _write(name, transcript, settings)
             if settings.pictures is not None:
@@ -133,18 +141,38 @@ def files(audio: str | list[str]) -> list[Path]:
 
 
 def _opened(settings: Settings) -> tuple[Any, Any]:
+    """A recognizer, or what writes with a Whisper model; and the tokenizer."""
     from nemolet.archive import load
     from nemolet.speech.models import Recognizer
+    from nemolet.speech.spectrogram_to_text import SpectrogramToText
+    from nemolet.speech.whisper import Writer, WritingRules
 
     archive = load(settings.archive, device=settings.device)
-    if not isinstance(archive.model, Recognizer) or archive.tokenizer is None:
+    model, tokenizer = archive.model.eval(), archive.tokenizer
+    if not isinstance(model, Recognizer | SpectrogramToText) or tokenizer is None:
         raise ConfigError(
             "the archive does not hold a recognizer",
             where=settings.archive,
             expected="a model such as nemolet.speech.CTCRecognizer, with its tokenizer",
-            found=type(archive.model).__name__,
+            found=type(model).__name__ + ("" if tokenizer else " without a tokenizer"),
         )
-    return archive.model.eval(), archive.tokenizer
+    whisper = isinstance(model, SpectrogramToText)
+    usual: dict[str, Any] = {"language": None, "task": "transcribe"}
+    if whisper:
+        usual = {"beam": 1, "language_model": None, "boost": None, "stream": None, "pictures": None}
+    odd = [name for name, value in usual.items() if (getattr(settings, name) or None) != value]
+    odd += ["format"] if whisper and settings.format in ("srt", "vtt") else []
+    if odd:
+        raise ConfigError(
+            "this model has no such setting",
+            where=", ".join(odd),
+            expected="greedy text without times from Whisper; language and task for Whisper alone",
+            found=", ".join(str(getattr(settings, name)) for name in odd),
+        )
+    if isinstance(model, SpectrogramToText):
+        rules = WritingRules.read(archive.extra, settings.archive)
+        return Writer(model, tokenizer, rules, language=settings.language, task=settings.task), tokenizer
+    return model, tokenizer
 
 
 def _search(settings: Settings, model: Any, tokenizer: Any) -> Any:

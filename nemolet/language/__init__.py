@@ -14,6 +14,7 @@ _EXPORTS = {
     "ClassLoss": "nemolet.language.classification",
     "Completion": "nemolet.language.decoding",
     "Confusion": "nemolet.language.mistakes",
+    "Constraints": "nemolet.language.constraints",
     "ContrastiveLoss": "nemolet.language.embedding",
     "CrossEntropy": "nemolet.language.losses",
     "Decoder": "nemolet.nn.transformer",
@@ -34,6 +35,7 @@ _EXPORTS = {
     "Pool": "nemolet.language.classification",
     "PreferenceLoss": "nemolet.language.preference",
     "PreferenceModel": "nemolet.language.preference",
+    "PromptTuned": "nemolet.language.prompt_tuning",
     "QuestionAnswerer": "nemolet.language.answering",
     "RequestLoss": "nemolet.language.tagging",
     "RequestTagger": "nemolet.language.tagging",
@@ -60,7 +62,9 @@ _EXPORTS = {
     "generate": "nemolet.language.decoding",
     "likelihoods": "nemolet.language.likelihood",
     "likeliest_chain": "nemolet.language.crf",
+    "load_prompt": "nemolet.language.prompt_tuning",
     "nearest_vectors": "nemolet.language.embedding",
+    "save_prompt": "nemolet.language.prompt_tuning",
     "span_score": "nemolet.language.spans",
     "spans_of": "nemolet.language.spans",
     "stream": "nemolet.language.decoding",
@@ -79,6 +83,7 @@ if TYPE_CHECKING:
     from nemolet.language.attention_maps import AttentionMap, attention_maps
     from nemolet.language.beam import Beam, beam_search
     from nemolet.language.classification import ClassLoss, LabelF1, MultiLabelLoss, Pool, TextClassifier
+    from nemolet.language.constraints import Constraints
     from nemolet.language.crf import chain_log_likelihood, likeliest_chain
     from nemolet.language.decoding import Completion, Decoding, generate, stream
     from nemolet.language.distillation import DistillationLoss, Distilled
@@ -92,6 +97,7 @@ if TYPE_CHECKING:
     from nemolet.language.models import CausalLM
     from nemolet.language.ngrams import NgramEmbedding, NgramEncoder
     from nemolet.language.preference import PreferenceLoss, PreferenceModel
+    from nemolet.language.prompt_tuning import PromptTuned, load_prompt, save_prompt
     from nemolet.language.reward import RewardModel, RewardPairs
     from nemolet.language.saliency import explain
     from nemolet.language.sampling import Sampling

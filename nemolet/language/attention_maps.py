@@ -89,7 +89,7 @@ def attention_maps(
         >>> model = nl.language.CausalLM(vocab_size=257, layers=1, width=8, heads=2)
         >>> found = attention_maps(model, ByteTokenizer(), "abc")[0]
         >>> found.queries, found.weights.shape
-        (('a', 'b', 'c'), torch.Size([2, 3, 3]))
+        (('<|endoftext|>', 'a', 'b', 'c'), torch.Size([2, 4, 4]))
     """
     writes = "source" in model.declared().inputs
     if writes != (written is not None):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nemolet.errors import GenerationError
+from nemolet.language.constraints import Constraints
 from nemolet.nn.cache import KVCache
 
 
@@ -83,7 +84,14 @@ class _Row:
 
 @torch.inference_mode()
 def beam_search(
-    model: SequenceModel, source_BS: Tensor, source_mask_BS: Tensor, *, start: int, end: int, beam: Beam | None = None
+    model: SequenceModel,
+    source_BS: Tensor,
+    source_mask_BS: Tensor,
+    *,
+    start: int,
+    end: int,
+    beam: Beam | None = None,
+    constraints: Constraints | None = None,
 ) -> list[list[Hypothesis]]:
     """The best texts for each source, the best first; without the token that ends them.
 
@@ -94,8 +102,12 @@ def beam_search(
         start: the token that a text begins with.
         end: the token that ends it.
         beam: how far the search looks.
+        constraints: what every text has to contain, and what none may.
+
+    Raises:
+        GenerationError: where no text that was seen obeys the constraints.
     """
-    beam = beam or Beam()
+    beam, constraints = beam or Beam(), constraints or Constraints()
     batch, size = source_BS.shape[0], beam.size
     memory = model.encode(source_BS, source_mask_BS).repeat_interleave(size, 0)
     seen = source_mask_BS.repeat_interleave(size, 0)
@@ -108,11 +120,11 @@ def beam_search(
     for length in range(1, beam.max_length + 1):
         logits = model.decode(tokens, memory, seen, cache=cache, last_only=True)[:, -1].float()
         after = (scores_BK.flatten()[:, None] + logits.log_softmax(-1)).view(batch, -1)
-        best_BM, index_BM = after.topk(min(2 * size, after.shape[1]), dim=-1)
         vocab = logits.shape[-1]
+        candidates = _candidates(after, written, vocab, beam, end, constraints)
         parents, chosen, kept = [], [], []
         for row in range(batch):
-            live = _advance(rows[row], best_BM[row], index_BM[row], vocab, row * size, written, beam, length, end)
+            live = _advance(rows[row], candidates[row], vocab, row * size, written, beam, length, end)
             live += [(row * size, end, -torch.inf)] * (size - len(live))  # nothing goes on here
             parents += [parent for parent, _, _ in live]
             chosen += [token for _, token, _ in live]
@@ -125,16 +137,50 @@ def beam_search(
         tokens = torch.tensor(chosen, device=source_BS.device)[:, None]
     for row in range(batch):  # what the length limit cut off counts where nothing ended by itself
         for k in range(size):
-            if not rows[row].done and scores_BK[row, k] > -torch.inf:
-                text = written[row * size + k]
+            text = written[row * size + k]
+            if not rows[row].done and scores_BK[row, k] > -torch.inf and constraints.complete(text):
                 rows[row].add(Hypothesis(text, beam.worth(float(scores_BK[row, k]), len(text))), size)
+        if constraints and not rows[row].done:
+            raise GenerationError(
+                "no text that was found obeys the constraints",
+                where=f"source {row}",
+                expected=f"all of {list(constraints.forced)} and none of {list(constraints.forbidden)}",
+                fix="allow more tokens (max_length), a wider beam, or fewer phrases",
+            )
     return [row.done for row in rows]
+
+
+def _candidates(
+    after_BM: Tensor, written: Sequence[list[int]], vocab: int, beam: Beam, end: int, constraints: Constraints
+) -> list[list[tuple[float, int]]]:
+    """Score and number of the texts that each row may go on with, in the order in which they are taken."""
+    batch, many = len(after_BM), min(2 * beam.size, after_BM.shape[1])
+    if not constraints:
+        best_BM, index_BM = after_BM.topk(many, dim=-1)
+        return [list(zip(best.tolist(), index.tolist())) for best, index in zip(best_BM, index_BM)]
+    chosen = []
+    for row in range(batch):
+        texts = written[row * beam.size : (row + 1) * beam.size]
+        after_KV = after_BM[row].view(beam.size, vocab)
+        for text, scores_V in zip(texts, after_KV):
+            out = constraints.ruled_out(text) | (set() if constraints.complete(text) else {end})
+            scores_V[sorted(out)] = -torch.inf
+        numbers = set(after_BM[row].topk(many).indices.tolist())
+        numbers |= {k * vocab + int(token) for k, token in enumerate(after_KV.argmax(-1))}  # each has a chance to go on
+        numbers |= {k * vocab + token for k, text in enumerate(texts) for token in constraints.advancing(text)}
+        scores = {number: float(after_BM[row, number]) for number in numbers}
+        following = [
+            (score, number, [*texts[number // vocab], number % vocab])
+            for number, score in scores.items()
+            if score > -torch.inf
+        ]
+        chosen.append(constraints.shared_out(following))
+    return chosen
 
 
 def _advance(
     row: _Row,
-    best_M: Tensor,
-    index_M: Tensor,
+    candidates: Sequence[tuple[float, int]],
     vocab: int,
     first: int,
     written: Sequence[list[int]],
@@ -144,7 +190,7 @@ def _advance(
 ) -> list[tuple[int, int, float]]:
     """Put texts that end among the complete ones; return parent, token and score of those that go on."""
     live: list[tuple[int, int, float]] = []
-    for rank, (score, index) in enumerate(zip(best_M.tolist(), index_M.tolist())):
+    for rank, (score, index) in enumerate(candidates):
         parent, token = first + index // vocab, index % vocab
         if score == -torch.inf or len(live) == beam.size:
             continue

@@ -75,7 +75,7 @@ class Decoding:
     @torch.inference_mode()
     def step(self) -> dict[int, int]:
         """Choose one more token for every live row; returns row -> token."""
-        if self.cache is not None and self.cache.length < self.capacity:
+        if self.cache is not None and self.cache.length < self.cache.capacity:
             last = [[self.rows[row][-1]] for row in self.live]
             logits_BV = self._forward(last, [[self.positions[row]] for row in self.live], None)
         else:

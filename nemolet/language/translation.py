@@ -10,6 +10,7 @@ from torch import Tensor
 from nemolet.data.encoding import TextEncoding
 from nemolet.errors import GenerationError
 from nemolet.language.beam import Beam, beam_search
+from nemolet.language.constraints import Constraints
 from nemolet.language.losses import CrossEntropy
 from nemolet.language.scores import bleu, chrf
 from nemolet.language.seq2seq import EncoderDecoder
@@ -62,7 +63,14 @@ class Translator(NeuralModule):
         return {"token_accuracy": TokenAccuracy()}
 
     def translate(
-        self, tokenizer: Tokenizer, texts: Sequence[str], *, beam: Beam | None = None, batch_size: int = 32
+        self,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        *,
+        beam: Beam | None = None,
+        batch_size: int = 32,
+        forced: Sequence[str] = (),
+        forbidden: Sequence[str] = (),
     ) -> list[str]:
         """Translate raw texts.
 
@@ -71,10 +79,12 @@ class Translator(NeuralModule):
             texts: none of them empty.
             beam: how far the search looks.
             batch_size: texts at once.
+            forced: words or phrases that every translation contains, as they are written within a sentence.
+            forbidden: words or phrases that no translation contains, not even as a part of a word.
 
         Raises:
             DataError: for an empty text, naming its place.
-            GenerationError: for a tokenizer without an end-of-text token.
+            GenerationError: for a tokenizer without an end-of-text token, or where no translation obeys.
         """
         beam = beam or Beam(max_length=self.context)
         end = tokenizer.eos_id
@@ -84,19 +94,56 @@ class Translator(NeuralModule):
         encoding = TextEncoding(tokenizer, self.context, "truncate")
         samples = [{"source": encoding.text(text, f"text {i}")} for i, text in enumerate(texts)]
 
+        constraints = _constraints(tokenizer, forced, forbidden)
+
         def run(batch: dict[str, Tensor]) -> list[str]:
-            found = beam_search(self.model, batch["source"], batch["source_mask"], start=start, end=end, beam=beam)
-            return [tokenizer.decode(hypotheses[0].tokens).strip() for hypotheses in found]
+            source, mask = batch["source"], batch["source_mask"]
+            found = beam_search(self.model, source, mask, start=start, end=end, beam=beam, constraints=constraints)
+            said = [[tokenizer.decode(each.tokens).strip() for each in hypotheses] for hypotheses in found]
+            return [_obedient(translations, forced, forbidden) for translations in said]
 
         return in_batches(self, samples, self.PORTS, run, batch_size=batch_size)
 
     def predict(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Translations of records with a ``source`` or a ``text``."""
-        texts = [record.get("source") or record["text"] for record in records]
-        return [{"translation": text} for text in self.translate(tokenizer, texts)]
+        """Translations of records with a ``source`` or a ``text``; and ``forced`` and ``forbidden`` words, if any."""
+        groups: dict[tuple[tuple[str, ...], ...], list[int]] = {}
+        for number, record in enumerate(records):
+            words = tuple(tuple(record.get(name) or ()) for name in ("forced", "forbidden"))
+            groups.setdefault(words, []).append(number)
+        said: dict[int, str] = {}
+        for (forced, forbidden), numbers in groups.items():
+            texts = [records[n].get("source") or records[n]["text"] for n in numbers]
+            said |= dict(zip(numbers, self.translate(tokenizer, texts, forced=forced, forbidden=forbidden)))
+        return [{"translation": said[number]} for number in range(len(records))]
 
     def score_texts(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """BLEU and chrF of whole translations."""
         said = self.translate(tokenizer, [record["source"] for record in records])
         real = [record["target"] for record in records]
         return {"bleu": bleu(said, real).score, "chrf": chrf(said, real)}
+
+
+def _constraints(tokenizer: Tokenizer, forced: Sequence[str], forbidden: Sequence[str]) -> Constraints:
+    """Phrases as tokens: forced ones within a sentence, forbidden ones also at its beginning."""
+    empty = [phrase for phrase in (*forced, *forbidden) if not phrase.strip()]
+    if empty:
+        raise GenerationError("a phrase is empty", where="forced, forbidden", found=empty)
+    forms = [form for phrase in forbidden for form in (phrase.strip(), f" {phrase.strip()}")]
+    return Constraints(
+        tuple(tuple(tokenizer.encode(f" {phrase.strip()}")) for phrase in forced),
+        tuple(tuple(tokenizer.encode(form)) for form in forms),
+    )
+
+
+def _obedient(translations: Sequence[str], forced: Sequence[str], forbidden: Sequence[str]) -> str:
+    """The best translation that obeys as a text, too: a word can be spelled with several rows of tokens."""
+    for text in translations:
+        if all(phrase.strip() in text for phrase in forced) and not any(bad.strip() in text for bad in forbidden):
+            return text
+    raise GenerationError(
+        "no translation that was found obeys",
+        where="forced, forbidden",
+        expected=f"all of {list(forced)} and none of {list(forbidden)}",
+        found=translations[0] if translations else "nothing",
+        fix="search with a wider beam",
+    )

@@ -100,9 +100,16 @@ def write_additions(
         "inference_mode": True,
         "task_type": None,
     }
+    return write_files(folder, config, tensors, metadata or {"format": "pt"})
+
+
+def write_files(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Path:
+    """Write the two files of an adapter; each appears under its name only when it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        WEIGHTS: safetensors.torch.save(tensors, metadata=dict(metadata or {"format": "pt"})),
+        WEIGHTS: safetensors.torch.save(dict(tensors), metadata=dict(metadata)),
         CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
     }
     for name, content in files.items():

@@ -71,6 +71,9 @@ _EXPORTS = {
     "verification": "nemolet.speech.metrics",
     "WaveEncoder": "nemolet.speech.wave_encoder",
     "WaveStem": "nemolet.speech.wave_encoder",
+    "WhisperMel": "nemolet.speech.whisper",
+    "Writer": "nemolet.speech.whisper",
+    "WritingRules": "nemolet.speech.whisper",
     "WhiteNoise": "nemolet.speech.augmentation",
     "Windows": "nemolet.speech.transcription",
     "word_error_rate": "nemolet.speech.word_error",
@@ -126,4 +129,5 @@ if TYPE_CHECKING:
     from nemolet.speech.transcription import Transcript, Windows, transcribe
     from nemolet.speech.transducer import Hybrid, TokenAndDuration, Transducer
     from nemolet.speech.wave_encoder import WaveEncoder, WaveStem
+    from nemolet.speech.whisper import WhisperMel, Writer, WritingRules
     from nemolet.speech.word_error import ErrorRate, character_error_rate, word_error_rate, worst_utterances

@@ -91,6 +91,7 @@ class SpectrogramToText(NeuralModule):
             )
         super().__init__(V=vocab_size, C=bins)
         self.vocab_size, self.bins, self.context = vocab_size, bins, decoder.max_length
+        self.source_frames = encoder.max_length  # states of the encoder; the spectrogram has twice as many
         stem = ConvStem(bins=bins, width=encoder.width)
         embed = Embedding("V", "D", vocab_size, decoder.width, pad_to_multiple_of=pad_vocab_to, scale=embedding_scale)
         if tied:

@@ -143,6 +143,28 @@ def test_a_reward_model_scores_answers(base, chats, capsys):
     assert better > worse
 
 
+def test_a_prompt_is_learned_and_nothing_else(base, chats, capsys):
+    command = ["finetune", f"archive={base}", "task=prompt", "model.length=4", f"data.path={chats}", "folder=run"]
+    out = succeed(capsys, *command, *SHORT, "data.pack=false", "data.context=64")
+    assert "0.000M parameters are trained" in out
+    before, after = weights(base), weights("run/model.nemolet")
+    assert all(torch.equal(after[f"base.{name}"], tensor) for name, tensor in before.items())
+    again = nl.language.load_prompt(nl.load(base).model, "run/adapter")
+    assert torch.equal(again.prompt, after["prompt"])
+    scores = [
+        float(
+            succeed(
+                capsys, "evaluate", f"archive={a}", "data=instructions", f"data.path={chats}", "data.pack=false"
+            ).split()[1]
+        )
+        for a in (base, "run/model.nemolet")
+    ]
+    assert scores[1] < scores[0]
+    assert succeed(capsys, "generate", "run/model.nemolet", "a", "max_new_tokens=3").startswith("a")
+    assert main([*map(str, command), *SHORT, "folder=packed"]) == 1
+    assert "set data.pack=false" in capsys.readouterr().err
+
+
 def test_a_teacher(base, chats, capsys, poem):
     command = ["finetune", f"archive={base}", f"teacher={base}", "data=text", f"data.path={poem}", "folder=run"]
     out = succeed(capsys, *command, *SHORT, "data.sequence_length=32", "trainer.valid_batches=1")

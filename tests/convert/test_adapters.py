@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+import nemolet as nl
 from nemolet.cli import main
 from nemolet.convert import read
 from nemolet.convert.adapters import export_adapter, import_adapter
-from nemolet.errors import NemoletError
+from nemolet.errors import ConfigError, NemoletError
+from nemolet.language import Decoding, PromptTuned, Sampling, load_prompt, save_prompt
 from nemolet.nn import Adapter, adapt, adapted_layers
 from nemolet.nn.adapter_files import load_adapter
 
@@ -111,3 +113,63 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     export_adapter(other, tmp_path / "adapter")
     with pytest.raises(NemoletError, match="another base model"):
         import_adapter(read(tmp_path / "base").model, tmp_path / "adapter")
+
+
+def prompted(base, folder):
+    """Theirs, with a prompt of random numbers, saved."""
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    theirs = peft.get_peft_model(base, config).eval()
+    torch.nn.init.normal_(theirs.prompt_encoder["default"].embedding.weight, std=0.5)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+@pytest.mark.parametrize("kind", list(TARGETS))
+@torch.no_grad()
+def test_a_prompt_of_theirs_is_ours(kind, tmp_path):
+    base = saved(kind, tmp_path / "base")
+    theirs = prompted(base, tmp_path / "prompt")
+    ours = load_prompt(read(tmp_path / "base").model, tmp_path / "prompt").eval()
+    expected = theirs(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits[:, 5:]
+    torch.testing.assert_close(ours(TOKENS), expected, rtol=0, atol=1e-5)
+    assert (ours(TOKENS) - ours.base(TOKENS)).abs().max() > 1e-2
+    prompts = [TOKENS[0, :4].tolist(), TOKENS[1].tolist()]
+    decoding = Decoding(ours, prompts, sampling=Sampling(temperature=0.0), seed=0, max_new_tokens=8)
+    decoding.step()
+    cache = decoding.cache
+    for _ in range(7):
+        decoding.step()
+    assert decoding.cache is cache  # nothing was read twice
+    alone = [list(prompt) for prompt in prompts]
+    for row in alone:
+        for _ in range(8):
+            ids = torch.tensor([row])
+            row.append(int(theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].argmax()))
+    assert decoding.rows == alone
+
+
+@pytest.mark.parametrize("kind", list(TARGETS))
+@torch.no_grad()
+def test_a_prompt_of_ours_is_theirs(kind, tmp_path):
+    base = saved(kind, tmp_path / "base")
+    ours = PromptTuned(base=read(tmp_path / "base").model, length=3).eval()
+    torch.nn.init.normal_(ours.prompt, std=0.5)
+    save_prompt(ours, tmp_path / "prompt")
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "prompt")).eval()
+    found = theirs(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits[:, 3:]
+    torch.testing.assert_close(found, ours(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_a_prompt_of_another_kind_or_width_is_refused(tmp_path):
+    saved("gpt2", tmp_path / "base")
+    base = read(tmp_path / "base").model
+    adapt(base, Adapter(rank=2, targets=("attention.qkv",)))
+    export_adapter(base, tmp_path / "lora")
+    with pytest.raises(ConfigError, match="this is no prompt"):
+        load_prompt(read(tmp_path / "base").model, tmp_path / "lora")
+    wide = nl.language.CausalLM(vocab_size=9, layers=1, width=8, heads=2, context=16)
+    save_prompt(PromptTuned(base=wide, length=2), tmp_path / "prompt")
+    with pytest.raises(ConfigError, match="another model"):
+        load_prompt(read(tmp_path / "base").model, tmp_path / "prompt")
+    with pytest.raises(ConfigError, match="no room"):
+        PromptTuned(base=wide, length=16)

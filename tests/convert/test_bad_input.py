@@ -77,8 +77,13 @@ def test_an_unknown_architecture_lists_the_known(folder):
 
 
 def test_another_head_is_not_taken_for_the_known_one(folder):
-    edit_config(folder, architectures=["LlamaForSequenceClassification"])
-    refused(folder, "this architecture is not known", "LlamaForSequenceClassification")
+    edit_config(folder, architectures=["LlamaForTokenClassification"])
+    refused(folder, "this architecture is not known", "LlamaForTokenClassification")
+
+
+def test_a_classifier_with_several_labels_is_no_reward_model(folder):
+    edit_config(folder, architectures=["LlamaForSequenceClassification"], id2label={"0": "a", "1": "b"})
+    refused(folder, "no reward model", "2 labels")
 
 
 def test_a_config_without_a_key(folder):

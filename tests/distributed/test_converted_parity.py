@@ -13,10 +13,12 @@ import parity
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 import nemolet as nl
 from nemolet.convert.reading import read
+from nemolet.data.ports import ScoresB
 from nemolet.language.losses import TokenLoss
 from nemolet.parallel import MeshSizes, make_mesh, parallelize
 from nemolet.parallel.plan import plan
@@ -45,12 +47,21 @@ class HiddenLoss(nl.NeuralModule):
         return self.scores(hidden, inside)  # type: ignore[no-any-return]
 
 
+class RewardLoss(nl.NeuralModule):
+    """A loss for single rewards: in that of pairs, what both gradients share cancels, and their rounding does not."""
+
+    def forward(self, rewards: ScoresB) -> TokenLoss:
+        return TokenLoss(F.softplus(rewards).sum(), torch.tensor(len(rewards)))
+
+
 def build(folder: Path) -> nl.Graph:
     """The training graph of a folder, without dropout; masks are inputs, so padding is there too."""
     model = read(folder).model.train()
     for module in model.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.0
+    if isinstance(model, nl.language.RewardModel):
+        return training_graph(model, RewardLoss(), fields=["mask"])
     encoder = isinstance(model, nl.language.TextEncoder | nl.speech.WaveEncoder)
     loss = HiddenLoss(model.width) if encoder else nl.language.CrossEntropy()
     return training_graph(model, loss, fields=["mask", "source_mask"])

@@ -10,7 +10,7 @@ import torch
 import nemolet as nl
 from nemolet.data import ParallelTexts, collate
 from nemolet.errors import GenerationError
-from nemolet.language import Beam, EncoderDecoder, Translator, beam_search
+from nemolet.language import Beam, Constraints, EncoderDecoder, Translator, beam_search
 from nemolet.nn import Decoder, Encoder
 from nemolet.tokenizers import ByteTokenizer
 
@@ -29,11 +29,13 @@ def model(vocab=5, width=16, seed=0, std=0.3):
     return made
 
 
-def every_text(made, source, mask, beam, end=4):
+def every_text(made, source, mask, beam, end=4, allowed=lambda text: True):
     """What each text of at most some tokens is worth."""
     found = []
     for length in range(beam.max_length):
         for text in itertools.product([t for t in range(5) if t != end], repeat=length):
+            if not allowed(text):
+                continue
             tokens = torch.tensor([[end, *text]])
             labels = torch.tensor([*text, end])
             log_probs = made(source, tokens, mask).log_softmax(-1)[0]
@@ -52,6 +54,70 @@ def test_a_wide_beam_finds_the_best_of_all_texts(penalty, seed):
     worth, text = every_text(made, source, mask, beam)
     assert found.tokens == text
     assert found.worth == pytest.approx(worth, abs=1e-4)
+
+
+CONSTRAINTS = {
+    "one word": Constraints(forced=((2,),)),
+    "a phrase": Constraints(forced=((3, 1),)),
+    "two that overlap": Constraints(forced=((0, 1), (1, 2))),
+    "a repeated token": Constraints(forced=((1, 1, 0),)),
+    "forbidden": Constraints(forbidden=((0,), (3, 2))),
+    "both": Constraints(forced=((2, 2),), forbidden=((1, 2), (0,))),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wide_beam_finds_the_best_of_all_texts_that_obey(name, seed):
+    constraints = CONSTRAINTS[name]
+    made = model(seed=seed)
+    source, mask = torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    beam = Beam(size=256, max_length=5)
+    found = beam_search(made, source, mask, start=4, end=4, beam=beam, constraints=constraints)[0][0]
+    worth, text = every_text(made, source, mask, beam, allowed=lambda text: obeys(text, constraints))
+    assert found.tokens == text
+    assert found.worth == pytest.approx(worth, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_a_narrow_beam_obeys_too(name, size):
+    constraints, made = CONSTRAINTS[name], model(seed=5)
+    sources = torch.tensor([[1, 2, 3], [2, 0, 1], [3, 3, 3]])
+    mask = torch.ones_like(sources, dtype=torch.bool)
+    beam = Beam(size=size, max_length=9)
+    for rows in beam_search(made, sources, mask, start=4, end=4, beam=beam, constraints=constraints):
+        assert rows and all(obeys(found.tokens, constraints) for found in rows)
+        assert rows == sorted(rows, key=lambda found: -found.worth)
+
+
+def test_what_cannot_be_obeyed_is_an_error():
+    made, source = model(), torch.tensor([[1, 2, 3]])
+    mask = torch.ones_like(source, dtype=torch.bool)
+    with pytest.raises(GenerationError, match="obeys"):
+        long = Constraints(forced=((0, 1, 2, 3),))
+        beam_search(made, source, mask, start=4, end=4, beam=Beam(max_length=3), constraints=long)
+    with pytest.raises(GenerationError, match="holds a forbidden one"):
+        Constraints(forced=((1, 2, 3),), forbidden=((2, 3),))
+    with pytest.raises(GenerationError, match="empty"):
+        Constraints(forced=((),))
+
+
+def obeys(text, constraints):
+    def there(phrase):
+        return " ".join(map(str, phrase)) in " ".join(map(str, text))  # tokens have one digit
+
+    return all(map(there, constraints.forced)) and not any(map(there, constraints.forbidden))
+
+
+def test_words_are_forced_and_forbidden():
+    made = Translator(model=model(vocab=257, std=0.02), context=24).eval()
+    records = [{"source": "one", "forced": ["hund"]}, {"source": "two"}, {"source": "one", "forced": ["hund", "ab"]}]
+    found = [answer["translation"] for answer in made.predict(BYTES, records)]
+    assert "hund" in found[0] and "hund" in found[2] and "ab" in found[2]
+    assert found[1] == made.translate(BYTES, ["two"])[0]
+    with pytest.raises(GenerationError, match="empty"):
+        made.translate(BYTES, ["one"], forced=[" "])
 
 
 def test_a_beam_of_one_takes_the_likeliest_token_each_time():
@@ -105,6 +171,9 @@ def test_a_translator_learns_to_copy_and_is_scored(tmp_path):
         {"translation": "ab"},
         {"translation": "cd"},
     ]
+    for letter in "efg":  # whatever it would write
+        (other,) = translator.translate(BYTES, ["efg"], forbidden=[letter])
+        assert letter not in other
     scores = translator.score_texts(BYTES, [{"source": w, "target": w} for w in words])
     assert scores["chrf"] == 100.0
     archive = nl.load(nl.save(tmp_path / "m.nemolet", model=translator, tokenizer=BYTES))
