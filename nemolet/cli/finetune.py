@@ -86,6 +86,7 @@ def run(settings: Settings) -> int:
     import pytorch_lightning as pl
     from pytorch_lightning.utilities import rank_zero_only
 
+    from nemolet.language.prompt_tuning import PromptTuned
     from nemolet.training.callbacks import spoken
     from nemolet.training.experiment import fit
 
@@ -105,7 +106,8 @@ def run(settings: Settings) -> int:
     with deferred or nullcontext():
         model = _model(settings, archive.model, data.sizes)
         around = _around(settings, model)
-    _check_mesh(settings, alone=around is model)
+    alone = around is model and not isinstance(model, PromptTuned)  # whose vectors are written as well
+    _check_mesh(settings, alone=alone)
     trained = sum(p.numel() for p in around.parameters() if p.requires_grad)
     folder = Path(settings.folder or f"runs/{settings.name}")
     first = getattr(rank_zero_only, "rank", 0) == 0
@@ -124,7 +126,7 @@ def run(settings: Settings) -> int:
         deferred=deferred,
         seed=settings.seed,
         config=as_plain(settings),
-        finish=None if around is model and settings.adapter is None else _finish(model, folder, settings),
+        finish=None if alone and settings.adapter is None else _finish(model, folder, settings),
     )
     if not first:
         return 0
