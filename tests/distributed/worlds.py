@@ -32,8 +32,7 @@ _PRELOAD = [
     "nemolet.language.models",
     "nemolet.language.losses",
     "nemolet.parallel.apply",
-    "nemolet.training.experiment",
-    "pytorch_lightning",
+    "nemolet.training",
     "nemolet.metrics",
     "torch.profiler",
 ]
