@@ -5,6 +5,8 @@ torchrun --nproc-per-node 4 examples/train_parallel.py dp_shard=2 tp=2
 python examples/train_parallel.py pp=2 dp_shard=2        # starts its processes itself
 """
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from tempfile import gettempdir
@@ -28,8 +30,11 @@ def main(**sizes: int) -> None:
     mesh = parallel.sizes()
     folder = Path(gettempdir()) / "nemolet_parallel" / str(mesh).replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
-    text = folder / "rain.txt"
-    text.write_text("the rain in spain stays mainly in the plain.\n" * 400)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # a run that has ended would only tell what it came to
+        shutil.rmtree(folder / "run", ignore_errors=True)
+    text, mine = folder / "rain.txt", folder / f"rain.{os.getpid()}"
+    mine.write_text("the rain in spain stays mainly in the plain.\n" * 400)
+    mine.replace(text)  # whole at any time, whoever of the processes reads it
     shares = mesh.dp_replicate * mesh.dp_shard
     corpus = nl.data.Corpus(str(text), sequence_length=32, batch_size=BATCH // shares, cache=str(folder / "cache"))
     data = corpus.prepare(nl.data.TokenizerSpec("char"))
