@@ -33,6 +33,9 @@ EXAMPLES = {"labelled", "multi_labelled", "requests", "tagged", "questions", "si
 EXAMPLES |= {"instructions", "preferences"}
 SPEECH = {  # what reads recordings, not text
     "model": {
+        "cnn_classifier",
+        "cnn_ctc",
+        "cnn_hybrid",
         "conformer_attention",
         "conformer_ctc",
         "conformer_hybrid",
