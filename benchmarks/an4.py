@@ -14,31 +14,34 @@ from pathlib import Path
 
 import torch
 
-import nemolet as nl
-from nemolet.data import FeatureCorpus
+from nemolet.archive import Archive, load
+from nemolet.data.feature_corpus import FeatureCorpus, PreparedFeatures
 from nemolet.speech.decoding import greedy_ctc, greedy_transducer
+from nemolet.speech.prediction import TransducerDecoder
 from nemolet.speech.word_error import character_error_rate, word_error_rate
 from nemolet.types import IGNORED
 
 
 @torch.inference_mode()
-def heard(archive: nl.Archive, prepared: object) -> Iterator[dict[str, str]]:
+def heard(archive: Archive, prepared: PreparedFeatures) -> Iterator[dict[str, str]]:
     """What was said and what each way of decoding wrote, utterance by utterance."""
-    parts = dict(archive.model.eval().named_children())
+    parts, tokenizer = dict(archive.model.eval().named_children()), archive.tokenizer
+    decoder = parts.get("decoder")
+    assert tokenizer is not None
     for batch in prepared.valid_loader():
         spectrogram = parts["normalize"](batch["spectrogram"], batch["lengths"])
         hidden, lengths = parts["encoder"](spectrogram, batch["lengths"])
         found = {"ctc": greedy_ctc(parts["head"](hidden), lengths)}
-        if "decoder" in parts:
-            found["transducer"] = greedy_transducer(parts["decoder"], hidden, lengths)
+        if isinstance(decoder, TransducerDecoder):
+            found["transducer"] = greedy_transducer(decoder, hidden, lengths)
         for row, labels in enumerate(batch["labels"].tolist()):
-            texts = {name: archive.tokenizer.decode(rows[row].labels).strip() for name, rows in found.items()}
-            yield {"text": archive.tokenizer.decode([label for label in labels if label != IGNORED]), **texts}
+            texts = {name: tokenizer.decode(rows[row].labels).strip() for name, rows in found.items()}
+            yield {"text": tokenizer.decode([label for label in labels if label != IGNORED]), **texts}
 
 
 def main(model: str, manifest: str, arrays: str, out: str) -> None:
     """Print error rates and write every utterance."""
-    archive = nl.load(model)
+    archive = load(model)
     prepared = FeatureCorpus(path=manifest, arrays=arrays, valid_speakers=15).prepare(archive.tokenizer)
     entries = list(heard(archive, prepared))
     said = [entry["text"] for entry in entries]

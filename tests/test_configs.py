@@ -34,8 +34,6 @@ EXAMPLES |= {"instructions", "preferences"}
 SPEECH = {  # what reads recordings, not text
     "model": {
         "cnn_classifier",
-        "cnn_ctc",
-        "cnn_hybrid",
         "conformer_attention",
         "conformer_ctc",
         "conformer_hybrid",
