@@ -33,6 +33,7 @@ EXAMPLES = {"labelled", "multi_labelled", "requests", "tagged", "questions", "si
 EXAMPLES |= {"instructions", "preferences"}
 SPEECH = {  # what reads recordings, not text
     "model": {
+        "cnn_classifier",
         "conformer_attention",
         "conformer_ctc",
         "conformer_hybrid",

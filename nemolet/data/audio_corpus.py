@@ -372,5 +372,5 @@ def _unknown(usable: Sequence[Usable], target: TargetName, classes: Sequence[str
     return [
         Problem(u.utterance.where, f"a {target} that training does not have", _name(u, target))
         for u in usable
-        if target == "label" and _name(u, target) not in classes
+        if _name(u, target) not in classes
     ]

@@ -80,15 +80,15 @@ class Conv1d(NeuralModule):
 
 
 class Conv2d(NeuralModule):
-    """A 3 x 3 convolution over time and features, or a 1 x 1 (final).
+    """A square convolution over time and features (final).
 
     Args:
         in_axis: letter of the input channels.
         out_axis: letter of the output channels.
         in_size: their number.
         out_size: their number.
-        kernel: 1 or 3, along both axes.
-        stride: along both axes.
+        kernel: along both axes.
+        stride: along both axes, or along time and along features.
         depthwise: each channel has a filter of its own.
         causal: an output sees no later frame.
 
@@ -107,13 +107,14 @@ class Conv2d(NeuralModule):
         out_size: int,
         *,
         kernel: int,
-        stride: int = 1,
+        stride: int | tuple[int, int] = 1,
         depthwise: bool = False,
         causal: bool = False,
     ) -> None:
         super().__init__(I=Axis(in_axis, in_size), O=Axis(out_axis, out_size))
-        _check_kernel(kernel, stride, in_size, out_size, depthwise, causal)
-        self.stride, self.groups = stride, in_size if depthwise else 1
+        self.stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+        _check_kernel(kernel, min(self.stride), in_size, out_size, depthwise, causal)
+        self.groups = in_size if depthwise else 1
         reach = kernel - 1
         sides = (reach // 2, reach - reach // 2)
         self.padding = (*sides, *((reach, 0) if causal else sides))

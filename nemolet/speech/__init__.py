@@ -21,6 +21,7 @@ _EXPORTS = {
     "ConformerEncoder": "nemolet.speech.conformer",
     "ConformerStream": "nemolet.speech.streaming",
     "Confusion": "nemolet.speech.metrics",
+    "Conv2dEncoder": "nemolet.speech.planar",
     "ConvEncoder": "nemolet.speech.convolutional",
     "CTC": "nemolet.speech.losses",
     "CTCPrefix": "nemolet.speech.ctc_prefix",
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from nemolet.speech.metrics import Confusion, DetectionScore, verification
     from nemolet.speech.models import CTCRecognizer, HybridRecognizer, Recognizer, TransducerRecognizer
     from nemolet.speech.pictures import attention_picture, spectrogram_picture
+    from nemolet.speech.planar import Conv2dEncoder
     from nemolet.speech.pooling import AttentivePooling, MeanPooling
     from nemolet.speech.prediction import TransducerDecoder
     from nemolet.speech.recurrent import LSTMEncoder

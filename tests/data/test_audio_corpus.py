@@ -56,6 +56,8 @@ def test_speakers_may_be_set_aside():
     assert {u.utterance.speaker for u in data.train} == {"x", "y"}
     with pytest.raises(DataError, match=r"no recordings of these speakers[\s\S]*x, y, z[\s\S]*nobody"):
         corpus(valid_speakers=["nobody"]).prepare(CHAR, entries=given)
+    with pytest.raises(DataError, match=r"array 2: a speaker that training does not have: z"):
+        corpus(target="speaker", valid_speakers=["z"]).prepare(entries=given)
 
 
 def test_audio_alone_needs_no_labels():

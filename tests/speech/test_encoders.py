@@ -15,6 +15,7 @@ from nemolet.speech.ecapa import ECAPAEncoder
 from nemolet.speech.features import LogMel
 from nemolet.speech.front_end import FrontEnd
 from nemolet.speech.losses import AngularMargin, ClassCrossEntropy
+from nemolet.speech.planar import Conv2dEncoder
 from nemolet.speech.pooling import AttentivePooling, MeanPooling
 from nemolet.speech.recurrent import LSTMEncoder
 
@@ -22,6 +23,7 @@ ENCODERS = {
     "quartznet": lambda: ConvEncoder(bins=8, width=12, kernels=[3, 5], repeats=2),
     "citrinet": lambda: ConvEncoder(bins=8, width=12, kernels=[3, 5], repeats=2, strides=[2, 2], squeeze=True),
     "every_frame": lambda: ConvEncoder(bins=8, width=12, kernels=[3], strides=[1]),
+    "planes": lambda: Conv2dEncoder(bins=8, width=12, channels=[4, 6], strides=[2, 1], kernels=[3]),
     "ecapa": lambda: ECAPAEncoder(bins=8, width=12, channels=16, groups=4),
     "lstm": lambda: LSTMEncoder(bins=8, layers=2, width=12, hidden=6, factor=4, channels=4),
     "conformer": lambda: ConformerEncoder(bins=8, layers=1, width=12, heads=2, kernel=3, channels=4),
