@@ -29,7 +29,7 @@ from nemolet.container import (
 )
 from nemolet.errors import ArchiveError, ConfigError, ConversionError
 from nemolet.module import NeuralModule, first_names
-from nemolet.tensor_files import Spec, TensorFile
+from nemolet.tensor_files import Spec, TensorFile, header_bytes
 from nemolet.tokenizers import Tokenizer, describe, rebuild
 from nemolet.untrusted import built, fits
 
@@ -95,7 +95,7 @@ def save(
     """
     config = model.config()
     named = first_names(model) if weights is None else _shapes(config, model)
-    specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
+    specs = _specs(named)
     return save_tensors(
         path,
         config=config,
@@ -142,11 +142,20 @@ def described(model: NeuralModule, tokenizer: Tokenizer | None = None) -> dict[s
     """The config that :func:`save` writes; asked for before a long training, it tells whether saving will succeed.
 
     Raises:
+        ArchiveError: for a module that :func:`load` would refuse, since its class makes far more tensors than it keeps.
         ConfigError: for a module that :func:`load` would refuse, since its class is not registered or its config
             is too deep or looks like interpolation.
         DeclarationError: for a module built with arguments that are no plain data.
     """
-    return _whole(model.config(), tokenizer)
+    config = _whole(model.config(), tokenizer)
+    specs = _specs(_shapes(config["model"], model))
+    header_bytes(specs)
+    fits(config["model"], specs, type(model).__name__)
+    return config
+
+
+def _specs(named: Mapping[str, Tensor]) -> dict[str, Spec]:
+    return {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
 
 
 def _whole(model: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -155,7 +164,8 @@ def _whole(model: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]
         config["tokenizer"] = describe(tokenizer)
     _check_config(config)
     try:
-        read_config(write_config(config), CONFIG)
+        if read_config(write_config(config), CONFIG) != config:
+            raise ArchiveError("its config is read back as another one", where=CONFIG)
     except ArchiveError as error:
         raise ConfigError(
             f"an archive cannot hold this model: {error.what}",

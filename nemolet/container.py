@@ -116,7 +116,7 @@ def read_container(path: Path, version: int) -> tuple[dict[str, Member], int]:
         ArchiveError: for anything that :func:`write_container` would not have written.
     """
     try:
-        found = None if path.is_file() else "a folder" if path.is_dir() else "nothing"
+        found = None if path.is_file() else "a folder" if path.is_dir() else "no file" if path.exists() else "nothing"
     except OSError as error:  # a name that no file can have
         found = error.strerror
     if found is not None:
@@ -140,11 +140,21 @@ def write_config(config: dict[str, Any]) -> bytes:
     return text.encode()
 
 
+_FOLDED = {"\x85", "\u2028", "\u2029"}
+
+
 class _Plain(yaml.SafeDumper):
     """Writes a value that occurs twice twice: the reader refuses references."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_str(self, data: str) -> yaml.Node:
+        """In quotes where it has a line end that YAML would fold."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if set(data) & _FOLDED else None)
+
+
+_Plain.add_representer(str, _Plain.represent_str)
 
 
 def _write(

@@ -298,13 +298,13 @@ def _plain(value: Any, where: str, refs: Mapping[int, str]) -> Any:
         held = {f: getattr(value, f.name) for f in fields(value) if f.init}
         kept = {_setting(f.name): item for f, item in held.items() if item is not f.default or _is_plain(item)}
         return {name: _plain(item, f"{where}.{name}", refs) for name, item in kept.items()}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}", refs) for key, item in value.items()}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{where}.{key}", refs) for key, item in value.items()}
     raise DeclarationError(
         "this argument cannot be written to a config",
         where=where,
         found=type(value).__name__,
-        expected="numbers, strings, lists, dictionaries, dataclasses of these, or typed modules",
+        expected="numbers, strings, lists, dictionaries by strings, dataclasses of these, or typed modules",
         fix="pass the plain values from which the module can build the object itself",
     )
 

@@ -174,6 +174,10 @@ class Checked:
         check_names(cls, kwargs)
         return super().__new__(cls)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_rules(cls)
+
     def __post_init__(self) -> None:
         kind: Any = type(self)
         values = {field.name: getattr(self, field.name) for field in fields(kind)}
@@ -227,7 +231,8 @@ def check_rules(kind: type) -> None:
     Raises:
         ConfigError: naming the class and the rule.
     """
-    parameters = _signature(kind.__init__).parameters  # type: ignore[misc]
+    own: Any = kind.__init__  # type: ignore[misc]
+    parameters = {} if own is object.__init__ else _signature(own).parameters  # a dataclass gets its own later
     settings = [*parameters, *(name for each in kind.__mro__ for name in inspect.get_annotations(each))]
     is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for expression, _ in kind.__dict__.get("CONFIG_RULES", ()):

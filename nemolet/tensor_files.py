@@ -253,6 +253,14 @@ def header_bytes(specs: Mapping[str, Spec]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, spec in specs.items():
+        if spec.dtype not in _NAMES:
+            raise ConversionError(
+                "safetensors files have no such type",
+                where=name,
+                expected=", ".join(str(dtype) for dtype in _NAMES),
+                found=str(spec.dtype),
+                fix="keep it as numbers of one of these",
+            )
         header[name] = {
             "dtype": _NAMES[spec.dtype],
             "shape": list(spec.shape),

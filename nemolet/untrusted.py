@@ -17,7 +17,7 @@ from nemolet.module import NeuralModule, first_names
 from nemolet.tensor_files import Spec
 
 _UNSTORED_BYTES, _BYTES_PER_NUMBER = 1 << 29, 16  # that building may take beside, and for, what is stored
-_UNSTORED_CALLS, _CALLS_PER_TENSOR = 1 << 10, 4
+_UNSTORED_CALLS, _CALLS_PER_TENSOR = 1 << 10, 64
 
 
 def fits(config: dict[str, Any], specs: Mapping[str, Spec], where: str) -> None:

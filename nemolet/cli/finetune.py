@@ -173,7 +173,8 @@ def _source(settings: Settings, model: Any) -> Any:
     longest = getattr(model, "context", None)
     if longest is not None and (settings.model or {}).get("_target_", "").endswith(".PromptTuned"):
         longest -= (settings.model or {}).get("length", 0)  # the prompt takes a part of the context
-    if longest is not None and getattr(source, length, 0) > longest:
+    own = getattr(source, length, 0)  # None is as long as can be
+    if longest is not None and (own is None or own > longest):
         source = replace(source, **{length: longest})
     return replace(source, seed=settings.seed) if source.seed is None else source
 

@@ -53,7 +53,7 @@ def run(settings: Settings) -> None:
             fix="use nemolet generate for language models",
         )
     out = Path(settings.out)
-    partial = _Partial(out, [_digest(settings.archive), _digest(settings.input)])
+    partial = _Partial(out, [model.came_from, archive.tokenizer.fingerprint, _digest(settings.input)])
     total = sum(1 for _ in _records(settings.input, model.READS))
     done = partial.resume()
     bar = _bar(total, done)

@@ -200,9 +200,12 @@ def _with_settings(schema: Schema, values: dict[str, Any]) -> dict[str, Any]:
     """The same values, plain blocks having become the dataclasses that the signature asks for."""
     made = dict(values)
     for name, value in values.items():
-        inner = _block(schema.parameters[name][0]) if name in schema.parameters else None
+        kind, default = schema.parameters.get(name, (None, None))
+        inner = _block(kind)
         if inner is not None and isinstance(value, dict):
             made[name] = construct(inner, value)
+        elif isinstance(default, tuple) and isinstance(value, list):  # plain data has no tuples
+            made[name] = tuple(value)
     return made
 
 

@@ -256,11 +256,15 @@ class TextFiles:
         return text
 
 
+_READINGS = 64
+
+
 @dataclass(frozen=True)
 class BlendedText:
     """Texts of several sources in turns, so that each soon has, and keeps, the share of its weight in bytes (final).
 
-    It ends when every source was read to its end; until then, one that ends begins again.
+    It ends when every source was read to its end; until then, one that ends begins again, but is read no more than
+    64 times: a few lines of great weight would make a few pages as long as a library.
 
     Args:
         sources: the documents of each.
@@ -282,6 +286,7 @@ class BlendedText:
         """All documents, piece by piece."""
         readers = {number: source.pieces() for number, source in enumerate(self.sources)}
         taken = [0] * len(self.sources)
+        readings = [1] * len(self.sources)
         unread = set(readers)
         while unread:
             part = min(readers, key=lambda number: taken[number] / self.weights[number])
@@ -289,10 +294,11 @@ class BlendedText:
             if piece is not None:
                 taken[part] += len(piece.text.encode())
                 yield piece
-            elif taken[part]:
+            elif taken[part] and readings[part] < _READINGS:
                 readers[part] = self.sources[part].pieces()
+                readings[part] += 1
             else:
-                del readers[part]  # there is nothing in it
+                del readers[part]  # there is nothing in it, or nothing new
             if piece is None:
                 unread.discard(part)
 

@@ -38,6 +38,7 @@ class ExponentialAverage(pl.Callback):
             name: self._loaded.get(name, weight).detach().to(weight.device, copy=True)
             for name, weight in _weights(pl_module).items()
         }
+        self._loaded = {}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any) -> None:
@@ -229,7 +230,7 @@ class Patience(pl.Callback):
     """
 
     def __init__(self, validations: int | None) -> None:
-        self.validations, self.waited = validations, 0
+        self.validations, self.waited, self.over = validations, 0, False
         self.best = math.inf
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -238,7 +239,8 @@ class Patience(pl.Callback):
         self.best = min(self.best, loss) if math.isfinite(loss) else self.best
         if self.validations is not None and not trainer.sanity_checking:
             over = self.waited >= self.validations or not math.isfinite(loss)
-            trainer.should_stop |= bool(trainer.strategy.reduce_boolean_decision(over, all=False))
+            self.over = bool(trainer.strategy.reduce_boolean_decision(over, all=False))
+            trainer.should_stop |= self.over
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}

@@ -172,6 +172,14 @@ class _Run:
         """Archive, curve, and a note that the run is done."""
         chosen = self.home.checkpoints / BEST if self.training.archive == "best" else self.home.last
         assert chosen is not None
+        if not chosen.exists():
+            raise TrainingError(
+                "no validation gave a number, so that no checkpoint is the best",
+                where=str(chosen),
+                expected="a finite validation loss",
+                found=spoken(valid),
+                fix="set trainer.archive=last",
+            )
         weights = None
         # Where a mesh was used nobody has all weights, but the checkpoint does.
         if self.training.archive == "best" or chosen.is_dir():
@@ -179,7 +187,8 @@ class _Run:
         elif self.average is not None:
             self.average.swap(lightning)
         if trainer.is_global_zero:
-            card = _card(self.model, self.data, lightning, valid, self.training)
+            steps, precision = trainer.global_step, self.training.precision
+            card = _card(self.model, self.data, lightning.entries_seen, steps, precision, valid)
             archive, tokenizer = self.home.path / ARCHIVE, self.data.tokenizer
             model = self.model
             if self.finish is not None:
@@ -189,7 +198,8 @@ class _Run:
                 model, weights = self.finish(model), None
             save(archive, model=model, tokenizer=tokenizer, card=card, weights=weights)
             draw_curve(self.home.path / "metrics.csv", self.home.path / "loss.svg", title=self.home.path.name)
-            self.home.finish(trainer.global_step, valid, self.training)
+            early = self.patience.over and trainer.global_step < self.training.max_steps
+            self.home.finish(trainer.global_step, valid, self.training, early=early)
 
 
 def _fingerprint(data: Prepared) -> dict[str, Any]:
@@ -361,17 +371,16 @@ def _quiet() -> None:
 
 
 def _card(
-    model: NeuralModule, data: Prepared, lightning: LightningModel, valid: Mapping[str, float], training: Training
+    model: NeuralModule, data: Prepared, entries: int, steps: int, precision: object, valid: Mapping[str, float]
 ) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     tokenizer = data.tokenizer
-    seen = data.unit.count(lightning.entries_seen)
+    seen = data.unit.count(entries)
     lines = [
         f"parameters: {parameters:,}",
         *([] if tokenizer is None else [f"vocabulary: {tokenizer.vocab_size:,} ({tokenizer.kind})"]),
-        f"trained on: {data.summary}; {seen:,.0f} {data.unit.name} in {training.max_steps:,} steps, "
-        f"precision {training.precision}",
-        f"at the end: {spoken(valid)}",
+        f"trained on: {data.summary}; {seen:,.0f} {data.unit.name} in {steps:,} steps, precision {precision}",
+        f"at the last validation: {spoken(valid)}",
     ]
     listed = "\n".join(f"- {line}" for line in lines)
     return (

@@ -70,7 +70,7 @@ class RunFolder:
                 fix=f"ln -sfn {whole[-1]} {self.checkpoints / LAST}, or remove the folder",
             )
         known = self.path / _IDENTITY
-        if self.last is not None and known.exists():
+        if (self.last is not None or self.done is not None) and known.exists():
             changes = list(_differences(json.loads(known.read_text()), _plain(identity)))
             if changes:
                 raise TrainingError(
@@ -93,11 +93,17 @@ class RunFolder:
         link = self.checkpoints / LAST
         return link.resolve() if link.exists() else None
 
-    def finish(self, steps: int, valid: Mapping[str, float], training: Training) -> None:
-        """Note that the run has come to its end, and under which settings."""
-        reason = "early stopping" if steps < training.max_steps else "max_steps"
-        settings = {"patience": training.patience, "archive": training.archive}
-        _replace(self.path / _DONE, json.dumps({"steps": steps, "valid": dict(valid), "reason": reason, **settings}))
+    def finish(self, steps: int, valid: Mapping[str, float], training: Training, *, early: bool) -> None:
+        """Note that the run has come to its end, and under which settings.
+
+        Args:
+            steps: how many were made.
+            valid: the numbers of the last validation.
+            training: the settings.
+            early: whether patience was at its end.
+        """
+        settings = {name: getattr(training, name) for name in ("max_steps", "patience", "archive")}
+        _replace(self.path / _DONE, json.dumps({"steps": steps, "valid": dict(valid), "early": early, **settings}))
 
     @property
     def done(self) -> dict[str, Any] | None:
@@ -114,10 +120,10 @@ class RunFolder:
         done = self.done
         if done is None:
             return training.max_steps
-        if done["reason"] == "max_steps":
-            more = training.max_steps > done["steps"]
-        else:
+        if done["early"]:
             more = training.patience is None or training.patience > done["patience"]
+        else:
+            more = training.max_steps > done["max_steps"]
         if more:
             return training.max_steps
         return None if training.archive == done["archive"] else int(done["steps"])

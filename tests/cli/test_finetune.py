@@ -84,6 +84,12 @@ def test_the_best_of_a_model_with_tied_weights_is_merged(base, chats, capsys):
     assert changed == {"graph.decoder.blocks.0.attention.qkv.weight"}
 
 
+def test_text_as_long_as_can_be_is_as_long_as_the_model_reads(base, poem, capsys):
+    command = ["finetune", f"archive={base}", "data=text", f"data.path={poem}", "folder=run", *SHORT]
+    succeed(capsys, *command, "data.sequence_length=null")
+    assert nl.load("run").card
+
+
 def test_half_precision_is_trained_in_float32(base, poem, capsys):
     model = nl.load(base).model.bfloat16()
     nl.save("half.nemolet", model=model, tokenizer=ByteTokenizer())

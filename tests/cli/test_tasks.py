@@ -80,6 +80,11 @@ def test_answers_are_in_the_order_of_the_records(trained, capsys, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.jsonl"}
 
 
+def test_the_folder_of_a_run_stands_for_its_archive(trained, capsys, tmp_path):
+    (tmp_path / "in.txt").write_text("\n".join(WORDS))
+    assert "4 answers" in succeed(capsys, "predict", f"archive={trained / 'run'}", "input=in.txt", "out=a.jsonl")
+
+
 def test_a_broken_run_goes_on_and_ends_the_same(trained, capsys, tmp_path, monkeypatch):
     (tmp_path / "in.txt").write_text("\n".join(WORDS * 5))
     command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", "input=in.txt"]

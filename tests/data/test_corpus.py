@@ -240,3 +240,12 @@ def test_a_length_that_nobody_knows_is_asked_for(poem, tmp_path):
     corpus = Corpus(path=str(poem), sequence_length=None, cache=str(tmp_path))
     with pytest.raises(DataError, match=r"data.sequence_length=256"):
         corpus.prepare(ByteTokenizer()).train_loader()
+
+
+def test_a_few_words_of_great_weight_make_no_library(tmp_path):
+    (tmp_path / "long.txt").write_text("alpha beta gamma\n" * 1000)
+    (tmp_path / "short.txt").write_text("word\n")
+    sources = [TextFiles([tmp_path / "long.txt"]), TextFiles([tmp_path / "short.txt"])]
+    taken = [piece.text for piece in BlendedText(sources, [1, 10_000]).pieces()]
+    assert taken.count("word\n") + taken.count("word") == 64
+    assert sum(text.startswith("alpha") for text in taken) > 0

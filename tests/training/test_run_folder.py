@@ -280,3 +280,54 @@ def test_training_runs_in_any_thread(corpus, tmp_path):
     thread.start()
     thread.join()
     assert results[0].steps == 4
+
+
+def test_a_finished_run_without_its_checkpoints_is_still_that_run(corpus, folder):
+    shutil.rmtree(folder / "checkpoints")
+    before = (folder / "identity.json").read_text()
+    with pytest.raises(TrainingError, match="another run"):
+        run(corpus, folder, width=32)
+    assert (folder / "identity.json").read_text() == before
+
+
+def test_a_run_that_a_callback_ended_has_ended(corpus, tmp_path):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *unused):
+            trainer.should_stop |= trainer.global_step == 3
+
+    assert run(corpus, tmp_path, max_steps=8, callbacks=[Stop()]).steps == 3
+    assert run(corpus, tmp_path, max_steps=8, callbacks=[Stop()], patience=3).steps == 3
+    assert run(corpus, tmp_path, max_steps=9).steps == 9
+
+
+def test_the_card_tells_the_steps_that_were_made(corpus, tmp_path):
+    steps = run(corpus, tmp_path, max_steps=1000, patience=1, optim=Optim(lr=1.0)).steps
+    assert steps < 1000
+    assert f"in {steps} steps" in nl.load(tmp_path).card
+
+
+def test_no_best_without_a_number(corpus, tmp_path):
+    class Spoil(pl.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            weight = next(pl_module.parameters())
+            self.kept = weight.detach().clone()
+            weight.data.fill_(float("nan"))
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            next(pl_module.parameters()).data.copy_(self.kept)
+
+    with pytest.raises(TrainingError, match=r"trainer\.archive=last"):
+        run(corpus, tmp_path, archive="best", callbacks=[Spoil()])
+
+
+def test_the_average_of_a_checkpoint_is_held_once(corpus, tmp_path):
+    run(corpus, tmp_path, ema=0.9)
+    held = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, *unused):
+            held.extend(c._loaded for c in trainer.callbacks if isinstance(c, ExponentialAverage))
+
+    run(corpus, tmp_path, ema=0.9, max_steps=6, callbacks=[Look()])
+    assert held
+    assert not any(held)
