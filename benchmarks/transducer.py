@@ -97,10 +97,9 @@ class Living(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.storages[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
+        for tensor in filter(torch.is_tensor, out if isinstance(out, (tuple, list)) else [out]):
+            storage = tensor.untyped_storage()
+            self.storages[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
         self.storages = {place: each for place, each in self.storages.items() if not each[0].expired()}
         self.most = max(self.most, sum(size for _, size in self.storages.values() if size != self.logits_bytes))
         return out
@@ -112,7 +111,7 @@ def peak(run: Callable[[], object], size: tuple[int, int, int, int]) -> float:
     states = batch * frames * (count + 1)
     with Living(4 * states * vocab) as living:
         run()
-    return living.most / (4 * states)
+    return float(living.most / (4 * states))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ These differences are made for some frames at a time, and everything that is add
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,19 +22,19 @@ from torch.autograd.function import once_differentiable
 
 MINUS_INFINITY = float("-inf")
 LEAST = -1e5  # a label less likely than this would spoil the differences of cumulative sums
-BLOCKS = 10  # parts of the frames whose differences are made together; they take less room than one tensor B T S
+BLOCKS = 14  # parts of the frames whose differences are made together; they take less room than one tensor B T S
 
 
 class Arc(NamedTuple):
     """The arcs of one kind, one out of each state.
 
     Args:
-        weight_BTS: their log-weights.
+        weight: their log-weights, [B, T, S].
         skip: how many frames they skip; with 0, another arc leaves the same frame. A blank skips at least one.
         written: labels that they write: 0 or 1.
     """
 
-    weight_BTS: Tensor
+    weight: Tensor
     skip: int
     written: int
 
@@ -52,17 +53,17 @@ def sum_alignments(arcs: Sequence[Arc], lengths_B: Tensor, targets_B: Tensor, *,
     _enclose(arcs, lengths_B, targets_B)
     alpha_TBS, peak_TB1, total_B = _from_start(arcs, lengths_B, targets_B)
     if occupy:
-        _to_end(arcs, alpha_TBS, peak_TB1 - total_B[:, None])
+        _to_end(arcs, alpha_TBS, peak_TB1, total_B[:, None])
         frame_T1 = torch.arange(len(alpha_TBS), device=lengths_B.device)[:, None]
         none_BT1 = (frame_T1 >= lengths_B[:, None, None]) | ~total_B.isfinite()[:, None, None]
         for arc in arcs:
-            arc.weight_BTS.masked_fill_(none_BT1, 0.0)
+            arc.weight.masked_fill_(none_BT1, 0.0)
     return total_B
 
 
 def _enclose(arcs: Sequence[Arc], lengths_B: Tensor, targets_B: Tensor) -> None:
     """Leave arcs within an utterance and blanks that end it; after its end, one costless way to the last frame."""
-    _, frames, states = arcs[0].weight_BTS.shape
+    _, frames, states = arcs[0].weight.shape
     left_BT1 = lengths_B[:, None, None] - torch.arange(frames, device=lengths_B.device)[:, None]
     done_B1S = torch.arange(states, device=lengths_B.device) == targets_B[:, None, None]
     passing = next(arc for arc in arcs if not arc.written)
@@ -73,71 +74,42 @@ def _enclose(arcs: Sequence[Arc], lengths_B: Tensor, targets_B: Tensor) -> None:
             weight_BTS.masked_fill_(left_BT1 <= skip, MINUS_INFINITY)
         else:
             weight_BTS.masked_fill_((left_BT1 < skip) | ((left_BT1 == skip) & ~done_B1S), MINUS_INFINITY)
-    passing.weight_BTS.masked_fill_((left_BT1 <= 0) & done_B1S, 0.0)
+    passing.weight.masked_fill_((left_BT1 <= 0) & done_B1S, 0.0)
 
 
 def _from_start(arcs: Sequence[Arc], lengths_B: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of reaching each state less the largest in its frame, [T, B, S], that, [T, B, 1], and totals, [B]."""
-    first = arcs[0].weight_BTS
+    first = arcs[0].weight
     batch, frames, states = first.shape
-    longest = max(arc.skip for arc in arcs)
-    nothing_BS = first.new_full((batch, states), MINUS_INFINITY, dtype=torch.double)
-    begun_BS = nothing_BS.masked_fill((torch.arange(states, device=first.device) == 0) & (lengths_B > 0)[:, None], 0.0)
     alpha_TBS = first.new_empty((frames, batch, states))
-    peak_TB1 = first.new_empty((frames, batch, 1), dtype=torch.double)
-    arriving: dict[int, list[Tensor]] = {0: [begun_BS]}
+    peak_TB1 = first.new_empty((frames, batch, 1))
+    begun_BS = first.new_full((batch, states), MINUS_INFINITY, dtype=torch.double)
+    begun_BS[:, 0].masked_fill_(lengths_B > 0, 0.0)
+    arriving = {0: begun_BS}
     for block in _blocks(frames):
-        part = _Part(arcs, block, _sums(arcs, block.start, block.stop + longest))
-        score_TBS = torch.empty_like(part.within_TBS)
-        steps = [(weight.unbind(0), arc.skip, arc.written) for arc, weight in part.onward]
-        for t, score_BS in enumerate(score_TBS.unbind(0)):
-            part.spread(_log_sum(arriving.pop(block.start + t, [nothing_BS])), into=score_BS)
-            for weights, skip, written in steps:
-                gone_BS = score_BS + weights[t]
-                arriving.setdefault(block.start + t + skip, []).append(_shifted(gone_BS) if written else gone_BS)
-        score_TBS += part.within_TBS
+        score_TBS = _Part(arcs, block).reach(arriving)
         peak_TB1[block] = score_TBS.amax(-1, keepdim=True)
-        alpha_TBS[block] = score_TBS - peak_TB1[block]
-    ended_BS = _log_sum([score_BS for way in arriving.values() for score_BS in way])
-    return alpha_TBS, peak_TB1, ended_BS.gather(1, targets_B[:, None])[:, 0]
+        alpha_TBS[block] = score_TBS.sub_(peak_TB1[block])
+        del score_TBS
+    ended_B = _log_sum(arriving.values()).gather(1, targets_B[:, None])[:, 0]
+    return alpha_TBS, peak_TB1, ended_B
 
 
-def _to_end(arcs: Sequence[Arc], alpha_TBS: Tensor, peak_TB1: Tensor) -> None:
+def _to_end(arcs: Sequence[Arc], alpha_TBS: Tensor, peak_TB1: Tensor, total_B1: Tensor) -> None:
     """Turn weights into probabilities of arcs, from the last frame to the first."""
     frames, batch, states = alpha_TBS.shape
-    longest = max(arc.skip for arc in arcs)
-    after_TBS = alpha_TBS.new_zeros((longest, batch, states), dtype=torch.double)
-    later_TBS = torch.zeros_like(after_TBS)  # sums of frames whose weights are no more
+    after_TBS = alpha_TBS.new_zeros((max(arc.skip for arc in arcs), batch, states), dtype=torch.double)
+    sums_TBS = torch.zeros_like(after_TBS)
     for block in reversed(list(_blocks(frames))):
-        size = block.stop - block.start
-        sums_TBS = torch.cat((_sums(arcs, block.start, block.stop), later_TBS))
-        later_TBS = sums_TBS[:longest].clone()
         part = _Part(arcs, block, sums_TBS)
-        # States are counted from the last one here, so that labels lead upwards as they do from the start.
-        beta_TBS = torch.cat((torch.empty_like(part.within_TBS), after_TBS))
-        scores = beta_TBS.unbind(0)
-        steps = [(weight.flip(-1).unbind(0), arc.skip, arc.written) for arc, weight in part.onward]
-        for t in range(size - 1, -1, -1):
-            ways = [
-                weights[t] + (_shifted(scores[t + skip]) if written else scores[t + skip])
-                for weights, skip, written in steps
-            ]
-            part.spread(_log_sum(ways), into=scores[t])
-        after_TBS = beta_TBS[:longest].clone()
-        del steps, scores
-        beta_TBS = beta_TBS.flip(-1)
-        before_TBS = part.within_TBS.neg_().add_(alpha_TBS[block]).add_(peak_TB1[block])
-        for arc, weight in part.onward:
-            then_TBS = beta_TBS[arc.skip : arc.skip + size]
-            weight.add_(before_TBS).add_(_followed(then_TBS) if arc.written else then_TBS)
-            arc.weight_BTS[:, block] = weight.exp_().transpose(0, 1)
-        for arc in arcs:
-            if not arc.skip:
-                arc.weight_BTS[:, block] = before_TBS.add_(_followed(beta_TBS[:size])).exp_().transpose(0, 1)
+        sums_TBS, beta_TBS = part.sums_TBS[: len(after_TBS)].clone(), part.leave(after_TBS)
+        after_TBS = beta_TBS[: len(after_TBS)].clone()
+        part.occupy(alpha_TBS[block], peak_TB1[block] - total_B1, beta_TBS)
+        del part, beta_TBS
 
 
 def _blocks(frames: int) -> Iterator[slice]:
-    size = -(-frames // BLOCKS)
+    size = max(1, -(-frames // BLOCKS))
     return (slice(first, min(first + size, frames)) for first in range(0, frames, size))
 
 
@@ -147,57 +119,97 @@ class _Part:
     Args:
         arcs: of the lattice.
         block: the frames.
-        sums_TBS: of writing labels within these frames, and within those that arcs lead to.
+        later_TBS: sums of the frames that arcs lead to, if their weights are used up.
 
     Attributes:
-        within_TBS: log-weight of writing the first s labels in one frame.
+        sums_TBS: log-weight of writing the first s labels in one frame.
         onward: arcs to later frames, with what they weigh where writing within frames weighs nothing.
+        within: the arcs that write within a frame.
     """
 
-    def __init__(self, arcs: Sequence[Arc], block: slice, sums_TBS: Tensor) -> None:
-        size = block.stop - block.start
-        self.spreads = any(not arc.skip for arc in arcs)
-        self.within_TBS = sums_TBS[:size]
-        self.onward: list[tuple[Arc, Tensor]] = []
-        for arc in arcs:
-            if arc.skip:
-                there_TBS = sums_TBS[arc.skip : arc.skip + size]
-                gain_TBS = self.within_TBS - (F.pad(there_TBS[..., 1:], (0, 1)) if arc.written else there_TBS)
-                self.onward.append((arc, gain_TBS.add_(arc.weight_BTS[:, block].transpose(0, 1))))
+    def __init__(self, arcs: Sequence[Arc], block: slice, later_TBS: Tensor | None = None) -> None:
+        self.block, self.size = block, block.stop - block.start
+        self.within = next((arc for arc in arcs if not arc.skip), None)
+        longest = max(arc.skip for arc in arcs)
+        ahead = 0 if later_TBS is not None else longest
+        sums_TBS = _sums(self.within or arcs[0], block.start, block.stop + ahead)
+        self.sums_TBS = sums_TBS if later_TBS is None else torch.cat((sums_TBS, later_TBS))
+        del sums_TBS
+        self.onward = [(arc, self._gain(arc)) for arc in arcs if arc.skip]
 
-    def spread(self, enter_BS: Tensor, *, into: Tensor) -> None:
-        """Let what enters a frame go along its labels."""
-        if self.spreads:
-            torch.logcumsumexp(enter_BS, 1, out=into)
+    def _gain(self, arc: Arc) -> Tensor:
+        there_TBS = self.sums_TBS[arc.skip : arc.skip + self.size]
+        gain_TBS = self.sums_TBS[: self.size] - (F.pad(there_TBS[..., 1:], (0, 1)) if arc.written else there_TBS)
+        return gain_TBS.add_(arc.weight[:, self.block].transpose(0, 1))
+
+    def reach(self, arriving: dict[int, Tensor]) -> Tensor:
+        """Scores of reaching the states; ``arriving`` holds what enters later frames."""
+        score_TBS = torch.empty_like(self.sums_TBS[: self.size])
+        steps = [(gain_TBS.unbind(0), arc.skip, arc.written) for arc, gain_TBS in self.onward]
+        for t, score_BS in enumerate(score_TBS.unbind(0)):
+            now = self.block.start + t
+            self._spread(arriving.pop(now, None), into=score_BS)
+            for gains, skip, written in steps:
+                gone_BS = _raised(score_BS + gains[t], written)
+                other_BS = arriving.get(now + skip)
+                arriving[now + skip] = gone_BS if other_BS is None else torch.logaddexp(gone_BS, other_BS)
+        return score_TBS.add_(self.sums_TBS[: self.size])
+
+    def leave(self, after_TBS: Tensor) -> Tensor:
+        """Scores from the states to the end, from those of the frames after."""
+        # States are counted from the last one here, so that labels lead upwards as they do from the start.
+        beta_TBS = after_TBS.new_empty((self.size + len(after_TBS), *after_TBS.shape[1:]))
+        beta_TBS[self.size :] = after_TBS.flip(-1)
+        scores = beta_TBS.unbind(0)
+        steps = [(gain_TBS.flip(-1).unbind(0), arc.skip, arc.written) for arc, gain_TBS in self.onward]
+        for t in range(self.size - 1, -1, -1):
+            ways = (gains[t] + _raised(scores[t + skip], written) for gains, skip, written in steps)
+            self._spread(_log_sum(ways), into=scores[t])
+        del steps
+        return beta_TBS.flip(-1)
+
+    def occupy(self, alpha_TBS: Tensor, peak_TB1: Tensor, beta_TBS: Tensor) -> None:
+        """Write the probabilities of arcs, from the scores of reaching states less those of whole utterances."""
+        before_TBS = self.sums_TBS[: self.size].neg_().add_(alpha_TBS).add_(peak_TB1)
+        for arc, gain_TBS in self.onward:
+            self._take(arc, gain_TBS.add_(before_TBS), beta_TBS[arc.skip : arc.skip + self.size])
+        if self.within is not None:
+            self._take(self.within, before_TBS, beta_TBS[: self.size])
+
+    def _take(self, arc: Arc, score_TBS: Tensor, then_TBS: Tensor) -> None:
+        if arc.written:
+            score_TBS[..., :-1] += then_TBS[..., 1:]
+            score_TBS[..., -1] = MINUS_INFINITY
         else:
+            score_TBS += then_TBS
+        arc.weight[:, self.block] = score_TBS.exp_().transpose(0, 1)
+
+    def _spread(self, enter_BS: Tensor | None, *, into: Tensor) -> None:
+        """Let what enters a frame go along its labels."""
+        if enter_BS is None:
+            into.fill_(MINUS_INFINITY)
+        elif self.within is None:
             into.copy_(enter_BS)
+        else:
+            torch.logcumsumexp(enter_BS, 1, out=into)
 
 
-def _sums(arcs: Sequence[Arc], start: int, stop: int) -> Tensor:
+def _sums(within: Arc, start: int, stop: int) -> Tensor:
     """Log-weight of writing the first s labels within each frame, [T, B, S]; nothing beyond the last frame."""
-    batch, frames, states = arcs[0].weight_BTS.shape
-    writes_BTS = next((arc.weight_BTS for arc in arcs if not arc.skip), None)
-    if writes_BTS is None:
-        return arcs[0].weight_BTS.new_zeros((stop - start, batch, states), dtype=torch.double)
-    label_TBS = writes_BTS[:, start:stop, :-1].transpose(0, 1).double()
+    batch, frames, states = within.weight.shape
+    if within.skip:
+        return within.weight.new_zeros((stop - start, batch, states), dtype=torch.double)
+    label_TBS = within.weight[:, start:stop, :-1].transpose(0, 1).double()
     return F.pad(label_TBS, (1, 0, 0, 0, 0, max(0, stop - frames))).cumsum_(-1)
 
 
-def _shifted(score_BS: Tensor) -> Tensor:
-    """Each state's score at the next one."""
-    return F.pad(score_BS[:, :-1], (1, 0), value=MINUS_INFINITY)
+def _raised(score_BS: Tensor, written: int) -> Tensor:
+    """Each state's score at the state with that many more labels."""
+    return F.pad(score_BS[:, :-1], (1, 0), value=MINUS_INFINITY) if written else score_BS
 
 
-def _followed(score_TBS: Tensor) -> Tensor:
-    """The next state's score at each."""
-    return F.pad(score_TBS[..., 1:], (0, 1), value=MINUS_INFINITY)
-
-
-def _log_sum(scores: list[Tensor]) -> Tensor:
-    total = scores[0]
-    for other in scores[1:]:
-        total = torch.logaddexp(total, other)
-    return total
+def _log_sum(scores: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.logaddexp, scores)
 
 
 class ArcLoss(torch.autograd.Function):

@@ -86,7 +86,8 @@ class TokenAndDuration(NeuralModule):
         label_BTS = tokens_BTSV.gather(-1, _label_index(labels.clamp(min=0), logits.shape)).squeeze(-1)
         arcs = [(skip, written) for written in (0, 1) for skip in self.durations if skip or written]
         weights = [
-            (label_BTS if written else blank_BTS) + skips_BTSD[..., self.durations.index(skip)] for skip, written in arcs
+            (label_BTS if written else blank_BTS) + skips_BTSD[..., self.durations.index(skip)]
+            for skip, written in arcs
         ]
         loss_B: Tensor = ArcLoss.apply(lengths, targets_B, tuple(arcs), *weights)
         return SequenceLoss(_possible(loss_B).sum(), targets_B.sum())
@@ -143,17 +144,8 @@ class _LogitLoss(torch.autograd.Function):
     def forward(
         ctx: Any, logits_BTSV: Tensor, lengths_B: Tensor, labels_BU: Tensor, targets_B: Tensor, emit_weight: float
     ) -> Tensor:
-        wide = torch.promote_types(logits_BTSV.dtype, torch.float32)
-        learns, flat_NV = ctx.needs_input_grad[0], logits_BTSV.reshape(-1, logits_BTSV.shape[-1])
-        probs_NV = torch.empty_like(flat_NV) if learns and flat_NV.dtype == wide else None
-        blank_BTS, label_BTS = (flat_NV.new_empty(logits_BTSV.shape[:3], dtype=wide) for _ in range(2))
-        for place, index_N1 in _chunks(logits_BTSV, labels_BU):
-            rows_NV = flat_NV[place].to(wide)
-            chunk_NV = torch.softmax(rows_NV, -1, out=None if probs_NV is None else probs_NV[place])
-            # The log-partition, from the likeliest token.
-            norm_N = rows_NV.amax(-1) - chunk_NV.amax(-1).log_()
-            torch.sub(rows_NV[:, -1], norm_N, out=blank_BTS.view(-1)[place])
-            torch.sub(rows_NV.gather(1, index_N1)[:, 0], norm_N, out=label_BTS.view(-1)[place])
+        learns = ctx.needs_input_grad[0]
+        blank_BTS, label_BTS, probs_NV = _scores(logits_BTSV, labels_BU, keep=learns)
         arcs = [Arc(blank_BTS, skip=1, written=0), Arc(label_BTS, skip=0, written=1)]
         total_B = sum_alignments(arcs, lengths_B, targets_B, occupy=learns)
         if learns:
@@ -161,35 +153,53 @@ class _LogitLoss(torch.autograd.Function):
                 label_BTS.mul_(1 + emit_weight)
             ctx.probs_NV = probs_NV
             ctx.save_for_backward(logits_BTSV, blank_BTS, label_BTS, labels_BU)
-        return -total_B.to(wide)
+        return -total_B.to(blank_BTS.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_BTSV, blank_BTS, label_BTS, labels_BU = ctx.saved_tensors
         flat_NV = logits_BTSV.reshape(-1, logits_BTSV.shape[-1])
-        blank_N1, label_N1 = ((taken * grad_B[:, None, None]).view(-1, 1) for taken in (blank_BTS, label_BTS))
         # The kept probabilities become the gradient; a second pass over the same graph computes them anew.
         probs_NV, ctx.probs_NV = ctx.probs_NV, None
         grad_NV = torch.empty_like(flat_NV) if probs_NV is None else probs_NV
-        for place, index_N1 in _chunks(logits_BTSV, labels_BU):
-            slope_NV = grad_NV[place] if probs_NV is not None else flat_NV[place].softmax(-1, dtype=blank_N1.dtype)
-            blank, label = blank_N1[place], label_N1[place]
-            slope_NV.mul_(blank + label)
-            slope_NV[:, -1:] -= blank
-            slope_NV.scatter_add_(1, index_N1, -label)
+        for place, row_N, index_N1 in _chunks(logits_BTSV, labels_BU):
+            slope_NV = grad_NV[place] if probs_NV is not None else flat_NV[place].softmax(-1, dtype=blank_BTS.dtype)
+            blank_N1, label_N1 = (t.view(-1, 1)[place] * grad_B[row_N, None] for t in (blank_BTS, label_BTS))
+            slope_NV.mul_(blank_N1 + label_N1)
+            slope_NV[:, -1:] -= blank_N1
+            slope_NV.scatter_add_(1, index_N1, label_N1.neg_())
             if probs_NV is None:
                 grad_NV[place] = slope_NV
         return grad_NV.view(logits_BTSV.shape), None, None, None, None
 
 
-def _chunks(logits_BTSV: Tensor, labels_BU: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Places of some rows of all states, few enough for a CPU's cache, and the labels that follow those states."""
+def _scores(logits_BTSV: Tensor, labels_BU: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probabilities of the blank and of the next label, and if they are to be kept the probabilities of all.
+
+    In half precision these would not be exact enough to be kept.
+    """
+    wide = torch.promote_types(logits_BTSV.dtype, torch.float32)
+    flat_NV = logits_BTSV.reshape(-1, logits_BTSV.shape[-1])
+    probs_NV = torch.empty_like(flat_NV) if keep and flat_NV.dtype == wide else None
+    blank_BTS, label_BTS = (flat_NV.new_empty(logits_BTSV.shape[:3], dtype=wide) for _ in range(2))
+    for place, _, index_N1 in _chunks(logits_BTSV, labels_BU):
+        rows_NV = flat_NV[place].to(wide)
+        chunk_NV = torch.softmax(rows_NV, -1, out=None if probs_NV is None else probs_NV[place])
+        norm_N = rows_NV.amax(-1) - chunk_NV.amax(-1).log_()  # the log-partition, from the likeliest token
+        torch.sub(rows_NV[:, -1], norm_N, out=blank_BTS.view(-1)[place])
+        torch.sub(rows_NV.gather(1, index_N1)[:, 0], norm_N, out=label_BTS.view(-1)[place])
+    return blank_BTS, label_BTS, probs_NV
+
+
+def _chunks(logits_BTSV: Tensor, labels_BU: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Places of some states, few enough for a CPU's cache; their utterances, and the labels that follow them."""
     batch, frames, states, columns = logits_BTSV.shape
     following_BS = torch.nn.functional.pad(labels_BU, (0, 1))
-    rows = batch * frames * states
-    size = max(1, min(rows // 8, 2 ** (17 if logits_BTSV.device.type == "cpu" else 26) // columns))
-    for first in range(0, rows, size):
-        place = slice(first, min(first + size, rows))
-        row_N = torch.arange(place.start, place.stop, device=labels_BU.device)
-        yield place, following_BS[row_N // (frames * states), row_N % states][:, None]
+    count = batch * frames * states
+    size = max(1, min(count // 8, 2 ** (19 if logits_BTSV.device.type == "cpu" else 26) // columns))
+    for first in range(0, count, size):
+        place = slice(first, min(first + size, count))
+        state_N = torch.arange(place.start, place.stop, device=labels_BU.device)
+        row_N = state_N // (frames * states)
+        yield place, row_N, following_BS[row_N, state_N % states][:, None]
