@@ -203,7 +203,7 @@ class _Run:
 
 
 def _fingerprint(data: Prepared) -> dict[str, Any]:
-    """What tells this data from other data: what it says of itself, its tokenizer, and its first batches."""
+    """What tells this data from other data, wherever it lies: its identity, its tokenizer, and its first batches."""
     tokenizer = None if data.tokenizer is None else data.tokenizer.fingerprint
     first = {"training": next(iter(data.train_loader())), "validation": next(iter(data.valid_loader(max_batches=1)))}
     batches = {
@@ -211,7 +211,7 @@ def _fingerprint(data: Prepared) -> dict[str, Any]:
         for part, batch in first.items()
         for name, tensor in batch.items()
     }
-    return {**data.identity, "summary": data.summary, "tokenizer": tokenizer, **batches}
+    return {**data.identity, "tokenizer": tokenizer, **batches}
 
 
 def _origins(model: NeuralModule) -> dict[str, str]:
