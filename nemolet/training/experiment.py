@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 from nemolet.archive import NAME as ARCHIVE
 from nemolet.archive import described, save
@@ -27,6 +27,7 @@ from nemolet.training.callbacks import ExponentialAverage, Patience, Recorder, s
 from nemolet.training.checkpoint import BEST, Checkpoints
 from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
+from nemolet.training.float8 import use_float8
 from nemolet.training.graphs import training_graph
 from nemolet.training.lightning_model import LightningModel, Window
 from nemolet.training.memory import keep_freed_memory
@@ -268,6 +269,10 @@ def _lightning(
         watch=watch,
         evaluation=measured,
     )
+    if training.precision == "fp8-mixed":
+        odd = use_float8(graph)
+        if odd:
+            rank_zero_info(f"in bf16, since a size is no multiple of 16: {', '.join(odd)}")
     if training.compile:
         graph.compile()
     return lightning
@@ -297,7 +302,7 @@ class _Windows:
 
 
 def _trainer(training: Training, folder: Path, callbacks: list[Callback], places: dict[str, Any]) -> pl.Trainer:
-    precision: Any = "32-true" if training.precision == 32 else training.precision
+    precision: Any = {32: "32-true", "fp8-mixed": "bf16-mixed"}.get(training.precision, training.precision)
     return pl.Trainer(
         max_steps=training.max_steps,
         **places,
