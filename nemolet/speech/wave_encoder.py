@@ -145,8 +145,8 @@ class WaveStem(NeuralModule):
             hidden_BSC = conv(hidden_BSC)
             if index < len(self.norms):
                 norm = self.norms[index]
-                over = isinstance(norm, TimeNorm) and lengths is not None
-                hidden_BSC = norm(hidden_BSC, self.frames(lengths, layers=1)) if over else norm(hidden_BSC)
+                valid = (self.frames(lengths, layers=1),) if isinstance(norm, TimeNorm) and lengths is not None else ()
+                hidden_BSC = norm(hidden_BSC, *valid)
             hidden_BSC = self.activate(hidden_BSC)
         return hidden_BSC
 
