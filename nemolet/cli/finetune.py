@@ -156,10 +156,13 @@ def _opened(settings: Settings) -> tuple[Archive, Deferred | None]:
 
 def _check_mesh(settings: Settings, *, alone: bool) -> None:
     if settings.parallel.sizes() != Parallel().sizes() and (settings.adapter is not None or not alone):
+        found = "adapter" if settings.adapter is not None else "teacher" if settings.teacher else "preferences"
+        if (settings.model or {}).get("_target_", "").endswith(".PromptTuned"):
+            found = "task=prompt"
         raise ConfigError(
-            "a model with additions, a teacher or a former self is not spread over a mesh",
+            "a model with additions, a prompt, a teacher or a former self is not spread over a mesh",
             where="parallel",
-            found="adapter" if settings.adapter is not None else "teacher" if settings.teacher else "preferences",
+            found=found,
             fix="set parallel=one, or train the model alone",
         )
 

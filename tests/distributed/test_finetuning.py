@@ -62,8 +62,10 @@ def test_a_mesh_learns_from_an_archive_as_one_rank_does(ranks, base, tmp_path):
             torch.testing.assert_close(tensor, expected[key], rtol=1e-4, atol=1e-5)
 
 
-def test_additions_are_not_spread(base, tmp_path, capsys):
-    overrides = ["parallel=fsdp", "parallel.dp_shard=2", "trainer.devices=2", "adapter=lora", "data=text"]
+@pytest.mark.parametrize("addition", [("adapter=lora",), ("task=prompt", "model.length=2")])
+def test_additions_are_not_spread(addition, base, tmp_path, capsys):
+    overrides = ["parallel=fsdp", "parallel.dp_shard=2", "trainer.devices=2", *addition, "data=text"]
     where = [f"data.path={base.parent / 'fox.txt'}", f"data.cache={tmp_path}", f"folder={tmp_path / 'run'}"]
     assert main(["finetune", f"archive={base}", "schedule.warmup_steps=1", *overrides, *where]) == 2
-    assert "parallel=one" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "parallel=one" in said and addition[0].removesuffix("=lora") in said
