@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from tables import OFF
 from torch.distributed.tensor import DTensor
-from training_runs import EXPERTS, LAYOUTS, make_graph, reference, result, train
+from training_runs import EXPERTS, LAYOUTS, make_graph, reference, result, train, whole
 
 import nemolet as nl
 from nemolet.errors import TrainingError
@@ -49,6 +49,31 @@ def resume(targets, path, kind="llama", optim=None):
     return found
 
 
+class StepAfter(pl.Callback):
+    """Before each step reads another checkpoint; notes the loss of the step, and the weights after it."""
+
+    def __init__(self, paths):
+        self.paths, self.found = dict(paths), {}
+        self.waiting = list(self.paths)
+
+    def on_train_batch_start(self, trainer, module, *unused):
+        assert trainer.strategy.load_checkpoint(self.paths[self.waiting[0]])["global_step"] == CUT
+
+    def on_train_batch_end(self, trainer, module, outputs, *unused):
+        after = {name: tensor.clone() for name, tensor in whole(module).items()}
+        self.found[self.waiting.pop(0)] = {"losses": [float(outputs["loss"])], "weights": after}
+
+
+def step_after(readers, paths, kind="llama"):
+    """By layout and by checkpoint, what the step comes to that follows; one trainer reads them all."""
+    found = {}
+    for name, sizes in readers.items():
+        notes = StepAfter(paths)
+        train(MeshStrategy(**sizes), kind, steps=len(paths), only=CUT, callbacks=[notes], limit_val_batches=0)
+        found[name] = notes.found
+    return found
+
+
 def assert_goes_on(found, kind="llama", optim=None, exact=None, place=None):
     expected = reference(kind, optim, steps=STEPS)
     assert found["losses"] == pytest.approx(expected["losses"][CUT:], rel=1e-6)
@@ -63,57 +88,67 @@ def assert_goes_on(found, kind="llama", optim=None, exact=None, place=None):
             row[reader] = max(error, row.get(reader, 0.0))
 
 
-def save_all(folder, layouts, kind="llama"):
-    return {layout: save(sizes, folder / layout / "step.ckpt", kind)["weights"] for layout, sizes in layouts.items()}
+class Saved:
+    """A checkpoint of each layout, read into each layout."""
+
+    def __init__(self, ranks, folder, kind, layouts, fewer):
+        self.kind, self.layouts = kind, layouts
+        self.paths = {layout: folder / layout / "step.ckpt" for layout in layouts}
+        self.weights = {layout: {} for layout in layouts}  # of the run that went on without a break
+        for each in ranks(4, save_all, self.paths, layouts, kind):
+            for layout, held in each.items():
+                self.weights[layout] |= held
+        self.found = ranks(4, step_after, layouts, self.paths, kind)
+        self.found.append({f"2 {name}": own for name, own in ranks(2, step_after, fewer, self.paths, kind)[0].items()})
+        self.found.append(step_after({"one": ONE}, self.paths, kind))
+
+    def check(self, writer):
+        """Every rank of every layout went on from the checkpoint of this one."""
+        for of_rank in self.found:
+            for reader, found in of_rank.items():
+                exact = self.weights[writer] if reader == writer else None
+                assert_goes_on(found[writer], self.kind, exact=exact, place=(writer, reader))
 
 
-def saved_by_all(ranks, folder, layouts, kind):
-    """By layout the weights of the run that went on without a break."""
-    weights = {layout: {} for layout in layouts}
-    for each in ranks(4, save_all, folder, layouts, kind):
-        for layout, held in each.items():
-            weights[layout] |= held
-    return folder, weights
+def save_all(paths, layouts, kind):
+    return {layout: save(sizes, paths[layout], kind)["weights"] for layout, sizes in layouts.items()}
 
 
 @pytest.fixture(scope="module")
 def saved(ranks, tmp_path_factory):
-    """A checkpoint of every layout: the folder, and by layout the weights of the run that went on without a break."""
-    return saved_by_all(ranks, tmp_path_factory.mktemp("saved"), LAYOUTS, "llama")
+    fewer = {"fsdp": {"dp_shard": 2}, "tp": {"tp": 2}}
+    return Saved(ranks, tmp_path_factory.mktemp("saved"), "llama", LAYOUTS, fewer)
 
 
 @pytest.fixture(scope="module")
 def saved_experts(ranks, tmp_path_factory):
     """The same of a mixture of experts."""
-    return saved_by_all(ranks, tmp_path_factory.mktemp("experts"), EXPERTS, "moe")
+    return Saved(ranks, tmp_path_factory.mktemp("experts"), "moe", EXPERTS, {"ep": {"dp_shard": 2, "ep": 2}})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_checkpoint_of_any_layout_goes_on_in_any_other(ranks, layout, saved):
-    folder, weights = saved
-    path = folder / layout / "step.ckpt"
-    assert (path / "files.json").exists() and (folder / layout / "last").resolve() == path
-    for found in ranks(4, resume, LAYOUTS, path):
-        for target, state in found.items():
-            exact = weights[target] if target == layout else None
-            assert_goes_on(state, exact=exact, place=(layout, target))
-    other = {"fsdp": {"dp_shard": 2}, "tp": {"tp": 2}}
-    for target, state in ranks(2, resume, other, path)[0].items():
-        assert_goes_on(state, place=(layout, f"2 {target}"))
-    assert_goes_on(resume({"one": ONE}, path)["one"], place=(layout, "one"))
+def test_a_checkpoint_of_any_layout_goes_on_in_any_other(layout, saved):
+    path = saved.paths[layout]
+    assert (path / "files.json").exists() and (path.parent / "last").resolve() == path
+    saved.check(layout)
 
 
 @pytest.mark.parametrize("layout", EXPERTS)
-def test_experts_go_on_in_any_layout(ranks, layout, saved_experts):
-    folder, weights = saved_experts
-    path = folder / layout / "step.ckpt"
-    for found in ranks(4, resume, EXPERTS, path, "moe"):
-        for target, state in found.items():
-            exact = weights[target] if target == layout else None
-            assert_goes_on(state, "moe", exact=exact, place=(layout, target))
-    two = ranks(2, resume, {"ep": {"dp_shard": 2, "ep": 2}}, path, "moe")[0]["ep"]
-    assert_goes_on(two, "moe", place=(layout, "2 ep"))
-    assert_goes_on(resume({"one": ONE}, path, "moe")["one"], "moe", place=(layout, "one"))
+def test_experts_go_on_in_any_layout(layout, saved_experts):
+    saved_experts.check(layout)
+
+
+@pytest.mark.parametrize("kind", ["llama", "moe"])
+def test_a_run_goes_on_bit_by_bit_in_its_layout(ranks, kind, saved, saved_experts):
+    """Through all of Lightning's resuming: progress, position of the data, optimizer, weights."""
+    states = saved if kind == "llama" else saved_experts
+    for of_rank in ranks(4, resume_each, states.layouts, states.paths, kind):
+        for layout, found in of_rank.items():
+            assert_goes_on(found, kind, exact=states.weights[layout])
+
+
+def resume_each(layouts, paths, kind):
+    return {layout: resume({layout: sizes}, paths[layout], kind)[layout] for layout, sizes in layouts.items()}
 
 
 # ---------------------------------------------------------------- what else it holds, and other ways to write it
@@ -183,7 +218,7 @@ def test_averages_travel_between_layouts(ranks, first, second, tmp_path):
 @pytest.fixture(scope="module")
 def stored(saved):
     """A checkpoint that no test changes."""
-    return saved[0] / "tp_fsdp" / "step.ckpt"
+    return saved.paths["tp_fsdp"]
 
 
 def test_an_archive_is_written_from_the_parts_one_tensor_at_a_time(stored, tmp_path):

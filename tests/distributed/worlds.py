@@ -32,7 +32,9 @@ _PRELOAD = [
     "nemolet.language.models",
     "nemolet.language.losses",
     "nemolet.parallel.apply",
-    "nemolet.training",
+    "pytorch_lightning",
+    "nemolet.training.experiment",
+    "nemolet.training.mesh_strategy",
     "nemolet.metrics",
     "torch.profiler",
 ]
