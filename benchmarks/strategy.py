@@ -104,7 +104,7 @@ class Once:
 
 
 def middle(values: list[float]) -> tuple[float, float, float]:
-    """The median, and an interval that has it in 19 of 20 repetitions: two of the sorted values, by the binomial law."""
+    """The median, and two of the sorted values between which it is in 19 of 20 repetitions, by the binomial law."""
     ordered, count = sorted(values), len(values)
     off = math.floor(0.98 * math.sqrt(count))
     low, high = max(0, count // 2 - off), min(count - 1, (count - 1) // 2 + off)
