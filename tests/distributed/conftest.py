@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # for this process; workers do t
 
 from worlds import Pool
 
-
 SPENT: list[dict[str, float]] = []  # of the pool, for the summary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -88,26 +89,29 @@ def assert_goes_on(found, kind="llama", optim=None, exact=None, place=None):
             row[reader] = max(error, row.get(reader, 0.0))
 
 
-class Saved:
-    """A checkpoint of each layout, read into each layout."""
+class Written:
+    """A checkpoint of each layout."""
 
-    def __init__(self, ranks, folder, kind, layouts, fewer):
+    def __init__(self, ranks, folder, kind, layouts):
         self.kind, self.layouts = kind, layouts
         self.paths = {layout: folder / layout / "step.ckpt" for layout in layouts}
         self.weights = {layout: {} for layout in layouts}  # of the run that went on without a break
         for each in ranks(4, save_all, self.paths, layouts, kind):
             for layout, held in each.items():
                 self.weights[layout] |= held
-        self.found = ranks(4, step_after, layouts, self.paths, kind)
-        self.found.append({f"2 {name}": own for name, own in ranks(2, step_after, fewer, self.paths, kind)[0].items()})
-        self.found.append(step_after({"one": ONE}, self.paths, kind))
 
-    def check(self, writer):
+    def read(self, ranks, fewer):
+        """What each layout makes of each checkpoint: by rank, reader and writer."""
+        found = ranks(4, step_after, self.layouts, self.paths, self.kind)
+        found.append({f"2 {name}": own for name, own in ranks(2, step_after, fewer, self.paths, self.kind)[0].items()})
+        return [*found, step_after({"one": ONE}, self.paths, self.kind)]
+
+    def check(self, writer, found):
         """Every rank of every layout went on from the checkpoint of this one."""
-        for of_rank in self.found:
-            for reader, found in of_rank.items():
+        for of_rank in found:
+            for reader, each in of_rank.items():
                 exact = self.weights[writer] if reader == writer else None
-                assert_goes_on(found[writer], self.kind, exact=exact, place=(writer, reader))
+                assert_goes_on(each[writer], self.kind, exact=exact, place=(writer, reader))
 
 
 def save_all(paths, layouts, kind):
@@ -115,33 +119,42 @@ def save_all(paths, layouts, kind):
 
 
 @pytest.fixture(scope="module")
-def saved(ranks, tmp_path_factory):
-    fewer = {"fsdp": {"dp_shard": 2}, "tp": {"tp": 2}}
-    return Saved(ranks, tmp_path_factory.mktemp("saved"), "llama", LAYOUTS, fewer)
+def written(ranks, tmp_path_factory):
+    return Written(ranks, tmp_path_factory.mktemp("written"), "llama", LAYOUTS)
 
 
 @pytest.fixture(scope="module")
-def saved_experts(ranks, tmp_path_factory):
+def read(ranks, written):
+    return written.read(ranks, {"fsdp": {"dp_shard": 2}, "tp": {"tp": 2}})
+
+
+@pytest.fixture(scope="module")
+def written_experts(ranks, tmp_path_factory):
     """The same of a mixture of experts."""
-    return Saved(ranks, tmp_path_factory.mktemp("experts"), "moe", EXPERTS, {"ep": {"dp_shard": 2, "ep": 2}})
+    return Written(ranks, tmp_path_factory.mktemp("experts"), "moe", EXPERTS)
+
+
+@pytest.fixture(scope="module")
+def read_experts(ranks, written_experts):
+    return written_experts.read(ranks, {"ep": {"dp_shard": 2, "ep": 2}})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_checkpoint_of_any_layout_goes_on_in_any_other(layout, saved):
-    path = saved.paths[layout]
+def test_a_checkpoint_of_any_layout_goes_on_in_any_other(layout, written, read):
+    path = written.paths[layout]
     assert (path / "files.json").exists() and (path.parent / "last").resolve() == path
-    saved.check(layout)
+    written.check(layout, read)
 
 
 @pytest.mark.parametrize("layout", EXPERTS)
-def test_experts_go_on_in_any_layout(layout, saved_experts):
-    saved_experts.check(layout)
+def test_experts_go_on_in_any_layout(layout, written_experts, read_experts):
+    written_experts.check(layout, read_experts)
 
 
 @pytest.mark.parametrize("kind", ["llama", "moe"])
-def test_a_run_goes_on_bit_by_bit_in_its_layout(ranks, kind, saved, saved_experts):
+def test_a_run_goes_on_bit_by_bit_in_its_layout(ranks, kind, request):
     """Through all of Lightning's resuming: progress, position of the data, optimizer, weights."""
-    states = saved if kind == "llama" else saved_experts
+    states = request.getfixturevalue("written" if kind == "llama" else "written_experts")
     for of_rank in ranks(4, resume_each, states.layouts, states.paths, kind):
         for layout, found in of_rank.items():
             assert_goes_on(found, kind, exact=states.weights[layout])
@@ -216,9 +229,9 @@ def test_averages_travel_between_layouts(ranks, first, second, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stored(saved):
+def stored(written):
     """A checkpoint that no test changes."""
-    return saved.paths["tp_fsdp"]
+    return written.paths["tp_fsdp"]
 
 
 def test_an_archive_is_written_from_the_parts_one_tensor_at_a_time(stored, tmp_path):
@@ -249,6 +262,46 @@ def test_a_missing_or_cut_shard_is_named(stored, tmp_path):
     (path / "files.json").unlink()
     with pytest.raises(TrainingError, match="no complete checkpoint"):
         resume({"one": ONE}, path)
+
+
+def test_a_folder_that_takes_its_name_is_not_read(stored, written, tmp_path):
+    """As when a step is saved again, or an old checkpoint is removed, while somebody reads."""
+    path = copied(stored, tmp_path)
+    reader = ShardReader(path)
+    name = next(key for key in reader.entries if key.startswith("weights."))
+    expected = reader.one(name)
+    path.rename(tmp_path / "old.ckpt")
+    shutil.copytree(written.paths["fsdp"], path)
+    assert torch.equal(reader.one(name), expected) and reader.rest()["layout"]["tp"] == 2
+    assert ShardReader(path).rest()["layout"]["tp"] == 1
+
+
+@pytest.mark.parametrize("how", ["exchanged", "cut", "removed"])
+def test_a_shard_that_changes_after_the_check_is_refused(stored, written, tmp_path, how):
+    path = copied(stored, tmp_path)
+    reader = ShardReader(path)
+    for shard in path.glob("*.distcp"):
+        if how == "exchanged":
+            other = written.paths["fsdp"] / shard.name
+            copy = shard.with_name("new")
+            copy.write_bytes(other.read_bytes())
+            copy.replace(shard)
+        elif how == "cut":
+            with shard.open("r+b") as file:
+                file.truncate(shard.stat().st_size // 2)
+        else:
+            shard.unlink()
+    message = "missing" if how == "removed" else "was changed while the folder was read"
+    with pytest.raises(TrainingError, match=message):
+        reader.one(next(iter(reader.entries)))
+
+
+def test_files_outside_of_the_folder_are_not_read(stored, tmp_path):
+    path = copied(stored, tmp_path)
+    sizes = json.loads((path / "files.json").read_text())
+    (path / "files.json").write_text(json.dumps({**sizes, "../copy.ckpt/state.pt": sizes["state.pt"]}))
+    with pytest.raises(TrainingError, match=r"missing(.|\n)*\.\./copy.ckpt"):
+        ShardReader(path)
 
 
 def test_nothing_in_the_index_is_executed(stored, tmp_path):
