@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from tables import OFF
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.tensor import DTensor
 from training_runs import EXPERTS, LAYOUTS, make_graph, reference, result, train, whole
 
@@ -184,11 +187,39 @@ def test_the_single_file_of_one_rank_goes_on_in_any_layout(ranks, layout, tmp_pa
         assert found[layout]["losses"] == pytest.approx(reference("llama", muon, steps=STEPS)["losses"][CUT:], rel=1e-6)
 
 
+def save_late(sizes, path):
+    write, over = FileSystemWriter.write_data, threading.Event()
+
+    def write_late(*args):
+        assert over.wait(60)
+        return write(*args)
+
+    class Over(pl.Callback):
+        def on_train_batch_end(self, trainer, *unused):
+            if trainer.global_step > CUT:
+                over.set()
+
+    with mock.patch.object(FileSystemWriter, "write_data", write_late):
+        save(sizes, path, background=True, callbacks=[Over()])
+
+
 def test_a_checkpoint_in_the_background_holds_the_state_of_its_step(ranks, tmp_path):
+    """Its files are written when the next step is over."""
     path = tmp_path / "step.ckpt"
-    ranks(4, save, LAYOUTS["tp_fsdp"], path, background=True)
+    ranks(4, save_late, LAYOUTS["tp_fsdp"], path)
     for found in ranks(4, resume, {"fsdp": LAYOUTS["fsdp"]}, path):
         assert_goes_on(found["fsdp"])
+
+
+def test_checkpoints_that_are_saved_at_once_are_all_whole(ranks, tmp_path):
+    """In the background: one, another, and the first once more, with no step between them."""
+    paths = {name: tmp_path / f"{name}.ckpt" for name in ("one", "two")}
+    also = [Save(paths["two"], CUT), Save(paths["one"], CUT)]
+    ranks(4, save, LAYOUTS["pp_fsdp"], paths["one"], background=True, callbacks=[Save(paths["one"], CUT), *also])
+    assert (tmp_path / "last").resolve() == paths["one"] and len(list(tmp_path.iterdir())) == 3
+    for found in ranks(4, step_after, {"fsdp": LAYOUTS["fsdp"]}, paths):
+        for name in paths:
+            assert_goes_on(found["fsdp"][name])
 
 
 class Seed(pl.Callback):

@@ -83,6 +83,19 @@ def test_a_killed_rank_ends_the_run(launcher, rank, when, start, poem, unbroken,
     assert not list((folder / "checkpoints").glob(".*"))
 
 
+def test_a_run_that_is_killed_in_every_phase_goes_on_to_its_end(start, poem, unbroken, tmp_path):
+    """One run: killed before a checkpoint got its name, while it was read, in validation, and after the last step."""
+    folder = tmp_path / "run"
+    for rank, when, last in [(0, "naming", 4), (1, "reading", 4), (1, "validating", 6), (1, "ending", 8)]:
+        status, text = start("torchrun", folder, poem, rank, when).end()
+        assert status != 0 and "SIGKILL" in text, f"{when}: {text}"
+        assert ShardReader((folder / "checkpoints" / "last").resolve()).rest()["global_step"] == last, when
+    status, text = start("torchrun", folder, poem, 0, "never").end()
+    assert status == 0, text
+    assert losses(folder) == unbroken
+    assert (folder / "model.nemolet").exists() and not list((folder / "checkpoints").glob(".*"))
+
+
 def test_torchrun_starts_a_lost_run_again_where_it_was(start, poem, unbroken, tmp_path):
     folder = tmp_path / "run"
     status, text = start("torchrun", folder, poem, 1, "once").end()

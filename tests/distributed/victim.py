@@ -2,8 +2,8 @@
 script or as a function.
 
 ``python victim.py folder poem rank when``: ``when`` is ``never``, ``start``, ``training``, ``once`` (in training,
-but not when torchrun has started it again), ``leave`` (in training, together with what started it), ``saving``, or
-``error``.
+but not when torchrun has started it again), ``leave`` (in training, together with what started it), ``saving``,
+``naming`` (a checkpoint that is written), ``reading`` (one, to go on), ``validating``, ``ending`` or ``error``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def fate(folder: str, when: str):
     import pytorch_lightning as pl
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+    from nemolet.parallel import checkpoint
+
     class Fate(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, index) -> None:
             if trainer.global_step != FATAL:
@@ -48,7 +50,19 @@ def fate(folder: str, when: str):
                 raise ValueError("this rank has had enough")
             if when == "saving":
                 FileSystemWriter.write_data = lambda *unused: die(folder)  # type: ignore[method-assign]
+            if when == "naming":
+                checkpoint._complete = lambda *unused: die(folder)
 
+        def on_validation_start(self, *unused) -> None:
+            if when == "validating":
+                die(folder)
+
+        def on_fit_end(self, *unused) -> None:
+            if when == "ending":
+                die(folder)
+
+    if when == "reading":
+        checkpoint.ShardReader.read = lambda *unused: die(folder)  # type: ignore[method-assign]
     return Fate()
 
 
