@@ -229,8 +229,9 @@ class _Reader(FileSystemReader):
     def __init__(self, folder: OpenFolder) -> None:
         super().__init__(folder.path)
         self.fs = _Inside(folder)
-        self._index = _Unpickler(io.BytesIO(folder.read(INDEX))).load()
-        assert isinstance(self._index, Metadata)
+        index = _Unpickler(io.BytesIO(folder.read(INDEX))).load()
+        assert isinstance(index, Metadata)
+        self._index: Metadata = index
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._index

@@ -161,6 +161,7 @@ def _serve(pipe: Connection, folder: str) -> None:
 def _run(path: str, module: str, name: str, rank: int, world: int, store: str, limit: float, args, kwargs) -> Any:
     import torch
     import torch.distributed as dist
+    from pytorch_lightning.utilities import rank_zero_only
 
     if module not in sys.modules or getattr(sys.modules[module], "__file__", None) != path:
         spec = importlib.util.spec_from_file_location(module, path)
@@ -168,6 +169,7 @@ def _run(path: str, module: str, name: str, rank: int, world: int, store: str, l
         sys.modules[module] = loaded
         spec.loader.exec_module(loaded)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    rank_zero_only.rank = rank  # what Lightning would have learned, had it been imported only now
     torch.manual_seed(0)
     dist.init_process_group(
         "gloo",
