@@ -134,6 +134,7 @@ def take_whole(model: nn.Module, read: Callable[[str], Tensor], aliases: Mapping
     """
     owners: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for module in model.modules():
+        held: dict[str, Any]
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
                 owners.setdefault(id(tensor), []).append((held, key))
