@@ -90,6 +90,7 @@ def run(settings: Settings) -> int:
     from nemolet.training.callbacks import spoken
     from nemolet.training.experiment import fit
 
+    _check_mesh(settings, "weights in four bits" if settings.adapter and settings.adapter.quantize else "")
     archive, deferred = _opened(settings)
     vocabulary = settings.tokenizer or archive.tokenizer
     if vocabulary is None:
@@ -107,7 +108,8 @@ def run(settings: Settings) -> int:
         model = _model(settings, archive.model, data.sizes)
         around = _around(settings, model, deferred)
     prompt = isinstance(model, PromptTuned)  # whose vectors are written as well
-    _check_mesh(settings, "a prompt" if prompt else "preferences" if around is not model else "")
+    twice = around is not model and settings.teacher is None
+    _check_mesh(settings, "a prompt" if prompt else "preferences" if twice else "")
     alone = around is model and not prompt and settings.adapter is None
     trained = sum(p.numel() for p in around.parameters() if p.requires_grad)
     folder = Path(settings.folder or f"runs/{settings.name}")
@@ -156,9 +158,9 @@ def _opened(settings: Settings) -> tuple[Archive, Deferred | None]:
 
 
 def _check_mesh(settings: Settings, kind: str) -> None:
-    if settings.parallel.sizes() != Parallel().sizes() and kind and settings.teacher is None:
+    if settings.parallel.sizes() != Parallel().sizes() and kind:
         raise ConfigError(
-            "what looks at a model from inside or twice is not spread over a mesh",
+            "this is not spread over a mesh",
             where="parallel",
             expected="a model, with additions or a teacher where they are wanted",
             found=kind,

@@ -234,12 +234,22 @@ def put_additions(model: nn.Module, additions: Mapping[str, Addition], *, where:
 def fingerprint(model: nn.Module) -> str:
     """Sixteen digits that tell base models apart: names, shapes and the first numbers of the weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_base_tensors(model).items()):
-        head = tensor.detach().flatten()[:64].float().cpu().contiguous().numpy().tobytes()
+    for name, (tensor, known_by) in sorted(_base_tensors(model).items()):
+        head = (
+            (tensor.detach().flatten()[:64] if known_by is None else known_by)
+            .float()
+            .cpu()
+            .contiguous()
+            .numpy()
+            .tobytes()
+        )
         digest.update(f"{name} {tuple(tensor.shape)} ".encode() + head)
     return digest.hexdigest()[:16]
 
 
-def _base_tensors(model: nn.Module) -> dict[str, Tensor]:
-    added = {f"{name}.{key}" for name, _ in adapted_layers(model) for key in ADDED}
-    return {name: parameter for name, parameter in model.named_parameters() if name not in added}
+def _base_tensors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Tensors of the model without additions; beside a quantized one the first numbers of what it was."""
+    layers = dict(adapted_layers(model))
+    added = {f"{name}.{key}" for name in layers for key in ADDED}
+    known = {f"{name}.weight": layer.known_by for name, layer in layers.items()}
+    return {name: (tensor, known.get(name)) for name, tensor in model.named_parameters() if name not in added}

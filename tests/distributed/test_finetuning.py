@@ -140,15 +140,16 @@ def test_a_teacher_is_spread_beside_its_student(ranks, base, tmp_path):
             torch.testing.assert_close(tensor, expected[key], rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
 
 
-def test_a_prompt_is_not_spread(base, tmp_path, capsys):
-    overrides = [
-        "parallel=fsdp",
-        "parallel.dp_shard=2",
-        "trainer.devices=2",
-        "task=prompt",
-        "model.length=2",
+@pytest.mark.parametrize(
+    "overrides", [["task=prompt", "model.length=2"], ["adapter=lora", "adapter.quantize=nf4"]], ids=["prompt", "nf4"]
+)
+def test_what_is_not_spread_is_refused(base, tmp_path, capsys, overrides):
+    mesh = ["parallel=fsdp", "parallel.dp_shard=2", "trainer.devices=2", "schedule.warmup_steps=1"]
+    where = [
         "data=text",
+        f"data.path={base.parent / 'fox.txt'}",
+        f"data.cache={tmp_path}",
+        f"folder={tmp_path / 'run'}",
     ]
-    where = [f"data.path={base.parent / 'fox.txt'}", f"data.cache={tmp_path}", f"folder={tmp_path / 'run'}"]
-    assert main(["finetune", f"archive={base}", "schedule.warmup_steps=1", *overrides, *where]) == 2
+    assert main(["finetune", f"archive={base}", *mesh, *overrides, *where]) == 2
     assert "parallel=one" in capsys.readouterr().err
