@@ -101,7 +101,7 @@ class AudioCorpus(Checked):
     seed: int | None = None
 
     __buildable__ = True
-    FREE = ("decode", "memory_mb", "workers", "cache")
+    FREE = ("path", "valid_path", "decode", "memory_mb", "workers", "cache")
     CONFIG_RULES = (
         ("len(path) > 0", "path is empty; null for recordings that are given"),
         ("len(valid_path) > 0", "valid_path is empty; null sets part of path aside"),
