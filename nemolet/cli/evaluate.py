@@ -119,8 +119,11 @@ def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
 
 def _speech(settings: Settings, archive: Archive) -> None:
     from nemolet.speech.evaluation import evaluate
+    from nemolet.training.graphs import refuse_other_types
 
-    prepared = build(settings.data, where="data").prepare(archive.tokenizer)
+    source = build(settings.data, where="data")
+    refuse_other_types(archive.model, source)
+    prepared = source.prepare(archive.tokenizer)
     batches = prepared.valid_loader(max_batches=settings.max_batches)
     report = evaluate(archive.model, batches, tokenizer=archive.tokenizer)
     print(report.text)

@@ -28,7 +28,7 @@ from nemolet.training.checkpoint import BEST, Checkpoints
 from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
 from nemolet.training.float8 import use_float8
-from nemolet.training.graphs import training_graph
+from nemolet.training.graphs import refuse_other_types, training_graph
 from nemolet.training.lightning_model import LightningModel, Window
 from nemolet.training.memory import keep_freed_memory
 from nemolet.training.mesh_strategy import MeshStrategy
@@ -241,6 +241,7 @@ def _fitting(graph: NeuralModule, model: NeuralModule, data: Prepared) -> Neural
             found=", ".join(graph.input_ports),
             fix="set data.respect_documents=false, or add the optional ports to forward" if several else None,
         )
+    refuse_other_types(graph, data)
     return graph
 
 

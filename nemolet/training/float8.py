@@ -25,7 +25,7 @@ class Float8Product:
     """
 
     def __init__(self, *, emulate: bool = False) -> None:
-        with needs("torchao", extra="torchao"):
+        with needs("torchao", extra="quantize"):
             from torchao.float8 import Float8LinearConfig, convert_to_float8_training
             from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
         config = Float8LinearConfig(emulate=emulate, pad_inner_dim=True)
