@@ -146,8 +146,11 @@ def _search(settings: Settings, model: Any) -> Any:
 
 def _speech(settings: Settings, archive: Archive, search: Any) -> None:
     from nemolet.speech.evaluation import evaluate
+    from nemolet.training.graphs import refuse_other_types
 
-    prepared = build(settings.data, where="data").prepare(archive.tokenizer)
+    source = build(settings.data, where="data")
+    refuse_other_types(archive.model, source)
+    prepared = source.prepare(archive.tokenizer)
     batches = prepared.valid_loader(max_batches=settings.max_batches)
     report = evaluate(archive.model, batches, tokenizer=archive.tokenizer, search=search)
     print(report.text)

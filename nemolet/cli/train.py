@@ -114,14 +114,16 @@ def wired(settings: Settings, *, metrics: bool = False) -> Any:
     """
     import torch
 
-    from nemolet.training.graphs import training_graph
+    from nemolet.training.graphs import refuse_other_types, training_graph
 
     with torch.device("meta"):
         model = build(with_sizes(settings.model, assumed(settings)), where="model")
         loss = build(settings.loss, where="loss")
-        fields = getattr(build(settings.data, where="data"), "PORTS", ())
+        data = build(settings.data, where="data")
         measured = (build(settings.metrics, where="metrics") or measures(model)) if metrics else None
-        return training_graph(model, loss, measured, fields)
+        graph = training_graph(model, loss, measured, getattr(data, "PORTS", ()))
+        refuse_other_types(graph, data)
+        return graph
 
 
 def check_wiring(settings: Settings) -> None:

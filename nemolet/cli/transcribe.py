@@ -98,7 +98,8 @@ def run(settings: Settings) -> int:
                 _write(waiting[0][0], arrived.transcript, settings, {"stream": arrived.as_json()})
             else:
                 if isinstance(model, Writer):
-                    found = model.transcribe(audio, batch_size=settings.batch_size)
+                    times = settings.format in ("srt", "vtt") or (settings.format == "json" and model.times is not None)
+                    found = model.transcribe(audio, batch_size=settings.batch_size, times=times)
                 else:
                     found = transcribe(
                         model, tokenizer, audio, search=search, batch_size=settings.batch_size, windows=windows
@@ -161,12 +162,11 @@ def _opened(settings: Settings) -> tuple[Any, Any]:
     if whisper:
         usual = {"beam": 1, "language_model": None, "boost": None, "stream": None, "pictures": None}
     odd = [name for name, value in usual.items() if (getattr(settings, name) or None) != value]
-    odd += ["format"] if whisper and settings.format in ("srt", "vtt") else []
     if odd:
         raise ConfigError(
             "this model has no such setting",
             where=", ".join(odd),
-            expected="greedy text without times from Whisper; language and task for Whisper alone",
+            expected="greedy text from Whisper; language and task for Whisper alone",
             found=", ".join(str(getattr(settings, name)) for name in odd),
         )
     if isinstance(model, SpectrogramToText):

@@ -29,6 +29,7 @@ from nemolet.nn.adapter_files import (
     save_adapter,
     write_additions,
 )
+from nemolet.nn.quantized import numbers
 
 
 def export_adapter(model: NeuralModule, folder: str | Path, *, architecture: str | None = None, base: str = "") -> Path:
@@ -168,7 +169,7 @@ def _row_lengths(model: NeuralModule, layer: str) -> Tensor:
     """Lengths of the rows of a weight, adapted or not."""
     module: Any = model.get_submodule(layer)
     weight: Tensor = getattr(module, "base", module).weight
-    lengths: Tensor = weight.detach().float().norm(dim=1)
+    lengths: Tensor = numbers(weight.detach()).float().norm(dim=1)
     return lengths
 
 

@@ -57,8 +57,8 @@ class Architecture:
         """Our config of their model."""
         return read_config(self.parts, theirs, self.target)
 
-    def write_config(self, ours: Mapping[str, Any]) -> Config:
-        """Their config of our model.
+    def write_config(self, ours: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Config:
+        """Their config of our model; what is ``known`` of theirs beside it stays.
 
         Raises:
             ConversionError: where the architecture cannot say what our model does.
@@ -71,7 +71,8 @@ class Architecture:
                 found=found,
                 fix="choose another architecture, or keep it as a .nemolet file",
             )
-        return {"architectures": [self.name], "model_type": self.model_type, **write_config(self.parts, ours)}
+        written = write_config(self.parts, ours, known)
+        return {**written, "architectures": [self.name], "model_type": self.model_type}
 
     def difference(self, ours: Mapping[str, Any]) -> str | None:
         """What is lost on the way there and back; None where nothing is."""

@@ -7,6 +7,7 @@ Arguments and keys are dotted where they are nested: ``attention.head_size``.
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -315,6 +316,8 @@ WITHOUT_EFFECT = {
     "pad_vocab_to",
     "pad_to_multiple_of",
     "init_std",
+    "audio_augment",
+    "augment",
 }
 
 
@@ -391,9 +394,9 @@ def read_config(parts: Sequence[Part], theirs: Mapping[str, Any], target: str) -
     return ours
 
 
-def write_config(parts: Sequence[Part], ours: Mapping[str, Any]) -> Config:
-    """Their config of our model."""
-    complete, theirs = settled(ours, ignore=()), Config()
+def write_config(parts: Sequence[Part], ours: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Config:
+    """Their config of our model; what is ``known`` of theirs beside it stays."""
+    complete, theirs = settled(ours, ignore=()), copy.deepcopy(dict(known or {}))
     for part in parts:
         part.write(complete, theirs)
     return theirs

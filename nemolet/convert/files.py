@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemolet.archive import contents, save_tensors
-from nemolet.convert.folder import open_folder, read_tokenizer
+from nemolet.convert.folder import open_folder
 from nemolet.convert.mapping import ours_from, own_tensors
 from nemolet.convert.reading import plan_for, vocabulary
+from nemolet.convert.tokenizer_files import read_tokenizer
 from nemolet.convert.writing import SHARD, write_folder
 from nemolet.errors import ConversionError
 from nemolet.tensor_files import Spec

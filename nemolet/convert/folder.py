@@ -11,7 +11,6 @@ from typing import Any
 
 from nemolet.errors import ConversionError, needs
 from nemolet.tensor_files import PickledFile, Shards, TensorFile
-from nemolet.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 
 CONFIG, GENERATION, WEIGHTS, INDEX = (
     "config.json",
@@ -19,6 +18,8 @@ CONFIG, GENERATION, WEIGHTS, INDEX = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+EXTRACTOR = "feature_extractor"  # its settings, beside those of the model in what :func:`described` gives
 # Small files that say how a model is used; they are carried along unchanged.
 CARRIED = (
     CONFIG,
@@ -28,8 +29,8 @@ CARRIED = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
+    PREPROCESSOR,
+    PROCESSOR,
     "vocab.json",
     "vocab.txt",
     "merges.txt",
@@ -102,11 +103,16 @@ def open_folder(path: str | Path, *, pickles: bool = False) -> Folder:
             found=there or "an empty folder",
             fix="pass the folder that save_pretrained wrote",
         )
-    carried = {name: _text(folder / name) for name in CARRIED if (folder / name).is_file()}
+    carried = {name: small_file(folder / name) for name in CARRIED if (folder / name).is_file()}
     return Folder(folder, parse(carried[CONFIG], folder / CONFIG), _weights(folder, pickles), carried)
 
 
-def _text(path: Path) -> bytes:
+def small_file(path: Path) -> bytes:
+    """The content of a file that is not large.
+
+    Raises:
+        ConversionError: where it is.
+    """
     if path.stat().st_size > _LARGEST_TEXT:
         raise ConversionError("this file is too large for what it is", where=str(path), found=path.stat().st_size)
     return path.read_bytes()
@@ -125,6 +131,21 @@ def parse(content: bytes, where: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConversionError("this is no JSON object", where=str(where), found=type(value).__name__)
     return value
+
+
+def described(files: Mapping[str, bytes], where: Path = Path()) -> dict[str, Any]:
+    """The content of ``config.json``, with that of the feature extractor's file where there is one."""
+    config = parse(files[CONFIG], where / CONFIG)
+    if PREPROCESSOR in files:
+        config[EXTRACTOR] = parse(files[PREPROCESSOR], where / PREPROCESSOR)
+    elif EXTRACTOR in (processor := parse(files.get(PROCESSOR, b"{}"), where / PROCESSOR)):
+        config[EXTRACTOR] = processor[EXTRACTOR]
+    return config
+
+
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """What a JSON file holds."""
+    return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def _weights(folder: Path, pickles: bool) -> Shards:
@@ -152,7 +173,7 @@ def _weights(folder: Path, pickles: bool) -> Shards:
 
 
 def _sharded(folder: Path) -> Shards:
-    index = parse(_text(folder / INDEX), folder / INDEX).get("weight_map")
+    index = parse(small_file(folder / INDEX), folder / INDEX).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(n, str) and "/" not in n for n in index.values()):
         raise ConversionError("the index has no map of weights", where=str(folder / INDEX), expected="weight_map")
     names = sorted(set(index.values()))
@@ -166,49 +187,3 @@ def _sharded(folder: Path) -> Shards:
     if odd:
         raise ConversionError("the index and the shards disagree", where=str(folder / INDEX), found=", ".join(odd[:8]))
     return shards
-
-
-def read_tokenizer(folder: Folder, *, vocab_size: int) -> Tokenizer | None:
-    """The tokenizer of a folder, or None where it has none.
-
-    Raises:
-        ConversionError: for one that has more tokens than the model.
-        TokenizerError: for a broken one.
-    """
-    path = folder.path
-    tokenizer: Tokenizer | None = None
-    if (path / "tokenizer.json").is_file():
-        plain = HuggingFaceTokenizer(_text(path / "tokenizer.json"))
-        tokenizer = HuggingFaceTokenizer(plain.content, **_markers(folder, plain))
-    else:
-        file = next((path / name for name in SENTENCEPIECE if (path / name).is_file()), None)
-        if file is not None:
-            tokenizer = SentencePieceTokenizer(_text(file))
-    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-        raise ConversionError(
-            "the tokenizer does not fit the model",
-            where=str(path),
-            expected=f"at most {vocab_size} tokens, as the model has",
-            found=f"{tokenizer.vocab_size} tokens",
-            fix="take the tokenizer that belongs to these weights",
-        )
-    return tokenizer
-
-
-def _markers(folder: Folder, tokenizer: HuggingFaceTokenizer) -> dict[str, str | None]:
-    """The texts of the tokens that begin and end a document, as far as the folder names them.
-
-    One that begins counts only where the tokenizer itself puts it: that of GPT-2 has a name for it, but does not.
-    """
-    settings = folder.carried.get("tokenizer_config.json")
-    known = parse(settings, folder.path / "tokenizer_config.json") if settings else {}
-    special = tokenizer.special_tokens
-    put = tokenizer.inner.encode("", add_special_tokens=True).ids
-
-    def named(*keys: str) -> list[str]:
-        values = [known.get(key) for key in keys]
-        texts = [value.get("content") if isinstance(value, dict) else value for value in values]
-        return [text for text in texts if isinstance(text, str) and text in special]
-
-    bos = next((text for text in named("bos_token", "cls_token") if put and special[text] == put[0]), None)
-    return {"bos": bos, "eos": next(iter(named("eos_token", "sep_token")), None)}

@@ -101,8 +101,14 @@ def own_tensors(model: NeuralModule) -> dict[str, Tensor]:
     return found
 
 
-def expand(table: Iterable[Rule], model: NeuralModule, *, vocab: int) -> list[Entry]:
+def expand(table: Iterable[Rule], model: NeuralModule, *, vocab: int, blank: int = 0) -> list[Entry]:
     """The entries for one model. A rule whose parameters the model lacks does not apply; of several the first counts.
+
+    Args:
+        table: the rules.
+        model: ours.
+        vocab: tokens of the vocabulary, without padding.
+        blank: which of their tokens is the blank of CTC.
 
     Raises:
         ConversionError: for parameters that no rule speaks of.
@@ -114,7 +120,7 @@ def expand(table: Iterable[Rule], model: NeuralModule, *, vocab: int) -> list[En
         for ours, theirs in _instances(rule, names):
             if covered.isdisjoint(ours) and names.keys() >= set(ours):
                 covered.update(ours)
-                layout = Layout(axes[ours[0]], vocab)
+                layout = Layout(axes[ours[0]], vocab, blank)
                 entries.append(Entry(ours, _numbered(theirs, layout), rule.operation, layout))
     odd = sorted(names.keys() - covered)
     if odd:

@@ -25,10 +25,12 @@ class Layout:
     Args:
         dims: the declared axes of our first parameter.
         vocab: tokens of the vocabulary, without padding.
+        blank: which of their tokens is the blank of CTC; ours is the last.
     """
 
     dims: tuple[Dim, ...]
     vocab: int = 0
+    blank: int = 0
 
     def factors(self) -> list[int]:
         """The sizes of the factors of the first dimension, as ``(G R K)``."""
@@ -92,6 +94,19 @@ class Rows(Operation):
 
     def give(self, ours: Tensors, layout: Layout) -> Tensors:
         return [ours[0][: layout.vocab] if layout.vocab else ours[0]]
+
+
+@dataclass(frozen=True)
+class BlankLast(Operation):
+    """Rows of a table of labels: the blank, wherever theirs is, becomes the last."""
+
+    def take(self, theirs: Tensors, layout: Layout) -> Tensors:
+        before, blank, after = theirs[0].tensor_split((layout.blank, layout.blank + 1))
+        return [torch.cat((before, after, blank))]
+
+    def give(self, ours: Tensors, layout: Layout) -> Tensors:
+        before, after, blank = ours[0].tensor_split((layout.blank, -1))
+        return [torch.cat((before, blank, after))]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from nemolet.archive import Archive
 from nemolet.config import build
 from nemolet.convert.architecture import Architecture, find
 from nemolet.convert.fields import Config
-from nemolet.convert.folder import Folder, open_folder, read_tokenizer
+from nemolet.convert.folder import Folder, described, open_folder
 from nemolet.convert.mapping import Entry, expand, expected_shapes, ours_from
+from nemolet.convert.tokenizer_files import read_tokenizer
 from nemolet.errors import ConversionError, NemoletError
 from nemolet.module import NeuralModule
 from nemolet.nn.adapter_files import fingerprint
@@ -92,7 +93,7 @@ def plan_for(folder: Folder) -> Plan:
             shape or of another type.
     """
     architecture = find(folder.config)
-    config = architecture.read_config(folder.config)
+    config = architecture.read_config(described(folder.carried, folder.path))
     try:
         with torch.device("meta"):
             model: NeuralModule = build(config, where="model")
@@ -100,7 +101,8 @@ def plan_for(folder: Folder) -> Plan:
         raise ConversionError(
             "the config builds no model", where=f"{folder.path}: config.json", found=str(error)[:500]
         ) from error
-    entries = expand(architecture.rules, model, vocab=vocabulary(config))
+    blank = folder.config.get("pad_token_id") or 0
+    entries = expand(architecture.rules, model, vocab=vocabulary(config), blank=blank)
     entries = _as_named(entries, architecture, folder.weights.specs)
     _compare(entries, model, architecture, folder)
     _check_copies(entries, folder)

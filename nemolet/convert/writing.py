@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +13,14 @@ from torch import Tensor
 from nemolet.config import build
 from nemolet.convert.architecture import Architecture, find, fitting, named
 from nemolet.convert.fields import Config, first_difference, settled
-from nemolet.convert.folder import CONFIG, INDEX, WEIGHTS, parse
+from nemolet.convert.folder import CONFIG, EXTRACTOR, INDEX, PREPROCESSOR, PROCESSOR, WEIGHTS, as_json, described
 from nemolet.convert.mapping import Entry, Source, expand, own_tensors, theirs_from
 from nemolet.convert.reading import vocabulary
+from nemolet.convert.tokenizer_files import marker_ids, tokenizer_files
 from nemolet.errors import ConversionError
 from nemolet.module import NeuralModule
 from nemolet.tensor_files import Spec, shards, tensor_bytes
-from nemolet.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from nemolet.tokenizers import Tokenizer
 
 SHARD = 5 << 30  # bytes, as save_pretrained has it
 
@@ -86,16 +85,20 @@ def write_folder(
     shard_bytes: int,
 ) -> Path:
     """The same from a config and tensors that are read one at a time."""
-    original = parse(extra[CONFIG], CONFIG) if CONFIG in extra else None
+    original = described(extra) if CONFIG in extra else None
     chosen, theirs = _their_config(config, architecture, original)
     with torch.device("meta"):
         shape: NeuralModule = build(config, where="model")
-    entries = expand(chosen.rules, shape, vocab=vocabulary(config))
+    blank = theirs.get("pad_token_id") or 0
+    entries = expand(chosen.rules, shape, vocab=vocabulary(config), blank=blank)
     specs = _specs(entries, shape, dtypes)
-    files = {**extra, **_tokenizer_files(tokenizer, extra)}
+    files = {**extra, **tokenizer_files(tokenizer, extra, blank=blank)}
     if theirs is not original:
-        theirs = {**theirs, **_marker_ids(tokenizer, theirs), "torch_dtype": _dtype_name(specs)}
-        files[CONFIG] = json.dumps(theirs, indent=2, sort_keys=True).encode() + b"\n"
+        theirs = {**theirs, **marker_ids(tokenizer, theirs), "torch_dtype": _dtype_name(specs)}
+        extractor = theirs.pop(EXTRACTOR, None)
+        files[CONFIG] = as_json(theirs)
+        if extractor is not None and PROCESSOR not in extra:
+            files[PREPROCESSOR] = as_json(extractor)
     _check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, specs, theirs_from(entries, source), shard_bytes)
@@ -112,7 +115,7 @@ def _their_config(ours: Config, architecture: str | None, original: Config | Non
         if first_difference(settled(ours), settled(again)) is None:
             return came_from, original
         if came_from.difference(ours) is None:
-            return came_from, {**original, **came_from.write_config(ours)}
+            return came_from, came_from.write_config(ours, original)
     chosen = fitting(ours) if architecture is None else named(architecture)
     return chosen, chosen.write_config(ours)
 
@@ -131,43 +134,6 @@ def _dtype_name(specs: Mapping[str, Spec]) -> str:
     for spec in specs.values():
         sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.bytes
     return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
-
-
-_PADS = ("<pad>", "[PAD]", "<|padding|>")
-
-
-def _marker_ids(tokenizer: Tokenizer | None, theirs: Mapping[str, Any]) -> dict[str, int | None]:
-    """Ids of special tokens where their config does not say them yet: theirs may lie outside this vocabulary."""
-    special = {} if tokenizer is None else tokenizer.special_tokens
-    ids = {
-        "bos_token_id": None if tokenizer is None else tokenizer.bos_id,
-        "eos_token_id": None if tokenizer is None else tokenizer.eos_id,
-        "pad_token_id": next((special[text] for text in _PADS if text in special), None),
-    }
-    return {key: value for key, value in ids.items() if key not in theirs}
-
-
-def _tokenizer_files(tokenizer: Tokenizer | None, extra: Mapping[str, bytes]) -> dict[str, bytes]:
-    if tokenizer is None:
-        return {}
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        files = tokenizer.files()
-        if "tokenizer_config.json" not in extra:
-            ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-            names = {index: text for text, index in tokenizer.special_tokens.items()}
-            settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-            settings |= {key: names[index] for key, index in ids.items() if index is not None}
-            files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode() + b"\n"
-        return files
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return {"tokenizer.model": tokenizer.model}
-    raise ConversionError(
-        "this kind of tokenizer has no counterpart in Hugging Face",
-        where="tokenizer",
-        expected="huggingface or sentencepiece",
-        found=tokenizer.kind,
-        fix="leave it out (tokenizer=null), and keep the .nemolet file for it",
-    )
 
 
 def _check_empty(folder: Path) -> None:
@@ -193,7 +159,7 @@ def _write_weights(
         "metadata": {"total_size": sum(spec.bytes for spec in specs.values())},
         "weight_map": {tensor: name for name, part in zip(names, parts) for tensor in part},
     }
-    _replace(folder / INDEX, [json.dumps(index, indent=2, sort_keys=True).encode() + b"\n"])
+    _replace(folder / INDEX, [as_json(index)])
 
 
 def _first(tensors: Iterator[tuple[str, Tensor]], count: int) -> Iterator[tuple[str, Tensor]]:

@@ -83,8 +83,6 @@ class AudioFile:
     def facts(self, *, decode: bool = True) -> Facts:
         """What it holds."""
         with self._opened() as sound:
-            if "should be" in sound.extra_info:  # libsndfile repairs the header of a cut file and goes on
-                raise self._broken("the file is shorter than its header says")
             peak: float | None = None
             frames = sound.frames
             if decode:
@@ -115,6 +113,8 @@ class AudioFile:
 
         try:
             with self._bytes() as stream, soundfile.SoundFile(stream) as sound:
+                if "should be" in sound.extra_info:  # libsndfile repairs the header of a cut file and goes on
+                    raise self._broken("the file is shorter than its header says")
                 yield sound
         except soundfile.LibsndfileError as error:
             raise self._broken(error.error_string) from error

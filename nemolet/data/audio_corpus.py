@@ -23,6 +23,7 @@ from nemolet.data.targets import ClassTarget, SpeechTarget, Target, TextTarget
 from nemolet.errors import DataError, NemoletError
 from nemolet.rules import Checked
 from nemolet.tokenizers import Tokenizer
+from nemolet.types import Audio, NeuralType
 
 _log = logging.getLogger("nemolet")
 Entries = Sequence[Utterance | Problem]
@@ -101,7 +102,7 @@ class AudioCorpus(Checked):
     seed: int | None = None
 
     __buildable__ = True
-    FREE = ("decode", "memory_mb", "workers", "cache")
+    FREE = ("path", "valid_path", "decode", "memory_mb", "workers", "cache")
     CONFIG_RULES = (
         ("len(path) > 0", "path is empty; null for recordings that are given"),
         ("len(valid_path) > 0", "valid_path is empty; null sets part of path aside"),
@@ -111,6 +112,11 @@ class AudioCorpus(Checked):
         ("batch_seconds > 0 and hop > 0", "batch_seconds and hop are above 0"),
         ("spread >= 0 and memory_mb >= 0", "spread and memory_mb are at least 0"),
     )
+
+    @property
+    def ports(self) -> dict[str, NeuralType]:
+        """Types of what a batch holds."""
+        return {"audio": NeuralType("B N", Audio(sample_rate=self.sample_rate))}
 
     @property
     def typical(self) -> dict[str, int]:
@@ -257,6 +263,11 @@ class PreparedAudio:
         """Every utterance for validation once."""
         plan = replace(self._plan(self.valid), shuffle=False)
         return AudioValidationLoader(self._valid_batcher, plan, rank=rank, ranks=ranks, max_batches=max_batches)
+
+    @property
+    def ports(self) -> dict[str, NeuralType]:
+        """Types of what a batch holds."""
+        return self.corpus.ports
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ class Corpus(Checked):
     seed: int | None = None
 
     __buildable__ = True
-    FREE = ("workers", "cache")
+    FREE = ("path", "valid_path", "workers", "cache")
     CONFIG_RULES = (
         ("sequence_length >= 1 and batch_size >= 1", "sequence_length and batch_size are at least 1"),
         ("valid_fraction > 0 and valid_fraction < 1", "valid_fraction is a share between 0 and 1"),
@@ -319,7 +319,7 @@ class PreparedCorpus:
         """Settings and ids."""
         parts = {"train": self.train, "valid": self.valid}
         digests = {name: [split.digest for split in splits] for name, splits in parts.items()}
-        return {**lasting(self.corpus), **digests}
+        return {**lasting(self.corpus), "weights": list(self.weights), **digests}
 
     def derived(self, valid_loss: float) -> dict[str, float]:
         """A loss per token is also so many bits per byte, which do not depend on the tokenizer."""

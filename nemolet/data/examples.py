@@ -54,6 +54,7 @@ class Examples(Checked, abc.ABC):
     seed: int | None = None
 
     __buildable__ = True
+    FREE: ClassVar[tuple[str, ...]] = ("path", "valid_path")
     CONFIG_RULES = (
         ("batch_size >= 1 and context >= 2", "batch_size is at least 1, context at least 2"),
         ("valid_fraction > 0 and valid_fraction < 1", "valid_fraction is a share between 0 and 1"),

@@ -56,6 +56,7 @@ class FeatureCorpus(Checked):
     seed: int | None = None
 
     __buildable__ = True
+    FREE = ("path", "arrays")
     CONFIG_RULES = (
         ("valid_speakers >= 1", "valid_speakers is at least 1"),
         ("frame > 0 and batch_seconds > 0 and batch_size >= 1", "frame and batch_seconds are above 0, batch_size too"),

@@ -67,6 +67,7 @@ class ParallelTexts(Examples):
     source_key: str = "source"
     target_key: str = "target"
 
+    FREE = (*Examples.FREE, "target", "valid_target")
     PORTS: ClassVar = {"source": TokenIdsBS, "source_mask": MaskBS, "tokens": TokenIdsBT, "labels": LabelsBT}
 
     def read(self, path: str) -> Iterable[Record]:

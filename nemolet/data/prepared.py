@@ -108,7 +108,7 @@ class Prepared(Protocol):
 
 
 def lasting(source: Any) -> dict[str, Any]:
-    """The settings of a source by name, without its ``FREE`` ones, which say only where and how fast it is read.
+    """The settings of a source by name, without its ``FREE`` ones: where it lies and how fast it is read.
 
     Example:
         >>> @dataclass(frozen=True)

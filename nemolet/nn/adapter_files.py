@@ -233,18 +233,27 @@ def put_additions(model: nn.Module, additions: Mapping[str, Addition], *, where:
 def fingerprint(model: nn.Module) -> str:
     """Sixteen digits that tell base models apart: names, shapes and the first numbers of the weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_base_tensors(model).items()):
-        head = tensor.detach().flatten()[:64].float().cpu().contiguous().numpy().tobytes()
+    for name, (tensor, known_by) in sorted(_base_tensors(model).items()):
+        head = (
+            (tensor.detach().flatten()[:64] if known_by is None else known_by)
+            .float()
+            .cpu()
+            .contiguous()
+            .numpy()
+            .tobytes()
+        )
         digest.update(f"{name} {tuple(tensor.shape)} ".encode() + head)
     return digest.hexdigest()[:16]
 
 
-def _base_tensors(model: nn.Module) -> dict[str, Tensor]:
+def _base_tensors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Tensors of the model without additions; beside a quantized one the first numbers of what it was."""
     layers = dict(adapted_layers(model))
-    found: dict[str, Tensor] = {}
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
     for name, parameter in model.named_parameters():
         owner, _, last = name.rpartition(".")
         if owner not in layers:
             base = owner.removesuffix(".base")
-            found[f"{base}.{last}" if base in layers else name] = parameter
+            known_by = layers[base].known_by if base in layers and last == "weight" else None
+            found[f"{base}.{last}" if base in layers else name] = (parameter, known_by)
     return found

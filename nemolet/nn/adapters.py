@@ -1,11 +1,11 @@
-"""Small trainable additions to the linear layers of a model that is not trained itself: LoRA and DoRA."""
+"""Small trainable additions to the linear layers of a model that is not trained itself: LoRA, DoRA, QLoRA."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nemolet.errors import ConfigError
 from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
+from nemolet.nn.quantized import nf4, numbers
 from nemolet.rules import Checked
 from nemolet.types import HiddenRestI, HiddenRestO, format_dims
 
@@ -28,6 +29,8 @@ class Adapter(Checked):
         dropout: of what enters the addition, in training.
         targets: patterns of layer names, the whole name or its end; every linear layer that matches one is adapted.
         dora: whether the lengths of rows are learned apart from their directions (Liu et al., 2024).
+        quantize: ``"nf4"`` holds the weights of adapted layers in four bits each (QLoRA: Dettmers et al., 2023; extra
+            ``quantize``); None as they are.
 
     Example:
         >>> Adapter(rank=4, alpha=8).scale
@@ -39,6 +42,7 @@ class Adapter(Checked):
     dropout: float = 0.0
     targets: tuple[str, ...] = (".*",)
     dora: bool = False
+    quantize: Literal["nf4"] | None = None
 
     CONFIG_RULES = (
         ("rank >= 1", "the rank is at least 1"),
@@ -54,7 +58,8 @@ class Adapter(Checked):
 class AdaptedLinear(NeuralModule):
     """A linear layer with a trainable addition of low rank (Hu et al., 2021; final).
 
-    At first the addition is zero. Merged, it is part of the weight and costs nothing.
+    At first the addition is zero. Merged, it is part of the weight and costs nothing. The weight may be held in four
+    bits (:meth:`quantize`); it is dequantized where it is multiplied with, and for good where it is merged.
 
     Args:
         base: the layer; its weight is frozen.
@@ -81,6 +86,7 @@ class AdaptedLinear(NeuralModule):
         self.down = nn.Parameter(weight.new_empty(rank, weight.shape[1]).normal_(std=weight.shape[1] ** -0.5))
         self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
         self.lengths = nn.Parameter(weight.detach().norm(dim=1)) if dora else None
+        self.known_by: Tensor | None = None
         out_dim, in_dim = (format_dims((dim,)) for dim in base.parameter_dims["weight"])
         self.declare_axes(down=f"{rank} {in_dim}", up=f"{out_dim} {rank}", lengths=out_dim)
 
@@ -95,6 +101,17 @@ class AdaptedLinear(NeuralModule):
         turned = own * (self.lengths / self.row_lengths())
         return turned if self.base.bias is None else turned + self.base.bias
 
+    def quantize(self) -> None:
+        """Hold the weight in four bits a number from now on, with what it was known by (see ``fingerprint``).
+
+        Raises:
+            ShapeError: for a weight that is not made of whole blocks.
+            MissingPackageError: without torchao.
+        """
+        weight = self.base.weight.detach()
+        self.known_by = weight.flatten()[:64].clone()
+        self.base.weight = nn.Parameter(nf4(weight, where=self.label), requires_grad=False)
+
     def addition(self) -> Tensor:
         """What is added to the weight, in float32."""
         product: Tensor = self.up.float() @ self.down.float()
@@ -103,7 +120,7 @@ class AdaptedLinear(NeuralModule):
     def row_lengths(self) -> Tensor:
         """Lengths of the rows of weight and addition; no gradient flows through them."""
         with torch.no_grad():
-            lengths: Tensor = (self.base.weight.float() + self.addition()).norm(dim=1)
+            lengths: Tensor = (numbers(self.base.weight).float() + self.addition()).norm(dim=1)
             return lengths.to(self.base.weight.dtype)
 
     @torch.no_grad()
@@ -112,11 +129,14 @@ class AdaptedLinear(NeuralModule):
         if self.merged:
             return
         weight = self.base.weight
-        whole = weight.float() + self.addition()
+        whole = numbers(weight).float() + self.addition()
         if self.lengths is not None:
             self._factor = self.lengths.float() / whole.norm(dim=1)
             whole = whole * self._factor[:, None]
-        weight.copy_(whole)
+        if self.known_by is None:
+            weight.copy_(whole)
+        else:
+            self.base.weight, self.known_by = nn.Parameter(whole.to(weight.dtype), requires_grad=False), None
         self.merged = True
 
     @torch.no_grad()
@@ -164,13 +184,12 @@ def adapt(model: nn.Module, adapter: Adapter) -> list[str]:
     model.requires_grad_(False)
     chosen = [name for name in layers if any(_matches(target, name) for target in adapter.targets)]
     for name in chosen:
-        put_layer(
-            model,
-            name,
-            AdaptedLinear(
-                layers[name], rank=adapter.rank, scale=adapter.scale, dropout=adapter.dropout, dora=adapter.dora
-            ),
+        layer = AdaptedLinear(
+            layers[name], rank=adapter.rank, scale=adapter.scale, dropout=adapter.dropout, dora=adapter.dora
         )
+        put_layer(model, name, layer)
+        if adapter.quantize:
+            layer.quantize()
     return chosen
 
 
@@ -190,7 +209,13 @@ def departures(model: nn.Module) -> dict[str, Any]:
         (['bias'], {'frozen': ['bias']})
     """
     additions = {
-        name: {"rank": each.rank, "scale": each.scale, "dropout": each.dropout, "dora": each.lengths is not None}
+        name: {
+            "rank": each.rank,
+            "scale": each.scale,
+            "dropout": each.dropout,
+            "dora": each.lengths is not None,
+            **({} if each.known_by is None else {"quantize": "nf4"}),
+        }
         for name, each in adapted_layers(model)
     }
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]

@@ -219,7 +219,7 @@ class Stack(NeuralModule):
         seen = memory_mask(memory_BS)
         every = self.checkpoint_every if self.training and cache is None else 0
         for layer, (block, local) in enumerate(zip(self.blocks, self.is_local)):
-            mask, rotation = masks[local], rotations[local]
+            mask, rotation = masks[int(local)], rotations[int(local)]  # torch 2.11 compiles no index that is a bool
             if every and layer % every == 0:
                 hidden_BTD = checkpoint(
                     block, hidden_BTD, mask, rotation, None, layer, memory_BSD, seen, use_reentrant=False

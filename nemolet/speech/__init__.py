@@ -71,6 +71,7 @@ _EXPORTS = {
     "TransducerRecognizer": "nemolet.speech.models",
     "verification": "nemolet.speech.metrics",
     "WaveEncoder": "nemolet.speech.wave_encoder",
+    "Waveform": "nemolet.speech.wave_encoder",
     "WaveStem": "nemolet.speech.wave_encoder",
     "WhisperMel": "nemolet.speech.whisper",
     "Writer": "nemolet.speech.whisper",
@@ -130,6 +131,6 @@ if TYPE_CHECKING:
     from nemolet.speech.synthesis import SpokenDigits
     from nemolet.speech.transcription import Transcript, Windows, transcribe
     from nemolet.speech.transducer import Hybrid, TokenAndDuration, Transducer
-    from nemolet.speech.wave_encoder import WaveEncoder, WaveStem
+    from nemolet.speech.wave_encoder import WaveEncoder, Waveform, WaveStem
     from nemolet.speech.whisper import WhisperMel, Writer, WritingRules
     from nemolet.speech.word_error import ErrorRate, character_error_rate, word_error_rate, worst_utterances

@@ -6,6 +6,7 @@ import abc
 from typing import NamedTuple
 
 from nemolet.module import NeuralModule
+from nemolet.speech.features import Samples
 from nemolet.types import LengthsB, MemoryBSD, SpectrogramBTC
 
 
@@ -33,3 +34,7 @@ class SpeechEncoder(NeuralModule):
 
     @abc.abstractmethod
     def forward(self, spectrogram: SpectrogramBTC, lengths: LengthsB) -> Encoded: ...
+
+    def frames(self, count: Samples) -> Samples:
+        """Hidden states of so many frames: of a number, or of each of a tensor."""
+        return -(-count // self.factor)

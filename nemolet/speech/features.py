@@ -69,6 +69,9 @@ class Framing:
         return (frames - 1) * self.hop + self.window if frames else 0
 
 
+SAMPLES = Framing(1, 1)  # each sample is a frame
+
+
 class FrameFeatures(NeuralModule):
     """What computes features frame by frame (abstract: :class:`LogMel`, :class:`KaldiFbank`, :class:`MFCC`).
 
@@ -80,13 +83,18 @@ class FrameFeatures(NeuralModule):
         dither: standard deviation of noise that is added in training.
 
     Shape: audio_BN, lengths_B -> ``B T C``, lengths_B; T is the count of the longest row, and at least 1.
+
+    Attributes:
+        needs_whole: whether features depend on how a recording ends.
     """
+
+    needs_whole = False
 
     def __init__(
         self, *, sample_rate: int, width: int, framing: Framing, pre_emphasis: float = 0.0, dither: float = 0.0
     ) -> None:
         super().__init__(sample_rate=sample_rate, C=width, hop=framing.hop / sample_rate)
-        if framing.hop < 1 or framing.window < 2:
+        if framing.hop < 1 or (framing.window < 2 and framing != SAMPLES):
             raise ShapeError(
                 "frames this short hold nothing",
                 where=f"{self.label}.window, {self.label}.hop",

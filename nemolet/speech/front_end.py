@@ -134,7 +134,8 @@ class FrontEnd(NeuralModule):
     @property
     def needs_whole(self) -> bool:
         """Whether features depend on how a recording ends, so that they cannot be computed while it arrives."""
-        return self.level is not None or (self.normalize is not None and self.normalize.over != "fixed")
+        fixed = self.normalize is None or self.normalize.over == "fixed"
+        return self.level is not None or self.features.needs_whole or not fixed
 
     def forward(self, audio: AudioBN, audio_lengths: AudioLengthsB) -> Features:
         if self.level is not None:

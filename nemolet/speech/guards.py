@@ -52,7 +52,7 @@ def frames_needed(labels: list[int]) -> int:
 
 def frames_given(model: Recognizer, samples: int) -> int:
     """Frames of scores that so many samples become."""
-    return -(-model.front_end.features.framing.count(samples) // model.encoder.factor)
+    return model.encoder.frames(model.front_end.features.framing.count(samples))
 
 
 def refuse_misfits(model: Recognizer, data: Any) -> None:

@@ -96,6 +96,7 @@ class CTCRecognizer(Recognizer):
         front_end: from audio to features.
         encoder: from features to hidden states.
         vocab_size: labels, without the blank; in a config it comes from the tokenizer.
+        bias: whether each label has a bias.
 
     Shape: audio_BN, lengths_B -> logits_BTV with V = vocab_size + 1, lengths_B.
 
@@ -110,9 +111,9 @@ class CTCRecognizer(Recognizer):
         torch.Size([1, 25, 6])
     """
 
-    def __init__(self, *, front_end: FrontEnd, encoder: SpeechEncoder, vocab_size: int) -> None:
+    def __init__(self, *, front_end: FrontEnd, encoder: SpeechEncoder, vocab_size: int, bias: bool = False) -> None:
         super().__init__(front_end=front_end, encoder=encoder, vocab_size=vocab_size, columns=vocab_size + 1)
-        self.head = Head("D", "V", encoder.width, vocab_size + 1)
+        self.head = Head("D", "V", encoder.width, vocab_size + 1, bias=bias)
 
     def forward(self, audio: AudioBN, audio_lengths: AudioLengthsB) -> FrameScores:
         hidden_BTD, lengths_B = self.encode(audio, audio_lengths)

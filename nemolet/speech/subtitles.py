@@ -18,13 +18,15 @@ class Cue(NamedTuple):
 
 
 def cues(transcript: Transcript) -> list[Cue]:
-    """Words in lines that can be read: neither long nor over a pause.
+    """Words in lines that can be read: neither long nor over a pause. Segments are lines already.
 
     Example:
         >>> words = (Piece("one", 0.0, 0.4, 1.0), Piece("two", 0.5, 0.9, 1.0), Piece("six", 3.0, 3.4, 1.0))
         >>> [cue.text for cue in cues(Transcript("one two six", words, (), 4.0, 0.0))]
         ['one two', 'six']
     """
+    if transcript.segments:
+        return [Cue(segment.start, segment.end, segment.text) for segment in transcript.segments]
     lines: list[list[Piece]] = []
     for word in transcript.words:
         line = lines[-1] if lines else []

@@ -21,6 +21,7 @@ from nemolet.data.prepared import Progress
 from nemolet.errors import DataError, did_you_mean
 from nemolet.rules import Checked
 from nemolet.tokenizers import Tokenizer
+from nemolet.types import NeuralType
 
 Track = NDArray[np.float64]
 STEP = 0.005  # seconds between two settings of the synthesiser
@@ -232,6 +233,11 @@ class SpokenDigits(Checked):
 
     __buildable__ = True
     CONFIG_RULES = (("voices >= 1 and valid_voices >= 1 and takes >= 1", "voices and takes are at least 1"),)
+
+    @property
+    def ports(self) -> dict[str, NeuralType]:
+        """Types of what a batch holds."""
+        return self._corpus().ports
 
     @property
     def typical(self) -> dict[str, int]:

@@ -40,6 +40,7 @@ class Transcript:
         tokens: what the model wrote.
         duration: of the recording, in seconds.
         score: log-probability of what was written.
+        segments: sentences or parts of them, of a model that tells their times instead of those of words.
     """
 
     text: str
@@ -47,11 +48,13 @@ class Transcript:
     tokens: tuple[Piece, ...]
     duration: float
     score: float
+    segments: tuple[Piece, ...] = ()
 
     @property
     def confidence(self) -> float:
-        """Mean confidence of the tokens; 0 where there is none."""
-        return sum(token.confidence for token in self.tokens) / max(1, len(self.tokens))
+        """Mean confidence of the tokens, or of the segments; 0 where there is none."""
+        pieces = self.tokens or self.segments
+        return sum(piece.confidence for piece in pieces) / max(1, len(pieces))
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""

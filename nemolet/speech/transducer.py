@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from nemolet.data.ports import LabelsBU
 from nemolet.errors import ShapeError
 from nemolet.module import NeuralModule
-from nemolet.speech.lattice import ArcLoss, Arcs, forward_scores, occupy
+from nemolet.speech.lattice import Arc, ArcLoss, sum_alignments
 from nemolet.speech.losses import CTC, SequenceLoss, label_lengths
 from nemolet.types import LengthsB, LogitsBTSV, LogitsBTV
 
@@ -84,11 +84,12 @@ class TokenAndDuration(NeuralModule):
         skips_BTSD = logits[..., vocab:].log_softmax(-1, dtype=wide)
         blank_BTS = tokens_BTSV[..., -1]
         label_BTS = tokens_BTSV.gather(-1, _label_index(labels.clamp(min=0), logits.shape)).squeeze(-1)
-        blank_places = [i for i, skip in enumerate(self.durations) if skip > 0]
-        weights = [blank_BTS + skips_BTSD[..., i] for i in blank_places]
-        weights += [label_BTS + skips_BTSD[..., i] for i in range(len(self.durations))]
-        blank_skips = tuple(self.durations[i] for i in blank_places)
-        loss_B: Tensor = ArcLoss.apply(lengths, targets_B, blank_skips, self.durations, *weights)
+        arcs = [(skip, written) for written in (0, 1) for skip in self.durations if skip or written]
+        weights = [
+            (label_BTS if written else blank_BTS) + skips_BTSD[..., self.durations.index(skip)]
+            for skip, written in arcs
+        ]
+        loss_B: Tensor = ArcLoss.apply(lengths, targets_B, tuple(arcs), *weights)
         return SequenceLoss(_possible(loss_B).sum(), targets_B.sum())
 
 
@@ -137,48 +138,68 @@ def _label_index(labels_BU: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class _LogitLoss(torch.autograd.Function):
-    """From logits, a few rows at a time: neither probabilities nor a second gradient of their size are kept."""
+    """From logits, some rows at a time. Probabilities are computed once and kept where the gradient will be."""
 
     @staticmethod
     def forward(
         ctx: Any, logits_BTSV: Tensor, lengths_B: Tensor, labels_BU: Tensor, targets_B: Tensor, emit_weight: float
     ) -> Tensor:
-        shape = logits_BTSV.shape
-        wide = torch.promote_types(logits_BTSV.dtype, torch.float32)
-        flat_NV = logits_BTSV.reshape(-1, shape[-1])
-        norm_BTS = torch.cat([rows.to(wide).logsumexp(-1) for rows in flat_NV.split(_rows(flat_NV))]).view(shape[:3])
-        index_BTS1 = _label_index(labels_BU, shape)
-        blank_BTS = logits_BTSV[..., -1] - norm_BTS
-        label_BTS = logits_BTSV.gather(-1, index_BTS1).squeeze(-1) - norm_BTS
-        arcs = Arcs([blank_BTS], [label_BTS], [1], [0])
-        alpha_BTS, total_B = forward_scores(arcs, lengths_B, targets_B)
-        if ctx.needs_input_grad[0]:
-            occupy(arcs, alpha_BTS, total_B, lengths_B, targets_B)
+        learns = ctx.needs_input_grad[0]
+        blank_BTS, label_BTS, probs_NV = _scores(logits_BTSV, labels_BU, keep=learns)
+        arcs = [Arc(blank_BTS, skip=1, written=0), Arc(label_BTS, skip=0, written=1)]
+        total_B = sum_alignments(arcs, lengths_B, targets_B, occupy=learns)
+        if learns:
             if emit_weight:
                 label_BTS.mul_(1 + emit_weight)
-            ctx.save_for_backward(logits_BTSV, norm_BTS, blank_BTS, label_BTS, labels_BU)
-        return -total_B.to(wide)
+            ctx.probs_NV = probs_NV
+            ctx.save_for_backward(logits_BTSV, blank_BTS, label_BTS, labels_BU)
+        return -total_B.to(blank_BTS.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits_BTSV, norm_BTS, blank_BTS, label_BTS, labels_BU = ctx.saved_tensors
-        shape, size = logits_BTSV.shape, logits_BTSV.shape[-1]
-        blank_N1 = (blank_BTS * grad_B[:, None, None]).view(-1, 1)
-        label_N1 = (label_BTS * grad_B[:, None, None]).view(-1, 1)
-        index_N1 = _label_index(labels_BU, shape).reshape(-1, 1)
-        flat_NV = logits_BTSV.reshape(-1, size)
-        grad_NV = torch.empty_like(flat_NV)
-        tensors = (flat_NV, grad_NV, norm_BTS.view(-1, 1), blank_N1, label_N1, index_N1)
-        for rows, into, norm, blank, label, index in zip(*(t.split(_rows(flat_NV)) for t in tensors)):
-            slope = torch.sub(rows, norm, out=into if into.dtype == norm.dtype else None).exp_().mul_(blank + label)
-            slope[:, -1:] -= blank
-            slope.scatter_add_(1, index, -label)
-            if slope is not into:
-                into.copy_(slope)
-        return grad_NV.view(shape), None, None, None, None
+        logits_BTSV, blank_BTS, label_BTS, labels_BU = ctx.saved_tensors
+        flat_NV = logits_BTSV.reshape(-1, logits_BTSV.shape[-1])
+        # The kept probabilities become the gradient; a second pass over the same graph computes them anew.
+        probs_NV, ctx.probs_NV = ctx.probs_NV, None
+        grad_NV = torch.empty_like(flat_NV) if probs_NV is None else probs_NV
+        for place, row_N, index_N1 in _chunks(logits_BTSV, labels_BU):
+            slope_NV = grad_NV[place] if probs_NV is not None else flat_NV[place].softmax(-1, dtype=blank_BTS.dtype)
+            blank_N1, label_N1 = (t.view(-1, 1)[place] * grad_B[row_N, None] for t in (blank_BTS, label_BTS))
+            slope_NV.mul_(blank_N1 + label_N1)
+            slope_NV[:, -1:] -= blank_N1
+            slope_NV.scatter_add_(1, index_N1, label_N1.neg_())
+            if probs_NV is None:
+                grad_NV[place] = slope_NV
+        return grad_NV.view(logits_BTSV.shape), None, None, None, None
 
 
-def _rows(flat_NV: Tensor) -> int:
-    """How many rows a chunk has: few enough for a CPU's cache, many enough to keep an accelerator busy."""
-    return max(1, 2 ** (18 if flat_NV.device.type == "cpu" else 26) // flat_NV.shape[1])
+def _scores(logits_BTSV: Tensor, labels_BU: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probabilities of the blank and of the next label, and if they are to be kept the probabilities of all.
+
+    In half precision these would not be exact enough to be kept.
+    """
+    wide = torch.promote_types(logits_BTSV.dtype, torch.float32)
+    flat_NV = logits_BTSV.reshape(-1, logits_BTSV.shape[-1])
+    probs_NV = torch.empty_like(flat_NV) if keep and flat_NV.dtype == wide else None
+    blank_BTS, label_BTS = (flat_NV.new_empty(logits_BTSV.shape[:3], dtype=wide) for _ in range(2))
+    for place, _, index_N1 in _chunks(logits_BTSV, labels_BU):
+        rows_NV = flat_NV[place].to(wide)
+        chunk_NV = torch.softmax(rows_NV, -1, out=None if probs_NV is None else probs_NV[place])
+        norm_N = rows_NV.amax(-1) - chunk_NV.amax(-1).log_()  # the log-partition, from the likeliest token
+        torch.sub(rows_NV[:, -1], norm_N, out=blank_BTS.view(-1)[place])
+        torch.sub(rows_NV.gather(1, index_N1)[:, 0], norm_N, out=label_BTS.view(-1)[place])
+    return blank_BTS, label_BTS, probs_NV
+
+
+def _chunks(logits_BTSV: Tensor, labels_BU: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Places of some states, few enough for a CPU's cache; their utterances, and the labels that follow them."""
+    batch, frames, states, columns = logits_BTSV.shape
+    following_BS = torch.nn.functional.pad(labels_BU, (0, 1))
+    count = batch * frames * states
+    size = max(1, min(count // 8, 2 ** (19 if logits_BTSV.device.type == "cpu" else 26) // columns))
+    for first in range(0, count, size):
+        place = slice(first, min(first + size, count))
+        state_N = torch.arange(place.start, place.stop, device=labels_BU.device)
+        row_N = state_N // (frames * states)
+        yield place, row_N, following_BS[row_N, state_N % states][:, None]

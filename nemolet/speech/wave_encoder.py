@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -17,10 +18,45 @@ from nemolet.nn.feed_forward import ACTIVATIONS, ActivationName
 from nemolet.nn.linear import Linear
 from nemolet.nn.norm import LayerNorm
 from nemolet.nn.transformer import Encoder
-from nemolet.speech.encoder import Encoded
-from nemolet.types import AudioBN, AudioLengthsB, Hidden, HiddenBTD, MaskBS, NeuralType
+from nemolet.speech.encoder import Encoded, SpeechEncoder
+from nemolet.speech.features import SAMPLES, Features, FrameFeatures, Samples, masked
+from nemolet.types import AudioBN, AudioLengthsB, Hidden, HiddenBTD, LengthsB, MaskBS, NeuralType, SpectrogramBTC
 
 FramesBSC = Annotated[Tensor, NeuralType("B S C", Hidden())]
+
+
+class Waveform(FrameFeatures):
+    """The samples themselves, one to a frame, for encoders that find features of their own (final).
+
+    Args:
+        sample_rate: in hertz.
+        normalized: whether each recording is brought to mean 0 and variance 1; padding counts for nothing and stays 0.
+
+    Shape: audio_BN, lengths_B -> ``B T C=1``, lengths_B; T is N.
+
+    Example:
+        >>> Waveform()(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([2])).spectrogram.round(decimals=3).flatten()
+        tensor([-1.,  1.,  0.])
+    """
+
+    GUARD = 1e-7  # of a variance, as transformers has it
+
+    def __init__(self, *, sample_rate: int = 16000, normalized: bool = True) -> None:
+        super().__init__(sample_rate=sample_rate, width=1, framing=SAMPLES)
+        self.normalized = self.needs_whole = normalized
+
+    def forward(self, audio: AudioBN, audio_lengths: AudioLengthsB) -> Features:
+        signal_BN = masked(audio.float(), audio_lengths)
+        if self.normalized:
+            samples_B1 = audio_lengths.clamp_min(1)[:, None]
+            signal_BN = masked(signal_BN - signal_BN.sum(1, keepdim=True) / samples_B1, audio_lengths)
+            variance_B1 = signal_BN.square().sum(1, keepdim=True) / samples_B1
+            signal_BN = signal_BN / (variance_B1 + self.GUARD).sqrt()
+        return Features(signal_BN[..., None], audio_lengths)
+
+    def of_block(self, frames_BTN: Tensor) -> Tensor:
+        """As they are."""
+        return frames_BTN
 
 
 class TimeNorm(NeuralModule):
@@ -28,22 +64,31 @@ class TimeNorm(NeuralModule):
 
     Args:
         width: number of channels.
+        eps: added to variances.
 
-    Shape: ``B S C -> B S C``; weight ``C``, bias ``C``.
+    Shape: ``B S C``, lengths_B -> ``B S C``; weight ``C``, bias ``C``. With lengths, padding counts for nothing.
 
     Example:
         >>> TimeNorm(1)(torch.tensor([[[1.0], [3.0]]])).round(decimals=3).flatten().tolist()
         [-1.0, 1.0]
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, eps: float = 1e-5) -> None:
         super().__init__(C=width)
+        self.eps = eps
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
         self.declare_axes(weight=f"C={width}", bias=f"C={width}")
 
-    def forward(self, hidden: FramesBSC) -> FramesBSC:
-        channels_BCS = hidden.transpose(1, 2)
-        return F.group_norm(channels_BCS, channels_BCS.shape[1], self.weight, self.bias).transpose(1, 2)
+    def forward(self, hidden: FramesBSC, lengths: LengthsB | None = None) -> FramesBSC:
+        if lengths is None:
+            channels_BCS = hidden.transpose(1, 2)
+            return F.group_norm(channels_BCS, channels_BCS.shape[1], self.weight, self.bias, self.eps).transpose(1, 2)
+        frames_B11 = lengths.clamp_min(1)[:, None, None]
+        wide_BSC = masked(hidden.float(), lengths)
+        centred_BSC = masked(wide_BSC - wide_BSC.sum(1, keepdim=True) / frames_B11, lengths)
+        variance_B1C = centred_BSC.square().sum(1, keepdim=True) / frames_B11
+        scale_B1C = (variance_B1C + self.eps).rsqrt() * self.weight
+        return torch.addcmul(self.bias, centred_BSC, scale_B1C).to(hidden.dtype)
 
 
 class WaveStem(NeuralModule):
@@ -53,12 +98,12 @@ class WaveStem(NeuralModule):
         widths: channels after each convolution.
         kernels: what each sees.
         strides: by how much each shortens.
-        norm: ``"group"`` normalises each channel over time after the first convolution, padding included;
-            ``"layer"`` all channels of a frame after each.
+        norm: ``"group"`` normalises each channel over time after the first convolution; ``"layer"`` all channels of a
+            frame after each.
         bias: whether convolutions add a vector.
         activation: after each.
 
-    Shape: audio_BN -> ``B S C``
+    Shape: audio_BN, lengths_B -> ``B S C``; audio that is too short for a frame is filled up with silence.
 
     Example:
         >>> stem = WaveStem(widths=(4, 4), kernels=(10, 3), strides=(5, 2))
@@ -94,20 +139,30 @@ class WaveStem(NeuralModule):
         norms = [TimeNorm(widths[0])] if norm == "group" else [LayerNorm("C", size) for size in widths]
         self.norms = nn.ModuleList(norms)
 
-    def forward(self, audio: AudioBN) -> FramesBSC:
-        hidden_BSC = audio[..., None]
+    def forward(self, audio: AudioBN, lengths: AudioLengthsB | None = None) -> FramesBSC:
+        hidden_BSC = F.pad(audio, (0, max(0, self.shortest - audio.shape[1])))[..., None]
         for index, conv in enumerate(self.convs):
             hidden_BSC = conv(hidden_BSC)
             if index < len(self.norms):
-                hidden_BSC = self.norms[index](hidden_BSC)
+                norm = self.norms[index]
+                valid = (self.frames(lengths, layers=1),) if isinstance(norm, TimeNorm) and lengths is not None else ()
+                hidden_BSC = norm(hidden_BSC, *valid)
             hidden_BSC = self.activate(hidden_BSC)
         return hidden_BSC
 
-    def frames(self, samples: Tensor) -> Tensor:
-        """Frames of so many samples."""
-        for kernel, stride in zip(self.kernels, self.strides):
-            samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
-        return samples.clamp(min=0)
+    @property
+    def shortest(self) -> int:
+        """Samples of one frame."""
+        samples = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides)):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def frames(self, samples: Samples, *, layers: int | None = None) -> Samples:
+        """Frames of so many samples: of a number, or of each of a tensor; after all convolutions, or the first few."""
+        for kernel, stride in [*zip(self.kernels, self.strides)][:layers]:
+            samples = (samples - kernel) // stride + 1
+        return samples.clamp_min(0) if isinstance(samples, Tensor) else max(0, samples)
 
 
 class ConvPositions(NeuralModule):
@@ -148,8 +203,11 @@ class ConvPositions(NeuralModule):
         return hidden + self.activate(found_BDT).transpose(1, 2)
 
 
-class WaveEncoder(NeuralModule):
+class WaveEncoder(SpeechEncoder):
     """From a waveform to hidden states: convolutions, positions and a stack of blocks (final).
+
+    It reads :class:`Waveform`. With lengths, a row among others is read as it is alone; without them padding is read as
+    silence, as the models whose stem has ``norm="group"`` are used in transformers.
 
     Args:
         stem: from samples to frames.
@@ -159,13 +217,13 @@ class WaveEncoder(NeuralModule):
         mask_vector: whether a learned vector can stand in the place of frames, as in pre-training.
         norm_eps: added to the variance of the norm of frames.
 
-    Shape: audio_BN, lengths_B -> ``B S D``, lengths_B.
+    Shape: ``B T C=1``, lengths_B -> ``B S D``, lengths_B.
 
     Example:
         >>> stem = WaveStem(widths=(4, 4), kernels=(10, 3), strides=(5, 2))
         >>> stack = Encoder(layers=1, width=8, heads=2, position="none")
         >>> encoder = WaveEncoder(stem=stem, stack=stack, position_kernel=4, position_groups=2)
-        >>> encoder(torch.zeros(2, 100), torch.tensor([100, 50])).lengths.tolist()
+        >>> encoder(torch.zeros(2, 100, 1), torch.tensor([100, 50])).lengths.tolist()
         [9, 4]
     """
 
@@ -180,8 +238,7 @@ class WaveEncoder(NeuralModule):
         norm_eps: float = 1e-5,
     ) -> None:
         width = stack.width
-        super().__init__(D=width)
-        self.width = width
+        super().__init__(bins=1, width=width, factor=math.prod(stem.strides))
         self.stem = stem
         self.norm = LayerNorm("C", stem.width, eps=norm_eps)
         self.project = Linear("C", "D", stem.width, width, bias=True, init_std=0.02)
@@ -191,16 +248,20 @@ class WaveEncoder(NeuralModule):
         self.declare_axes(mask_vector=f"D={width}")
 
     def forward(
-        self, audio: AudioBN, audio_lengths: AudioLengthsB | None = None, masked: MaskBS | None = None
+        self, spectrogram: SpectrogramBTC, lengths: LengthsB | None = None, masked: MaskBS | None = None
     ) -> Encoded:
-        hidden_BSD = self.project(self.norm(self.stem(audio)))
+        hidden_BSD = self.project(self.norm(self.stem(spectrogram[..., 0], lengths)))
         if masked is not None and self.mask_vector is not None:
             hidden_BSD = torch.where(masked[..., None], self.mask_vector.to(hidden_BSD.dtype), hidden_BSD)
         frames = hidden_BSD.shape[1]
-        if audio_lengths is None:
-            valid_BS, lengths_B = None, torch.full((len(audio),), frames, device=audio.device)
+        if lengths is None:
+            valid_BS, frames_B = None, torch.full((len(spectrogram),), frames, device=spectrogram.device)
         else:
-            lengths_B = self.stem.frames(audio_lengths)
-            valid_BS = torch.arange(frames, device=audio.device) < lengths_B[:, None]
+            frames_B = self.stem.frames(lengths)
+            valid_BS = torch.arange(frames, device=spectrogram.device) < frames_B[:, None]
             hidden_BSD = hidden_BSD * valid_BS[..., None]
-        return Encoded(self.stack(self.positions(hidden_BSD), mask=valid_BS), lengths_B)
+        return Encoded(self.stack(self.positions(hidden_BSD), mask=valid_BS), frames_B)
+
+    def frames(self, count: Samples) -> Samples:
+        """Hidden states of so many samples."""
+        return self.stem.frames(count)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from nemolet.module import NeuralModule
 from nemolet.speech.features import power_spectrum
 from nemolet.speech.filterbank import slaney_mel_filters
 from nemolet.speech.spectrogram_to_text import SpectrogramToText
-from nemolet.speech.transcription import Transcript
+from nemolet.speech.transcription import Piece, Transcript
+from nemolet.speech.whisper_times import Segment, Times
 from nemolet.tokenizers import Tokenizer
 from nemolet.types import AudioBN, SpectrogramBTC
 
@@ -34,7 +36,7 @@ class WhisperMel(NeuralModule):
         fft_size: points of the Fourier transform, and samples of a frame.
         hop: samples from one frame to the next.
 
-    Shape: audio_BN -> ``B T C``.
+    Shape: audio_BN -> ``B T C``; with ``frames`` for so many instead.
 
     Example:
         >>> WhisperMel(frames=3000)(torch.randn(1, 16000)).shape
@@ -58,13 +60,15 @@ class WhisperMel(NeuralModule):
         """Of a part."""
         return self.frames * self.hop
 
-    def forward(self, audio: AudioBN) -> SpectrogramBTC:
-        whole_BN = F.pad(audio[:, : self.samples].float(), (0, max(0, self.samples - audio.shape[1])))
+    def forward(self, audio: AudioBN, frames: int | None = None) -> SpectrogramBTC:
+        frames = self.frames if frames is None else frames
+        samples = frames * self.hop
+        whole_BN = F.pad(audio[:, :samples].float(), (0, max(0, samples - audio.shape[1])))
         edge = self.fft_size // 2
         centred_BN = F.pad(whole_BN[:, None], (edge, edge), mode="reflect")[:, 0]
-        frames_BTN = centred_BN.unfold(1, self.fft_size, self.hop)[:, : self.frames]
-        power_BTF = power_spectrum(frames_BTN * self.window, self.fft_size)
-        energy_BTC = (power_BTF @ self.filters).clamp_min(1e-10).log10()
+        frames_BTN = centred_BN.unfold(1, self.fft_size, self.hop)[:, :frames]
+        power = [power_spectrum(part * self.window, self.fft_size) @ self.filters for part in frames_BTN.split(3000, 1)]
+        energy_BTC = torch.cat(power, 1).clamp_min(1e-10).log10()
         return (energy_BTC.clamp_min(energy_BTC.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
 
 
@@ -80,7 +84,8 @@ class WritingRules:
         plain: the token after which no times are written; None where there is none.
         never: tokens that are not written.
         not_first: tokens that are not written at the beginning.
-        longest: most tokens with the prompt.
+        longest: most tokens after the prompt.
+        latest: frames of the encoder after which no first segment may begin; None for any.
     """
 
     start: int
@@ -91,6 +96,7 @@ class WritingRules:
     never: tuple[int, ...] = ()
     not_first: tuple[int, ...] = ()
     longest: int = 448
+    latest: int | None = None
 
     @classmethod
     def read(cls, files: Mapping[str, bytes], where: str) -> WritingRules:
@@ -121,7 +127,15 @@ class WritingRules:
             never=tuple(known.get("suppress_tokens", ())),
             not_first=tuple(known.get("begin_suppress_tokens", ())),
             longest=known.get("max_length", 448),
+            latest=known.get("max_initial_timestamp_index"),
         )
+
+
+class Written(NamedTuple):
+    """The tokens of a window, and the log-probability of each and of the end."""
+
+    tokens: list[int]
+    log_probs: list[float]
 
 
 class Writer:
@@ -157,78 +171,142 @@ class Writer:
                 )
         self.model, self.tokenizer, self.rules, self.language, self.task = model, tokenizer, rules, language, task
         self.features = WhisperMel(frames=2 * model.source_frames, bins=model.bins).to(next(model.parameters()).device)
+        plain = rules.plain
+        timed = plain is not None and plain + 1 < model.vocab_size
+        self.times = Times(plain + 1, plain, rules.end, rules.latest) if plain is not None and timed else None
 
     @property
     def sample_rate(self) -> int:
         """Of the audio it reads, in hertz."""
         return self.features.sample_rate
 
-    def transcribe(self, audio: Sequence[Tensor], *, batch_size: int = 8) -> list[Transcript]:
-        """Texts of recordings, each cut into parts as long as the model reads; without times of words.
+    def transcribe(self, audio: Sequence[Tensor], *, batch_size: int = 8, times: bool = False) -> list[Transcript]:
+        """Texts of recordings.
+
+        Where times are wanted, and for recordings that are longer than what the model reads at once, segments have
+        times, and each window begins where the last segment that was finished ends.
 
         Args:
             audio: recordings ``[N]`` at the sample rate.
-            batch_size: parts that are read together.
+            batch_size: windows that are read together.
+            times: whether segments have times; the model has to know them.
+
+        Raises:
+            GenerationError: where times are wanted of a model without, or a recording is too long for it.
         """
-        parts = [(row, part) for row, samples in enumerate(audio) for part in samples.split(self.features.samples)]
-        texts: list[list[str]] = [[] for _ in audio]
-        scores = [0.0] * len(audio)
-        for first in range(0, len(parts), batch_size):
-            batch = parts[first : first + batch_size]
-            for (row, _), (tokens, score) in zip(batch, self.write([part for _, part in batch]), strict=True):
-                texts[row].append(self.tokenizer.decode(tokens).strip())
-                scores[row] += score
-        return [
-            Transcript(" ".join(filter(None, said)), (), (), round(len(samples) / self.sample_rate, 4), score)
-            for said, samples, score in zip(texts, audio, scores)
-        ]
+        timed = [row for row, samples in enumerate(audio) if times or len(samples) > self.features.samples]
+        if timed and self.times is None:
+            raise GenerationError(
+                "the model writes no times, so it reads no more than one window",
+                where="Writer",
+                expected=f"at most {self.features.samples / self.sample_rate:g} s, and text alone",
+                found=f"{max(len(audio[row]) for row in timed) / self.sample_rate:g} s, times={times}",
+                fix="cut the recording, and ask for format=text",
+            )
+        plain = [row for row in range(len(audio)) if row not in timed]
+        found: dict[int, Transcript] = {}
+        for rows in (plain[first : first + batch_size] for first in range(0, len(plain), batch_size)):
+            for row, written in zip(rows, self.write([audio[row] for row in rows])):
+                found[row] = self._transcript(audio[row], [], self._text(written.tokens), sum(written.log_probs))
+        for rows in (timed[first : first + batch_size] for first in range(0, len(timed), batch_size)):
+            found |= dict(zip(rows, self._sought([audio[row] for row in rows])))
+        return [found[row] for row in range(len(audio))]
 
     @torch.inference_mode()
-    def write(self, audio: Sequence[Tensor]) -> list[tuple[list[int], float]]:
-        """The likeliest token each time for parts of recordings, and the log-probability of all.
+    def write(self, audio: Sequence[Tensor]) -> list[Written]:
+        """The likeliest token each time for recordings of one window, without times."""
+        device, longest = next(self.model.parameters()).device, max(len(part) for part in audio)
+        padded_BN = torch.stack([F.pad(part, (0, longest - len(part))) for part in audio])
+        memory_BSD = self.model.encode(self.features(padded_BN.to(device)))
+        return self._written(memory_BSD, self._languages(memory_BSD), None)
+
+    @torch.inference_mode()
+    def _sought(self, audio: Sequence[Tensor]) -> list[Transcript]:
+        """Window after window, of all recordings together; the language is that of the first."""
+        assert self.times is not None
+        device, hop, window = next(self.model.parameters()).device, self.features.hop, self.features.frames
+        # Behind each recording lies a window of silence, as the model knows it from its training.
+        heard = [self.features(part[None].to(device), window + max(1, len(part) // hop))[0] for part in audio]
+        ends, seeks = [len(rows) - window for rows in heard], [0] * len(audio)
+        languages: list[int | None] = [None] * len(audio)
+        pieces: list[list[Piece]] = [[] for _ in audio]
+        scores = [0.0] * len(audio)
+        while rows := [row for row, end in enumerate(ends) if seeks[row] < end]:
+            memory_BSD = self.model.encode(torch.stack([heard[row][seeks[row] : seeks[row] + window] for row in rows]))
+            if not any(seeks):
+                languages = self._languages(memory_BSD)
+            for row, written in zip(
+                rows, self._written(memory_BSD, [languages[row] for row in rows], self.times), strict=True
+            ):
+                left = min(window, ends[row] - seeks[row])
+                segments, stop = self.times.segments(written.tokens, left // 2)
+                for segment in segments:
+                    size = segment.place + len(segment.tokens) + 2
+                    pieces[row].append(self._piece(segment, seeks[row], written.log_probs[segment.place : size]))
+                scores[row] += sum(written.log_probs)
+                seeks[row] += left if stop is None else min(left, max(2, 2 * stop))
+        said = [" ".join(piece.text for piece in each if piece.text) for each in pieces]
+        return [self._transcript(*each) for each in zip(audio, pieces, said, scores)]
+
+    def _piece(self, segment: Segment, seek: int, log_probs: Sequence[float]) -> Piece:
+        """A segment with seconds, from the frame of the spectrogram at which its window begins."""
+        start, end = ((seek + 2 * at) * self.features.hop / self.sample_rate for at in (segment.start, segment.end))
+        confidence = math.exp(sum(log_probs) / max(1, len(log_probs)))
+        return Piece(self._text(segment.tokens), round(start, 4), round(end, 4), round(confidence, 4))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens).strip()
+
+    def _transcript(self, samples: Tensor, pieces: Sequence[Piece], text: str, score: float) -> Transcript:
+        spoken = tuple(piece for piece in pieces if piece.text)
+        return Transcript(text, (), (), round(len(samples) / self.sample_rate, 4), score, spoken)
+
+    def _written(self, memory_BSD: Tensor, languages: Sequence[int | None], times: Times | None) -> list[Written]:
+        """The likeliest token each time.
 
         Raises:
             GenerationError: for a prompt that leaves no room for a text.
         """
-        rules, device = self.rules, next(self.model.parameters()).device
-        longest = max(len(part) for part in audio)
-        padded_BN = torch.stack([F.pad(part, (0, longest - len(part))) for part in audio])
-        memory_BSD = self.model.encode(self.features(padded_BN.to(device)))
-        tokens_BT = self._prompts(memory_BSD)
-        room = min(rules.longest, self.model.context) - tokens_BT.shape[1]
+        rules, tokens_BT = self.rules, self._prompts(memory_BSD, languages, times)
+        room = min(rules.longest, self.model.context - tokens_BT.shape[1])
         if room < 1:
             raise GenerationError("the prompt leaves no room for a text", where="Writer", found=tokens_BT.shape[1])
-        cache = self.model.new_cache(len(audio), tokens_BT.shape[1] + room)
-        written: list[list[int]] = [[] for _ in audio]
-        scores, open_rows = [0.0] * len(audio), set(range(len(audio)))
+        cache = self.model.new_cache(len(memory_BSD), tokens_BT.shape[1] + room)
+        written = [Written([], []) for _ in memory_BSD]
+        open_rows = set(range(len(memory_BSD)))
         for step in range(room):
             logits_BV = self.model.decode(tokens_BT, memory_BSD, cache=cache, last_only=True)[:, -1].float()
             logits_BV[:, list(rules.never) + (list(rules.not_first) if step == 0 else [])] = -torch.inf
+            if times is not None:
+                times.bound(logits_BV, [each.tokens for each in written])
             best_B, token_B = logits_BV.log_softmax(-1).max(-1)
             for row in sorted(open_rows):
-                token = int(token_B[row])
-                scores[row] += float(best_B[row])
-                if token == rules.end:
+                written[row].log_probs.append(float(best_B[row]))
+                if int(token_B[row]) == rules.end:
                     open_rows.remove(row)
                 else:
-                    written[row].append(token)
+                    written[row].tokens.append(int(token_B[row]))
             if not open_rows:
                 break
             tokens_BT = token_B[:, None]
-        return list(zip(written, scores))
+        return written
 
-    def _prompts(self, memory_BSD: Tensor) -> Tensor:
-        """What stands before each text: beginning, language, task, and that no times are wanted. Shape: [B, T]."""
+    def _languages(self, memory_BSD: Tensor) -> list[int | None]:
+        """The token of the language of each row, given or heard; None for a model that knows one only."""
+        known = self.rules.languages
+        if not known:
+            return [None] * len(memory_BSD)
+        if self.language is not None:
+            return [known[self.language]] * len(memory_BSD)
+        ids = torch.tensor(list(known.values()), device=memory_BSD.device)
+        start_B1 = torch.full((len(memory_BSD), 1), self.rules.start, device=memory_BSD.device)
+        best_B = self.model.decode(start_B1, memory_BSD)[:, -1][:, ids].argmax(-1)
+        return [int(token) for token in ids[best_B]]
+
+    def _prompts(self, memory_BSD: Tensor, languages: Sequence[int | None], times: Times | None) -> Tensor:
+        """What stands before each text: beginning, language, task, and whether no times are wanted. Shape: [B, T]."""
         rules = self.rules
-        start_B1 = torch.full((len(memory_BSD), 1), rules.start, device=memory_BSD.device)
-        columns = [start_B1]
-        if rules.languages:
-            ids = torch.tensor(list(rules.languages.values()), device=memory_BSD.device)
-            if self.language is None:
-                heard_BL = self.model.decode(start_B1, memory_BSD)[:, -1][:, ids]
-                columns.append(ids[heard_BL.argmax(-1)][:, None])
-            else:
-                columns.append(torch.full_like(start_B1, rules.languages[self.language]))
         after = [rules.tasks[self.task]] if self.task in rules.tasks else []
-        after += [] if rules.plain is None else [rules.plain]
-        return torch.cat([*columns, *(torch.full_like(start_B1, token) for token in after)], 1)
+        after += [] if rules.plain is None or times is not None else [rules.plain]
+        rows = [[rules.start, *([] if each is None else [each]), *after] for each in languages]
+        return torch.tensor(rows, device=memory_BSD.device)

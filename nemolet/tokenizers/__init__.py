@@ -2,6 +2,7 @@
 
 from nemolet.tokenizers.base import StreamDecoder, Tokenizer
 from nemolet.tokenizers.huggingface import HuggingFaceTokenizer
+from nemolet.tokenizers.letters import LetterTokenizer
 from nemolet.tokenizers.sentencepiece import SentencePieceTokenizer
 from nemolet.tokenizers.simple import ByteTokenizer, CharTokenizer
 from nemolet.tokenizers.storage import describe, load_tokenizer, rebuild, save_tokenizer
@@ -11,6 +12,7 @@ __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "HuggingFaceTokenizer",
+    "LetterTokenizer",
     "PhoneTokenizer",
     "SentencePieceTokenizer",
     "StreamDecoder",

@@ -11,6 +11,7 @@ from typing import Any
 from nemolet.errors import TokenizerError, nearest
 from nemolet.tokenizers.base import Tokenizer
 from nemolet.tokenizers.huggingface import HuggingFaceTokenizer
+from nemolet.tokenizers.letters import LetterTokenizer
 from nemolet.tokenizers.sentencepiece import SentencePieceTokenizer
 from nemolet.tokenizers.simple import ByteTokenizer, CharTokenizer
 from nemolet.tokenizers.words import PhoneTokenizer, WordTokenizer
@@ -22,6 +23,7 @@ KINDS: dict[str, type[Tokenizer]] = {
         CharTokenizer,
         WordTokenizer,
         PhoneTokenizer,
+        LetterTokenizer,
         SentencePieceTokenizer,
         HuggingFaceTokenizer,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 from nemolet.archive import NAME as ARCHIVE
 from nemolet.archive import described, save
@@ -27,7 +27,8 @@ from nemolet.training.callbacks import ExponentialAverage, Patience, Recorder, s
 from nemolet.training.checkpoint import BEST, Checkpoints
 from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
-from nemolet.training.graphs import training_graph
+from nemolet.training.float8 import use_float8
+from nemolet.training.graphs import refuse_other_types, training_graph
 from nemolet.training.lightning_model import LightningModel, Window
 from nemolet.training.memory import keep_freed_memory
 from nemolet.training.mesh_strategy import MeshStrategy
@@ -203,7 +204,7 @@ class _Run:
 
 
 def _fingerprint(data: Prepared) -> dict[str, Any]:
-    """What tells this data from other data: what it says of itself, its tokenizer, and its first batches."""
+    """What tells this data from other data, wherever it lies: its identity, its tokenizer, and its first batches."""
     tokenizer = None if data.tokenizer is None else data.tokenizer.fingerprint
     first = {"training": next(iter(data.train_loader())), "validation": next(iter(data.valid_loader(max_batches=1)))}
     batches = {
@@ -211,7 +212,7 @@ def _fingerprint(data: Prepared) -> dict[str, Any]:
         for part, batch in first.items()
         for name, tensor in batch.items()
     }
-    return {**data.identity, "summary": data.summary, "tokenizer": tokenizer, **batches}
+    return {**data.identity, "tokenizer": tokenizer, **batches}
 
 
 def _origins(model: NeuralModule) -> dict[str, str]:
@@ -240,6 +241,7 @@ def _fitting(graph: NeuralModule, model: NeuralModule, data: Prepared) -> Neural
             found=", ".join(graph.input_ports),
             fix="set data.respect_documents=false, or add the optional ports to forward" if several else None,
         )
+    refuse_other_types(graph, data)
     return graph
 
 
@@ -268,6 +270,10 @@ def _lightning(
         watch=watch,
         evaluation=measured,
     )
+    if training.precision == "fp8-mixed":
+        odd = use_float8(graph)
+        if odd:
+            rank_zero_info(f"in bf16, since a size is no multiple of 16: {', '.join(odd)}")
     if training.compile:
         graph.compile()
     return lightning
@@ -297,7 +303,7 @@ class _Windows:
 
 
 def _trainer(training: Training, folder: Path, callbacks: list[Callback], places: dict[str, Any]) -> pl.Trainer:
-    precision: Any = "32-true" if training.precision == 32 else training.precision
+    precision: Any = {32: "32-true", "fp8-mixed": "bf16-mixed"}.get(training.precision, training.precision)
     return pl.Trainer(
         max_steps=training.max_steps,
         **places,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nemolet.comparison import compare
+from nemolet.comparison import Outcome, compare
 from nemolet.errors import WiringError
 from nemolet.graph import Graph, compose
 from nemolet.module import NeuralModule
@@ -51,6 +52,29 @@ def training_graph(
             fix="choose another loss=..., one for such a model",
         )
     return graph
+
+
+def refuse_other_types(graph: NeuralModule, data: Any) -> None:
+    """Refuse data that says of its tensors that they are not what a graph takes, such as audio of another rate.
+
+    Args:
+        graph: whose inputs have the names of the data's ``ports``.
+        data: settings, or data that is prepared; without ``ports`` it says nothing.
+
+    Raises:
+        WiringError: naming the input with both types.
+    """
+    for name, given in getattr(data, "ports", {}).items():
+        port = graph.input_ports.get(name)
+        if port is None or compare(port.type, given) in (Outcome.SAME, Outcome.GREATER):
+            continue
+        raise WiringError(
+            "the model takes other data",
+            where=f"data, {name}",
+            expected=str(port.type),
+            found=str(given),
+            fix="set data.sample_rate to the model's" if name == "audio" else None,
+        )
 
 
 def example_batch(graph: NeuralModule, sizes: Mapping[str, int]) -> dict[str, Tensor]:

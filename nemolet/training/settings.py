@@ -19,7 +19,8 @@ class Training(Checked):
         batches_per_step: micro-batches per step on all copies together, so that a step stays the same where the number
             of ranks changes; null for ``accumulate`` on each.
         clip: largest norm of all gradients together; 0 for none.
-        precision: ``32``, ``"bf16-mixed"``, or ``"16-mixed"`` with loss scaling (on a GPU).
+        precision: ``32``, ``"bf16-mixed"``, or on a GPU ``"16-mixed"`` with loss scaling, or ``"fp8-mixed"``, which is
+            bf16 with the products of linear layers in eight bits.
         compile: whether the graph is compiled.
         valid_every: steps between two validations.
         valid_batches: batches of a validation; None for all.
@@ -46,7 +47,7 @@ class Training(Checked):
     accumulate: int = 1
     batches_per_step: int | None = None
     clip: float = 1.0
-    precision: Literal[32, "bf16-mixed", "16-mixed"] = 32
+    precision: Literal[32, "bf16-mixed", "16-mixed", "fp8-mixed"] = 32
     compile: bool = False
     valid_every: int = 250
     valid_batches: int | None = None
@@ -106,6 +107,7 @@ class Training(Checked):
         ("devices >= 1", "devices is at least 1, or auto"),
         ("valid_batches >= 1", "valid_batches is at least 1; null for all"),
         ("precision != '16-mixed' or accelerator != 'cpu'", "16-mixed needs a GPU; use bf16-mixed on a CPU"),
+        ("precision != 'fp8-mixed' or accelerator != 'cpu'", "fp8-mixed needs a GPU; use bf16-mixed on a CPU"),
     )
 
     def accumulated(self, copies: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from nemolet.convert import known_architectures
 from nemolet.language.decoding import Decoding
@@ -16,11 +17,13 @@ LENGTH, PADS = 20, 7
 
 
 def kinds(wanted: str):
-    """The models that are decoders, reward models, encoders, encoder-decoders, writers of speech, or encoders of it."""
+    """The models of a kind: causal, reward, encoder, seq2seq; of speech writer, recognizer, wave."""
 
     def kind(model: str) -> str:
         if model.startswith("Whisper"):
             return "writer"
+        if model.endswith("ForCTC"):
+            return "recognizer"
         if model.startswith(("Wav2Vec2", "Hubert")):
             return "wave"
         if model.endswith("ForSequenceClassification"):
@@ -221,27 +224,51 @@ def test_a_recognizer_with_a_cache_writes_the_same_fifty_tokens(name, pairs, tab
 @kinds("wave")
 @torch.no_grad()
 def test_an_encoder_of_a_waveform_with_padding(name, pairs, table):
+    """Their norm over time counts padding, so where there is one a row is compared with theirs alone."""
     pair, samples = pairs(name), torch.tensor([900, 500])
     valid = torch.arange(900) < samples[:, None]
-    audio = example(pair.kind)[0]["audio"] * valid
-    hidden, frames = pair.ours.model(audio, samples)
-    theirs = pair.theirs(audio, attention_mask=valid.long())[0]
+    audio = example(pair.kind)[1]["input_values"] * valid
+    hidden, frames = pair.ours.model(audio[..., None], samples)
     assert frames.tolist() == pair.theirs._get_feat_extract_output_lengths(samples).tolist()
-    kept = torch.arange(hidden.shape[1]) < frames[:, None]
-    table.close(name, "padding", hidden[kept], theirs[kept])
-    table.close(name, "logits", pair.ours.model(audio).hidden, pair.theirs(audio)[0])
+    if pair.theirs.config.feat_extract_norm == "layer":
+        rows = pair.theirs(audio, attention_mask=valid.long())[0]
+    else:
+        rows = [pair.theirs(row[None, :length])[0][0] for row, length in zip(audio, samples)]
+    for row, theirs, length in zip(hidden, rows, frames):
+        table.close(name, "padding", row[:length], theirs[:length])
+    table.close(name, "logits", pair.ours.model(audio[..., None]).hidden, pair.theirs(audio)[0])
 
 
 @torch.no_grad()
 def test_frames_are_masked_by_the_learned_vector(pairs, table):
-    pair, audio = pairs("wav2vec2"), example("WaveEncoder")[0]["audio"]
+    pair, audio = pairs("wav2vec2"), example("CTCRecognizer")[0]["audio"]
     masked = torch.arange(44).expand(2, -1) % 5 == 1
     table.close(
         "wav2vec2",
         "logits",
-        pair.ours.model(audio, masked=masked).hidden,
+        pair.ours.model(audio[..., None], masked=masked).hidden,
         pair.theirs(audio, mask_time_indices=masked)[0],
     )
+
+
+@kinds("recognizer")
+@torch.no_grad()
+def test_a_recognizer_of_a_waveform_with_padding(name, pairs, table):
+    """Beside the padding of encoders: theirs normalises first, and its blank is the first label."""
+    pair, samples = pairs(name), torch.tensor([900, 500])
+    audio = example(pair.kind)[0]["audio"] * 0.1 + 0.3
+    rows = [row[:length].numpy() for row, length in zip(audio, samples)]
+    extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    heard = extractor(rows, padding=True, sampling_rate=16000, return_tensors="pt")
+    alone = [extractor(row, sampling_rate=16000, return_tensors="pt").input_values for row in rows]
+    layers = pair.theirs.config.feat_extract_norm == "layer"
+    expected = pair.theirs(**heard).logits if layers else [pair.theirs(row).logits[0] for row in alone]
+    logits, frames = pair.ours.model(audio, samples)
+    for ours, theirs, length in zip(logits, expected, frames):
+        table.close(name, "padding", ours[:length].roll(1, -1), theirs[:length])
+    encoded = pair.ours.model.encoder(heard.input_values[..., None])
+    silence = pair.theirs(heard.input_values).logits  # padding unmasked, as models with a norm over time are used
+    table.close(name, "logits", pair.ours.model.frame_logits(encoded.hidden).roll(1, -1), silence)
 
 
 # ------------------------------------------------------------------------------------------ the table

@@ -11,8 +11,9 @@ import torch
 
 import nemolet as nl
 from nemolet.cli import main
-from nemolet.errors import ConfigError
+from nemolet.errors import ConfigError, GenerationError
 from nemolet.speech import WhisperMel, Writer, WritingRules
+from nemolet.speech.whisper_times import Times
 
 from .tiny_models import WHISPER, shaken
 
@@ -37,6 +38,9 @@ RULES = {
     "pad_token_id": 0,
     "return_timestamps": False,
 }
+
+
+TIMES = range(96, 197)  # of two seconds, in steps of 0.02
 
 
 def recordings():
@@ -85,38 +89,130 @@ def test_tokens_are_those_of_generate(folder, language, task):
     options = {} if language is None else {"language": language}
     found = theirs.generate(features, task=task, num_beams=1, do_sample=False, max_new_tokens=20, **options)
     archive = nl.load(folder)
-    rules = replace(WritingRules.read(archive.extra, str(folder)), longest=4 + 20)  # four tokens are the prompt
+    rules = replace(WritingRules.read(archive.extra, str(folder)), longest=20)
     writer = Writer(archive.model, archive.tokenizer, rules, language=language, task=task)
-    written = [tokens for tokens, _ in writer.write([torch.from_numpy(part) for part in audio])]
+    written = [found.tokens for found in writer.write([torch.from_numpy(part) for part in audio])]
     expected = [[t for t in row if t not in (0, 2)] for row in found.tolist()]
     expected = [row[4:] if row[:1] == [1] else row for row in expected]  # some versions tell the prompt as well
     assert written == expected
     assert len(set(written[0])) > 1 and written[0] != written[1]
 
 
-def test_a_folder_transcribes_audio(folder, tmp_path, capsys):
+@torch.no_grad()
+def test_as_many_tokens_are_written_as_theirs(folder):
+    """Their ``max_length`` counts tokens after the prompt, as long as the model has room."""
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    theirs.generation_config.suppress_tokens = [*RULES["suppress_tokens"], 2]  # it never ends by itself
+    theirs.generation_config.begin_suppress_tokens = None
+    archive = nl.load(folder)
+    extractor = transformers.WhisperFeatureExtractor(feature_size=10, chunk_length=2)
+    features = extractor(recordings()[0], sampling_rate=16000, return_tensors="pt").input_features
+    rules = WritingRules.read(archive.extra, str(folder))
+    for longest in (9, 64):
+        theirs.generation_config.max_length = longest
+        found = theirs.generate(features, language="en", task="transcribe", num_beams=1, do_sample=False)[0].tolist()
+        own = replace(rules, longest=longest, never=(*rules.never, 2), not_first=())
+        writer = Writer(archive.model, archive.tokenizer, own, language="en")
+        [written] = writer.write([torch.from_numpy(recordings()[0])])
+        assert written.tokens == (found[4:] if found[0] == 1 else found)
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory):
+    """A model that writes times among its texts."""
+    path = tmp_path_factory.mktemp("timed")
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(**{**WHISPER, "max_source_positions": FRAMES // 2, "vocab_size": TIMES.stop})
+    model = shaken(transformers.WhisperForConditionalGeneration(config))
+    with torch.no_grad():
+        model.model.decoder.embed_tokens.weight[: TIMES.start] *= 3
+    model.generation_config = transformers.GenerationConfig(**RULES, max_initial_timestamp_index=20)
+    model.save_pretrained(path)
+    vocabulary = {text: i for i, text in enumerate([*MARKS, *LETTERS])} | {"<|notimestamps|>": 95}
+    vocabulary |= {f"<|{0.02 * step:.2f}|>": TIMES.start + step for step in range(len(TIMES))}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.add_special_tokens([*MARKS, "<|notimestamps|>"])
+    words.save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.mark.parametrize("latest", [None, 20])
+def test_times_stand_where_theirs_may(latest):
+    rules = transformers.GenerationConfig(**RULES, max_initial_timestamp_index=latest)
+    theirs = transformers.WhisperTimeStampLogitsProcessor(rules, begin_index=1)
+    times = Times(first=96, plain=95, end=2, latest=latest)
+    torch.manual_seed(0)
+    rows = [[], [96], [99, 8], [99, 8, 120], [99, 8, 120, 120], [99, 8, 120, 120, 9], [99, 99], [8], [196, 8, 196]]
+    for tokens in rows:
+        logits = torch.randn(40, TIMES.stop) * torch.linspace(1, 6, 40)[:, None]
+        logits[:20, :96] += 4
+        expected = theirs(torch.tensor([[1, *tokens]] * 40), logits.clone())
+        times.bound(logits, [tokens] * 40)
+        assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("language", ["de", None])
+@torch.no_grad()
+def test_segments_of_long_audio_are_those_of_generate(timed, language):
+    """Theirs reads zeros behind a recording where ours reads silence, so silence is part of it, and is not compared."""
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(timed).eval()
+    extractor = transformers.WhisperFeatureExtractor(feature_size=10, chunk_length=2)
+    audio = np.concatenate([*recordings(), *(part[::-1] for part in recordings()), np.zeros(32000, np.float32)])
+    features = extractor(audio, sampling_rate=16000, truncation=False, padding="longest", return_tensors="pt")
+    options = {} if language is None else {"language": language}
+    found = theirs.generate(
+        features.input_features, task="transcribe", return_timestamps=True, return_segments=True, **options
+    )
+    expected = [
+        (round(float(s["start"]), 2), round(float(s["end"]), 2), [t for t in s["tokens"].tolist() if t < 95])
+        for s in found["segments"][0]
+    ]
+    archive = nl.load(timed)
+    writer = Writer(archive.model, archive.tokenizer, WritingRules.read(archive.extra, str(timed)), language=language)
+    short = torch.from_numpy(recordings()[1])
+    alone, [_, long] = (
+        writer.transcribe([torch.from_numpy(audio)])[0],
+        writer.transcribe([short, torch.from_numpy(audio)]),
+    )
+    own = [(round(s.start, 2), round(s.end, 2), s.text) for s in alone.segments]
+    inside = [s for s in expected if s[1] <= len(audio) / 16000 - 2 and archive.tokenizer.decode(s[2])]
+    assert own[: len(inside)] == [(start, end, archive.tokenizer.decode(tokens)) for start, end, tokens in inside]
+    assert len(inside) > 3 and len({end for _, end, _ in inside}) > 3
+    assert alone.text.startswith(" ".join(text for *_, text in own[: len(inside)]))
+    assert [s.text for s in long.segments] == [s.text for s in alone.segments]
+
+
+def test_a_folder_transcribes_audio(timed, tmp_path, capsys):
     audio = recordings()
     for name, samples in zip("ab", audio):
         soundfile.write(tmp_path / f"{name}.wav", samples, 16000)
     soundfile.write(tmp_path / "long.wav", np.concatenate((np.pad(audio[0], (0, 3200)), audio[1])), 16000)
     archive = tmp_path / "w.nemolet"
-    assert main(["convert", f"from={folder}", f"to={archive}"]) == 0
+    assert main(["convert", f"from={timed}", f"to={archive}"]) == 0
     capsys.readouterr()
     found = []
-    for source in (folder, archive):
+    for source in (timed, archive):
         assert main(["transcribe", f"archive={source}", f"audio={tmp_path}/*.wav", "language=en", "format=json"]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line]
-        found.append([line["text"] for line in lines])
+        found.append([(line["text"], line["segments"]) for line in lines])
         assert [line["duration"] for line in lines] == [1.8, 0.5625, 2.5625]
-    assert found[0] == found[1]
-    one, other, both = found[0]
-    assert one and other and both == f"{one} {other}"  # the first part is filled up with silence, as it is alone
+    assert found[0] == found[1] and all(text and segments for text, segments in found[0])
+    assert main(["transcribe", f"archive={timed}", f"audio={tmp_path}/long.wav", "language=en", "format=srt"]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    segments = found[0][2][1]
+    assert lines[2] == segments[0]["text"] and lines[1].startswith(f"00:00:{int(segments[0]['start']):02}")
+    assert len([line for line in lines if "-->" in line]) == len(segments)
 
 
 def test_what_whisper_cannot_do_is_refused(folder, tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", recordings()[0], 16000)
-    for setting in ("format=srt", "beam=4", "stream=0.5", "language=xx"):
+    for setting in ("beam=4", "stream=0.5", "language=xx"):
         assert main(["transcribe", f"archive={folder}", f"audio={tmp_path}/a.wav", setting]) == 2
         assert setting.partition("=")[0] in capsys.readouterr().err
+    archive = nl.load(folder)
+    writer = Writer(archive.model, archive.tokenizer, WritingRules.read(archive.extra, str(folder)))
+    with pytest.raises(GenerationError, match="writes no times"):
+        writer.transcribe([torch.zeros(32001)])
     with pytest.raises(ConfigError, match="begins and ends"):
         WritingRules.read({}, "here")

@@ -74,6 +74,7 @@ WAVE = {
     "num_conv_pos_embedding_groups": 4,
 }
 LARGE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True, "mask_time_prob": 0.0}
+LETTERS = {"vocab_size": 12, "pad_token_id": 0, "initializer_range": 0.3}
 MIXED = ["full_attention", "sliding_attention", "full_attention"]
 # name -> class of the model, class of its config, its arguments
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -171,6 +172,9 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "wav2vec2": ("Wav2Vec2Model", "Wav2Vec2Config", WAVE),
     "wav2vec2-large": ("Wav2Vec2Model", "Wav2Vec2Config", {**WAVE, **LARGE}),
     "hubert": ("HubertModel", "HubertConfig", WAVE),
+    "wav2vec2-ctc": ("Wav2Vec2ForCTC", "Wav2Vec2Config", {**WAVE, **LETTERS}),
+    "wav2vec2-large-ctc": ("Wav2Vec2ForCTC", "Wav2Vec2Config", {**WAVE, **LARGE, **LETTERS}),
+    "hubert-ctc": ("HubertForCTC", "HubertConfig", {**WAVE, **LETTERS}),
 }
 
 
@@ -182,9 +186,10 @@ def example(kind: str, rows: int = 2, length: int = 20, seed: int = 0) -> tuple[
         spectrogram = torch.randn(rows, 2 * WHISPER["max_source_positions"], WHISPER["num_mel_bins"], generator=numbers)
         ours = {"spectrogram": spectrogram, "tokens": tokens}
         return ours, {"input_features": spectrogram.transpose(1, 2), "decoder_input_ids": tokens}
-    if kind == "WaveEncoder":
+    if kind in ("WaveEncoder", "CTCRecognizer"):
         audio = torch.randn(rows, 900, generator=numbers)
-        return {"audio": audio}, {"input_values": audio}
+        whole = {"audio": audio, "audio_lengths": torch.full((rows,), 900)}
+        return {"spectrogram": audio[..., None]} if kind == "WaveEncoder" else whole, {"input_values": audio}
     if kind == "RewardModel":  # theirs takes one row where padding has no token
         return {"tokens": tokens[:1]}, {"input_ids": tokens[:1]}
     if kind == "EncoderDecoder":

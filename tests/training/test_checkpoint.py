@@ -26,6 +26,7 @@ from nemolet.training import LightningModel, Optim, Schedule, Training, fit, tra
 from nemolet.training.callbacks import Recorder
 from nemolet.training.checkpoint import AtomicCheckpoints, Checkpoints
 from nemolet.training.folders import reader
+from tests.equality import assert_equal
 
 
 @pytest.fixture(scope="module")
@@ -98,22 +99,6 @@ def run(corpus, folder, *, cut=None, callbacks=(), **training):
 
 def last_state(folder):
     return torch.load(folder / "checkpoints" / "last", weights_only=True)
-
-
-def assert_equal(one, two, path="checkpoint"):
-    assert type(one) is type(two), path
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two), path
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys(), path
-        for key in one:
-            assert_equal(one[key], two[key], f"{path}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(two), path
-        for index, (a, b) in enumerate(zip(one, two)):
-            assert_equal(a, b, f"{path}[{index}]")
-    else:
-        assert one == two or one != one, path
 
 
 @pytest.mark.parametrize(("optimizer", "background"), [("adamw", True), ("muon", False)])

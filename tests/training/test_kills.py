@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import nemolet as nl
+from tests.equality import assert_equal
 
 CUTS = int(os.environ.get("NEMOLET_CUTS", "3"))
 STEPS = 25 * (CUTS + 1)
@@ -120,22 +121,6 @@ def cut(poem, folder: Path, rng: random.Random, number: int) -> bool:
         assert state["global_step"] == after
         assert all(weight.isfinite().all() for weight in state["state_dict"].values())
     return at_work
-
-
-def assert_equal(one, two, path="checkpoint"):
-    assert type(one) is type(two), path
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two), path
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys(), path
-        for key in one:
-            assert_equal(one[key], two[key], f"{path}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(two), path
-        for index, (a, b) in enumerate(zip(one, two)):
-            assert_equal(a, b, f"{path}[{index}]")
-    else:
-        assert one == two or one != one, path
 
 
 @pytest.mark.slow

@@ -86,6 +86,13 @@ def test_a_folder_goes_on_only_with_its_own_text(poem, folder, tmp_path):
         run(prepared(poem, str(tmp_path), batch_size=2), folder, max_steps=8)
 
 
+def test_a_folder_goes_on_when_its_text_lies_elsewhere(poem, folder, tmp_path):
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes(poem.read_bytes())
+    result = run(prepared(moved, str(tmp_path)), folder, max_steps=6)
+    assert result.steps == 6
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

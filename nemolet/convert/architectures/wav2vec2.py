@@ -1,4 +1,4 @@
-"""Wav2Vec 2.0 (Baevski et al., 2020) and HuBERT (Hsu et al., 2021): encoders of a waveform."""
+"""Wav2Vec 2.0 (Baevski et al., 2020) and HuBERT (Hsu et al., 2021): encoders of a waveform, and recognizers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from nemolet.convert.architecture import Architecture
 from nemolet.convert.fields import Config, Field, Fixed, Only, Part, activation, get, put
+from nemolet.convert.folder import EXTRACTOR
 from nemolet.convert.mapping import Rule, rules
-from nemolet.convert.operations import Heads
+from nemolet.convert.operations import BlankLast, Heads
 from nemolet.errors import ConversionError
 
+ENCODER = "nemolet.speech.WaveEncoder"
 _STEM = {"conv_dim": "widths", "conv_kernel": "kernels", "conv_stride": "strides"}
 _NORMS: dict[bool, dict[str, Any]] = {True: {"order": "pre"}, False: {"order": "post", "input_norm": True}}
 
@@ -19,6 +21,8 @@ _NORMS: dict[bool, dict[str, Any]] = {True: {"order": "pre"}, False: {"order": "
 @dataclass(frozen=True)
 class Convolutions(Part):
     """What each convolution of the stem is like, and how many there are."""
+
+    ours: str
 
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
         count = theirs.get("num_feat_extract_layers", len(theirs["conv_dim"]))
@@ -30,10 +34,10 @@ class Convolutions(Part):
                     expected=f"{count} values",
                     found=theirs[key],
                 )
-            put(ours, f"stem.{name}", list(theirs[key]))
+            put(ours, f"{self.ours}stem.{name}", list(theirs[key]))
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
-        theirs |= {key: list(get(ours, f"stem.{name}")) for key, name in _STEM.items()}
+        theirs |= {key: list(get(ours, f"{self.ours}stem.{name}")) for key, name in _STEM.items()}
         theirs["num_feat_extract_layers"] = len(theirs["conv_dim"])
 
 
@@ -41,53 +45,94 @@ class Convolutions(Part):
 class NormOrder(Part):
     """Whether norms come before the branches, and one after all of them (the large models), or after the sums."""
 
+    ours: str
+
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
-        put(ours, "stack.residual", dict(_NORMS[bool(theirs.get("do_stable_layer_norm", False))]))
+        put(ours, f"{self.ours}stack.residual", dict(_NORMS[bool(theirs.get("do_stable_layer_norm", False))]))
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
-        theirs["do_stable_layer_norm"] = get(ours, "stack.residual.order") == "pre"
+        theirs["do_stable_layer_norm"] = get(ours, f"{self.ours}stack.residual.order") == "pre"
 
 
 @dataclass(frozen=True)
 class MaskVector(Part):
     """There is a vector for masked frames where frames are masked in training."""
 
+    ours: str
+
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
         shares = (theirs.get("mask_time_prob", 0.05), theirs.get("mask_feature_prob", 0.0))
-        put(ours, "mask_vector", any(share > 0 for share in shares))
+        put(ours, f"{self.ours}mask_vector", any(share > 0 for share in shares))
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
-        theirs |= {"mask_time_prob": 0.05 if ours["mask_vector"] else 0.0, "mask_feature_prob": 0.0}
+        has = get(ours, f"{self.ours}mask_vector")
+        theirs |= {"mask_time_prob": 0.05 if has else 0.0, "mask_feature_prob": 0.0}
 
 
-CONFIG = (
-    Fixed(
-        {
-            "stem._target_": "nemolet.speech.WaveStem",
-            "stack._target_": "nemolet.nn.Encoder",
-            "stack.norm": "layer",
-            "stack.gated": False,
-            "stack.bias": True,
-            "stack.position": "none",
+@dataclass(frozen=True)
+class Listening(Part):
+    """What their feature extractor does, which is our front end; their blank is the token of padding."""
+
+    def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
+        said = theirs.get(EXTRACTOR, {})
+        put(ours, "front_end._target_", "nemolet.speech.FrontEnd")
+        put(
+            ours,
+            "front_end.features",
+            {
+                "_target_": "nemolet.speech.Waveform",
+                "sample_rate": said.get("sampling_rate", 16000),
+                "normalized": said.get("do_normalize", True),
+            },
+        )
+
+    def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
+        theirs.setdefault("pad_token_id", 0)
+        theirs[EXTRACTOR] = {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "padding_value": 0.0,
+            **theirs.get(EXTRACTOR, {}),
+            "sampling_rate": get(ours, "front_end.features.sample_rate"),
+            "do_normalize": get(ours, "front_end.features.normalized"),
+            "return_attention_mask": theirs["feat_extract_norm"] == "layer",
         }
-    ),
-    Convolutions(),
-    Field("feat_extract_norm", "stem.norm", "group"),
-    Field("conv_bias", "stem.bias", False),
-    activation("feat_extract_activation", "stem.activation", "gelu"),
-    Field("hidden_size", "stack.width"),
-    Field("num_hidden_layers", "stack.layers"),
-    Field("num_attention_heads", "stack.heads"),
-    Field("intermediate_size", "stack.ffn"),
-    Field("layer_norm_eps", "stack.norm_eps", 1e-5),
-    Field("layer_norm_eps", "norm_eps", 1e-5),
-    Field("hidden_dropout", "stack.dropout", 0.1),
-    activation("hidden_act", "stack.activation", "gelu"),
-    NormOrder(),
-    Field("num_conv_pos_embeddings", "position_kernel", 128),
-    Field("num_conv_pos_embedding_groups", "position_groups", 16),
-    MaskVector(),
-)
+
+
+def _config(at: str) -> tuple[Part, ...]:
+    """The encoder; ``at`` is where it is among our arguments."""
+    stack = f"{at}stack."
+    return (
+        Fixed(
+            {
+                **({f"{at}_target_": ENCODER} if at else {}),
+                f"{at}stem._target_": "nemolet.speech.WaveStem",
+                f"{stack}_target_": "nemolet.nn.Encoder",
+                f"{stack}norm": "layer",
+                f"{stack}gated": False,
+                f"{stack}bias": True,
+                f"{stack}position": "none",
+            }
+        ),
+        Convolutions(at),
+        Field("feat_extract_norm", f"{at}stem.norm", "group"),
+        Field("conv_bias", f"{at}stem.bias", False),
+        activation("feat_extract_activation", f"{at}stem.activation", "gelu"),
+        Field("hidden_size", f"{stack}width"),
+        Field("num_hidden_layers", f"{stack}layers"),
+        Field("num_attention_heads", f"{stack}heads"),
+        Field("intermediate_size", f"{stack}ffn"),
+        Field("layer_norm_eps", f"{stack}norm_eps", 1e-5),
+        Field("layer_norm_eps", f"{at}norm_eps", 1e-5),
+        Field("hidden_dropout", f"{stack}dropout", 0.1),
+        activation("hidden_act", f"{stack}activation", "gelu"),
+        NormOrder(at),
+        Field("num_conv_pos_embeddings", f"{at}position_kernel", 128),
+        Field("num_conv_pos_embedding_groups", f"{at}position_groups", 16),
+        MaskVector(at),
+    )
+
+
 _LAYER = {
     "attention.qkv.@": (("attention.q_proj.@", "attention.k_proj.@", "attention.v_proj.@"), Heads()),
     "attention.out.@": "attention.out_proj.@",
@@ -96,39 +141,49 @@ _LAYER = {
     "feed_forward.down.@": "feed_forward.output_dense.@",
     "feed_forward_norm.@": "final_layer_norm.@",
 }
-_FILTERS = "encoder.pos_conv_embed.conv."
-TABLE = (
-    *rules(
-        "stem.",
-        "feature_extractor.conv_layers.*.",
-        {"convs.*.@": "conv.@", "norms.*.@": "layer_norm.@"},
-    ),
-    Rule("norm.@", "feature_projection.layer_norm.@"),
-    Rule("project.@", "feature_projection.projection.@"),
-    Rule("positions.scale", f"{_FILTERS}parametrizations.weight.original0"),
-    Rule("positions.direction", f"{_FILTERS}parametrizations.weight.original1"),
-    Rule("positions.bias", f"{_FILTERS}bias"),
-    Rule("mask_vector", "masked_spec_embed"),
-    Rule("stack.input_norm.@", "encoder.layer_norm.@"),
-    Rule("stack.norm.@", "encoder.layer_norm.@"),
-    *rules("stack.blocks.*.", "encoder.layers.*.", _LAYER),
-)
-_HEADS = (r"lm_head\..*", r"quantizer\..*", r"project_(hid|q)\..*", r"projector\..*", r"classifier\..*")
 
 
-def _architecture(model_type: str, name: str, *parts: Part) -> Architecture:
-    return Architecture(
-        model_type,
-        name,
-        "nemolet.speech.WaveEncoder",
-        (*CONFIG, *parts),
-        TABLE,
-        prefix=f"{model_type}.",
-        ignored=_HEADS,
+def _table(ours: str, theirs: str) -> tuple[Rule, ...]:
+    filters = f"{theirs}encoder.pos_conv_embed.conv."
+    return (
+        *rules(
+            f"{ours}stem.",
+            f"{theirs}feature_extractor.conv_layers.*.",
+            {"convs.*.@": "conv.@", "norms.*.@": "layer_norm.@"},
+        ),
+        Rule(f"{ours}norm.@", f"{theirs}feature_projection.layer_norm.@"),
+        Rule(f"{ours}project.@", f"{theirs}feature_projection.projection.@"),
+        Rule(f"{ours}positions.scale", f"{filters}parametrizations.weight.original0"),
+        Rule(f"{ours}positions.direction", f"{filters}parametrizations.weight.original1"),
+        Rule(f"{ours}positions.bias", f"{filters}bias"),
+        Rule(f"{ours}mask_vector", f"{theirs}masked_spec_embed"),
+        Rule(f"{ours}stack.input_norm.@", f"{theirs}encoder.layer_norm.@"),
+        Rule(f"{ours}stack.norm.@", f"{theirs}encoder.layer_norm.@"),
+        *rules(f"{ours}stack.blocks.*.", f"{theirs}encoder.layers.*.", _LAYER),
     )
 
 
+_HEADS = (r"quantizer\..*", r"project_(hid|q)\..*", r"projector\..*", r"classifier\..*")
+
+
+def _encoder(model_type: str, name: str, *parts: Part) -> Architecture:
+    prefix, ignored = f"{model_type}.", (*_HEADS, r"lm_head\..*")
+    return Architecture(model_type, name, ENCODER, (*_config(""), *parts), _table("", ""), prefix, ignored)
+
+
+def _recognizer(model_type: str, name: str, *parts: Part) -> Architecture:
+    prefix = f"{model_type}."
+    head = (Field("vocab_size", "vocab_size", 32, lambda n: n - 1, lambda n: n + 1), Fixed({"bias": True}))
+    table = (*_table("encoder.", prefix), Rule("head.@", "lm_head.@", BlankLast()))
+    config = (*_config("encoder."), *parts, Listening(), *head)
+    return Architecture(model_type, name, "nemolet.speech.CTCRecognizer", config, table, prefix, _HEADS)
+
+
+_WAV2VEC2 = Only({"add_adapter": False, "adapter_attn_dim": None})
+_HUBERT = Only({"feat_proj_layer_norm": True, "conv_pos_batch_norm": False})
 ARCHITECTURES = (
-    _architecture("wav2vec2", "Wav2Vec2Model", Only({"add_adapter": False, "adapter_attn_dim": None})),
-    _architecture("hubert", "HubertModel", Only({"feat_proj_layer_norm": True, "conv_pos_batch_norm": False})),
+    _encoder("wav2vec2", "Wav2Vec2Model", _WAV2VEC2),
+    _encoder("hubert", "HubertModel", _HUBERT),
+    _recognizer("wav2vec2", "Wav2Vec2ForCTC", _WAV2VEC2),
+    _recognizer("hubert", "HubertForCTC", _HUBERT),
 )

@@ -1,0 +1,162 @@
+"""Recognizers of a waveform from a folder: texts are those of their processor, and trained ones go back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import nemolet as nl
+from nemolet.cli import main
+from nemolet.convert import read, write
+from nemolet.errors import ConversionError, TokenizerError
+from nemolet.speech.transcription import transcribe
+from nemolet.tokenizers import CharTokenizer, LetterTokenizer
+
+from .test_whisper import recordings
+from .tiny_models import LARGE, WAVE, shaken
+
+transformers = pytest.importorskip("transformers", reason="transformers is the reference")
+soundfile = pytest.importorskip("soundfile")
+
+LETTERS = ["<unk>", "a", "b", "c", "<s>", "<pad>", "|", "'", "d"]
+NEVER = [0, 4]  # what no trained model writes
+
+
+def processor_of(tmp_path, *, letters=LETTERS, mask=True, lower=False, normalize=True):
+    path = tmp_path / "vocab.json"
+    path.write_text(json.dumps({letter: index for index, letter in enumerate(letters)}))
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(path), do_lower_case=lower, eos_token="<s>")
+    extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=mask, do_normalize=normalize)
+    return transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
+
+
+def saved(tmp_path, *, options=None, **settings):
+    """A folder, with what transformers makes of it."""
+    processor = processor_of(tmp_path, **settings)
+    torch.manual_seed(0)
+    config = transformers.Wav2Vec2Config(
+        **WAVE, **(options or {}), vocab_size=len(LETTERS), pad_token_id=LETTERS.index("<pad>")
+    )
+    model = shaken(transformers.Wav2Vec2ForCTC(config)).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)
+        model.lm_head.bias[LETTERS.index("|")] += 6
+        model.lm_head.bias[NEVER] = -1e4
+    folder = tmp_path / "folder"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder, model, processor
+
+
+@torch.no_grad()
+def their_texts(model, processor, audio):
+    """Without what they would write into padding."""
+    heard = processor(audio, padding=True, sampling_rate=16000, return_tensors="pt")
+    frames = model._get_feat_extract_output_lengths(torch.tensor([len(part) for part in audio]))
+    rows = model(**heard).logits.argmax(-1)
+    return processor.batch_decode([row[:length] for row, length in zip(rows, frames)])
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [(LARGE, {}), (LARGE, {"normalize": False}), ({}, {"mask": False}), (LARGE, {"lower": True})],
+)
+def test_texts_are_those_of_their_processor(tmp_path, options, settings):
+    if settings.get("lower"):
+        settings = {**settings, "letters": [x if len(x) > 1 else x.upper() for x in LETTERS]}
+    folder, model, processor = saved(tmp_path, options=options, **settings)
+    audio = [part[:6000] * 0.2 + 0.1 for part in recordings()] + [recordings()[0][:3000]]
+    if options:  # whose attention is masked, so that rows may stand together
+        expected = their_texts(model, processor, audio)
+    else:
+        expected = [their_texts(model, processor, [part])[0] for part in audio]
+    archive = nl.load(folder)
+    found = transcribe(archive.model, archive.tokenizer, [torch.from_numpy(part) for part in audio], batch_size=3)
+    assert [transcript.text for transcript in found] == expected
+    assert len(set("".join(expected))) > 3 and any(" " in text for text in expected)
+
+
+def test_the_files_beside_the_weights_come_back(tmp_path):
+    folder, _, _ = saved(tmp_path)
+    archive = nl.load(folder)
+    assert archive.tokenizer.letters == [letter for letter in LETTERS if letter != "<pad>"]
+    nl.save(tmp_path / "m.nemolet", model=archive.model, tokenizer=archive.tokenizer, extra=archive.extra)
+    again = nl.load(tmp_path / "m.nemolet")
+    assert again.tokenizer.fingerprint == archive.tokenizer.fingerprint
+    out = write(tmp_path / "out", model=again.model, tokenizer=again.tokenizer, extra=again.extra)
+    for name in ("vocab.json", "tokenizer_config.json", "processor_config.json", "config.json"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+    before, after = (load_file(path / "model.safetensors") for path in (folder, out))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_was_made_here_is_heard_there(tmp_path):
+    """Without any file of theirs, with another rate and letters of ours: their blank is then the first label."""
+    folder, _, _ = saved(tmp_path)
+    config = read(folder).model.config()
+    config["front_end"]["features"] = {**config["front_end"]["features"], "sample_rate": 8000, "normalized": False}
+    config["vocab_size"] = 5
+    torch.manual_seed(0)
+    model = shaken(nl.config.build(config, where="model")).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(8)
+        model.head.bias[:] = torch.tensor([0.0, 0.0, 4.0, 6.0, 6.0, 0.0])
+    letters = CharTokenizer(list("ab cd"))
+    out = write(tmp_path / "out", model=model, tokenizer=letters)
+    theirs = transformers.Wav2Vec2ForCTC.from_pretrained(out).eval()
+    tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(out)
+    extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(out)
+    assert (theirs.config.pad_token_id, extractor.sampling_rate, extractor.do_normalize) == (0, 8000, False)
+    audio = recordings()[1][:4000]
+    with torch.no_grad():
+        logits = theirs(**extractor(audio, sampling_rate=8000, return_tensors="pt")).logits
+    [found] = transcribe(model, letters, [torch.from_numpy(audio)])
+    assert [found.text] == tokenizer.batch_decode(logits.argmax(-1)) and len(set(found.text)) > 3
+    again = nl.load(out)
+    assert transcribe(again.model, again.tokenizer, [torch.from_numpy(audio)])[0].text == found.text
+
+
+def test_a_folder_is_finetuned_transcribes_and_goes_back(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, _, _ = saved(tmp_path)
+    lines = []
+    for index, (samples, text) in enumerate(zip(recordings() * 3, ["ab", "c d"] * 3)):
+        soundfile.write(tmp_path / f"{index}.wav", samples[:8000], 16000)
+        lines.append({"audio_filepath": f"{index}.wav", "duration": min(len(samples), 8000) / 16000, "text": text})
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run = [f"archive={folder}", "data=audio", "data.path=m.jsonl", "data.valid_path=m.jsonl", "loss=ctc"]
+    steps = ["trainer.max_steps=12", "schedule.warmup_steps=2", "optim.lr=0.003", "trainer.accelerator=cpu"]
+    assert main(["finetune", *run, *steps, "folder=run", "freeze=[encoder.stem.*]"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["transcribe", "archive=run/model.nemolet", "audio=0.wav", "format=json"]) == 0
+    words = json.loads(capsys.readouterr().out)
+    assert main(["convert", "from=run/model.nemolet", "to=out"]) == 0
+    trained = transformers.Wav2Vec2ForCTC.from_pretrained("out").eval()
+    processor = transformers.Wav2Vec2Processor.from_pretrained("out")
+    audio, _ = soundfile.read("0.wav", dtype="float32")
+    assert [words["text"]] == their_texts(trained, processor, [np.asarray(audio)])
+    before, after = (read(name).model.state_dict() for name in (folder, "out"))
+    same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    assert {name for name in before if name.startswith("encoder.stem.")} <= same < before.keys()
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    folder, _, _ = saved(tmp_path)
+    letters = LetterTokenizer(["|", "A"])
+    with pytest.raises(TokenizerError, match="not in the model's vocabulary") as caught:
+        letters.encode("A a")
+    assert "character 2" in str(caught.value) and letters.decode(letters.encode("A A")) == "A A"
+    with pytest.raises(TokenizerError, match="no alphabet"):
+        LetterTokenizer(["a", "a"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 0}))
+    with pytest.raises(ConversionError, match="no vocabulary of the recognizer") as caught:
+        read(folder)
+    assert "0 for <pad>" in str(caught.value)
+    model = nl.convert.read(saved(tmp_path / "b")[0]).model if (tmp_path / "b").mkdir() is None else None
+    with pytest.raises(ConversionError, match="no counterpart"):
+        write(tmp_path / "c", model=model, tokenizer=CharTokenizer(list("ab|c d"), byte_fallback=True))
