@@ -50,6 +50,7 @@ examples:
   nemolet <verb> --help       the config of a verb, with its groups
   nemolet <verb> --cfg job    the config as it would be used
   nemolet train --dry-run     the plan and its memory, without weights or data
+  nemolet plan --explain      the same, with what happens between modules, and why
 """
 # What a config may leave null, since only the data knows it.
 SUPPLIED = (
@@ -82,7 +83,7 @@ _FLAGS: dict[str, int | tuple[str, ...]] = {
 SWEEP = {"--multirun", "-m"}
 _HELP = {"--help", "-h"}
 # Flags of our own, which are settings under a name that people expect.
-_ALIASES = {"--dry-run": "dry_run=true"}
+_ALIASES = {"--dry-run": "dry_run=true", "--explain": "explain=true"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ def test_a_plan_is_printed_with_its_bytes(capsys):
 
 
 def test_reasons_are_printed_on_demand(capsys):
-    assert main([*TINY, "parallel=tp", "parallel.tp=2", "explain=true"]) == 0
+    assert main([*TINY, "parallel=tp", "parallel.tp=2", "--explain"]) == 0
     printed = capsys.readouterr().out
     assert "gather T" in printed and "its inputs are cut, so ranks have parts of a sum" in printed
 
