@@ -1,6 +1,6 @@
 """Errors of a recognizer of CMU AN4's cepstra on the speakers that were set aside.
 
-    python benchmarks/an4.py runs/an4_ctc an4_mfcc/train.jsonl an4_mfcc/train.npz out.jsonl
+    python benchmarks/an4.py runs/an4_transducer an4_mfcc/train.jsonl an4_mfcc/train.npz out.jsonl
 
 Where the model has a transducer, its errors are printed beside those of CTC on the same encoder.
 """

@@ -20,6 +20,8 @@ GROUPS = {
     if folder.is_dir() and not folder.name.startswith("_")
 }
 FINETUNE = {"adapter", "task"}  # groups of nemolet finetune alone
+ON_ARCHIVES = {"digit_strings_transducer"}  # experiments that put a new head on an archive
+GROUPS["experiment"] = [name for name in GROUPS["experiment"] if name not in ON_ARCHIVES]
 CHOICES = [(group, option) for group, options in GROUPS.items() for option in options if group not in FINETUNE]
 # What an option needs beside itself.
 NEEDS = {
@@ -34,6 +36,7 @@ EXAMPLES |= {"instructions", "preferences"}
 SPEECH = {  # what reads recordings, not text
     "model": {
         "cnn_classifier",
+        "cnn_hybrid",
         "conformer_attention",
         "conformer_ctc",
         "conformer_hybrid",
@@ -50,11 +53,9 @@ SPEECH = {  # what reads recordings, not text
     "data": {"audio", "features", "spoken_digits"},
 }
 RECORDINGS = {  # experiments on them, and what they need beside themselves
-    "an4_ctc": ["data.path=an4.jsonl", "data.arrays=an4.npz"],
     "an4_transducer": ["data.path=an4.jsonl", "data.arrays=an4.npz"],
     "commands": [],
     "digit_strings": [],
-    "digit_strings_transducer": [],
     "digits": [],
     "speakers": [],
     "spoken_digits": [],
@@ -124,6 +125,13 @@ def test_every_way_to_fine_tune_validates(group):
         parts = {"encoder": "encoder", "backbone": "base", "base": "base"}
         used = [part for part, name in parts.items() if block.get(part) == {"_ref_": name}]
         assert block.get("rank") == 8 or used
+
+
+@pytest.mark.parametrize("experiment", sorted(ON_ARCHIVES))
+def test_every_experiment_on_an_archive_validates(experiment):
+    schema = schema_of("nemolet.cli.finetune", "Settings")
+    config = validated("finetune", [f"experiment={experiment}", "archive=base.nemolet"], schema, supplied=SUPPLIED)
+    assert config["model"]["encoder"] == {"_ref_": "encoder"}
 
 
 @pytest.mark.parametrize("option", GROUPS["model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ class Settings:
         context: tokens or words that are read together, so that each is predicted from what is before it in its window;
             null for ``data.sequence_length`` where that is set, and otherwise all that the model can read.
         out: a file of JSON lines for what was said and what was heard, of a model of speech; null for none.
+        beam: hypotheses that a recognizer searches; 1 takes the likeliest label at each step.
+        by_ctc: whether a recognizer with a transducer and CTC is heard by its CTC; null for what its archive says.
         max_batches: stop after so many; null for the whole text.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
@@ -37,6 +40,8 @@ class Settings:
     data: ModuleConfig
     context: int | None = None
     out: str | None = None
+    beam: int = 1
+    by_ctc: bool | None = None
     max_batches: int | None = None
     device: str = "cpu"
     imports: list[str] | None = None
@@ -44,6 +49,7 @@ class Settings:
     CONFIG_RULES = (
         ("max_batches >= 1", "max_batches is at least 1; null for the whole text"),
         ("context >= 1", "context is at least 1; null for the model's own"),
+        ("beam >= 1", "beam is at least 1"),
     )
 
 
@@ -53,8 +59,9 @@ def run(settings: Settings) -> None:
     from nemolet.speech.evaluation import evaluates
 
     archive = load(settings.archive, device=settings.device)
+    search = _search(settings, archive.model)
     if evaluates(archive.model):
-        _speech(settings, archive)
+        _speech(settings, archive, search)
         return
     if archive.tokenizer is None:
         raise ConfigError(
@@ -117,7 +124,27 @@ def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
     )
 
 
-def _speech(settings: Settings, archive: Archive) -> None:
+def _search(settings: Settings, model: Any) -> Any:
+    """How a recognizer is decoded where that is not its own way; None for its own, and for other models."""
+    from nemolet.speech.beam import Beam
+    from nemolet.speech.models import HybridRecognizer, Recognizer
+
+    fits = {"beam": settings.beam == 1 or isinstance(model, Recognizer)}
+    fits["by_ctc"] = settings.by_ctc is None or isinstance(model, HybridRecognizer)
+    for name, right in fits.items():
+        if not right:
+            raise ConfigError(
+                "this model has no such setting",
+                where=name,
+                expected={"beam": "a recognizer", "by_ctc": "a recognizer with a transducer and CTC"}[name],
+                found=type(model).__name__,
+            )
+    if settings.by_ctc is not None:
+        model.decode_by_ctc = settings.by_ctc
+    return functools.partial(Beam(settings.beam), model) if settings.beam > 1 else None
+
+
+def _speech(settings: Settings, archive: Archive, search: Any) -> None:
     from nemolet.speech.evaluation import evaluate
     from nemolet.training.graphs import refuse_other_types
 
@@ -125,7 +152,7 @@ def _speech(settings: Settings, archive: Archive) -> None:
     refuse_other_types(archive.model, source)
     prepared = source.prepare(archive.tokenizer)
     batches = prepared.valid_loader(max_batches=settings.max_batches)
-    report = evaluate(archive.model, batches, tokenizer=archive.tokenizer)
+    report = evaluate(archive.model, batches, tokenizer=archive.tokenizer, search=search)
     print(report.text)
     if settings.out is not None:
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in report.entries]

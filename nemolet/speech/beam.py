@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,10 +77,9 @@ class Beam:
         if isinstance(model, AttentionRecognizer):
             return [joint_beam(model, rows[:length], self) for rows, length in zip(encoded.hidden, lengths)]
         assert isinstance(model, (TransducerRecognizer, HybridRecognizer))
-        if isinstance(model, TransducerRecognizer) and model.durations is not None:
-            raise GenerationError("a model that skips frames is decoded greedily", where=model.label, fix="set beam=1")
+        durations = model.durations if isinstance(model, TransducerRecognizer) else None
         return [
-            transducer_beam(model.decoder, rows[:length], self, max_symbols=model.max_symbols)
+            transducer_beam(model.decoder, rows[:length], self, max_symbols=model.max_symbols, durations=durations)
             for rows, length in zip(encoded.hidden, lengths)
         ]
 
@@ -148,7 +148,7 @@ def ctc_beam(logits_TV: Tensor, beam: Beam) -> Hypothesis:
                 longer.label = _add(longer.label, before + value)
                 sure = (*path.confidence, math.exp(value))
                 longer.take(path.best + value, (*path.first, frame), (*path.last, frame), sure)
-        paths = dict(sorted(now.items(), key=lambda item: -item[1].total)[: beam.size])
+        paths = _likeliest(now, beam.size)
     return _best(paths, beam)
 
 
@@ -159,43 +159,99 @@ def _kept(now: dict[Prefix, _Path], prefix: Prefix, path: _Path) -> _Path:
 
 
 @torch.inference_mode()
-def transducer_beam(decoder: TransducerDecoder, hidden_TD: Tensor, beam: Beam, *, max_symbols: int = 3) -> Hypothesis:
-    """At each frame every hypothesis may write some labels; those that are equal afterwards are summed."""
-    count = min(beam.candidates, decoder.blank)
-    paths: dict[Prefix, _Path] = {(): _Path(blank=0.0, best=0.0)}
+def transducer_beam(
+    decoder: TransducerDecoder,
+    hidden_TD: Tensor,
+    beam: Beam,
+    *,
+    max_symbols: int = 3,
+    durations: Sequence[int] | None = None,
+) -> Hypothesis:
+    """At each frame every hypothesis may write some labels; those that are equal at a later frame are summed.
+
+    Args:
+        decoder: prediction network and joint.
+        hidden_TD: frames of one utterance.
+        beam: what is kept.
+        max_symbols: most labels at one frame.
+        durations: frames that an arc may skip (TDT); None where a blank skips one and a label none (RNN-T).
+    """
+    reached: list[dict[Prefix, _Path]] = [{} for _ in range(len(hidden_TD) + 1)]  # at each frame, and at the end
+    reached[0][()] = _Path(blank=0.0, best=0.0)
     for frame, hidden_D in enumerate(hidden_TD):
-        done: dict[Prefix, _Path] = {}
-        writing = paths
+        here, *later = reached[frame:]
+        writing = _likeliest(here, beam.size)
         for _ in range(max_symbols + 1):
             if not writing:
                 break
             states = decoder.state(_history(decoder, writing))
-            log_probs_PV = decoder.join(hidden_D[None], states).float().log_softmax(-1)
-            values_PC, labels_PC = log_probs_PV[:, : decoder.blank].topk(count, dim=-1)
-            blanks = log_probs_PV[:, decoder.blank].tolist()
+            scores_PV = decoder.join(hidden_D[None], states).float()
             longer: dict[Prefix, _Path] = {}
-            for (prefix, path), end, values, labels in zip(
-                writing.items(), blanks, values_PC.tolist(), labels_PC.tolist()
-            ):
-                kept = _kept(done, prefix, path)
-                kept.blank = _add(kept.blank, path.blank + end)
-                kept.take(path.best + end, path.first, path.last, path.confidence)
-                for label, value in zip(labels, values):
+            for (prefix, path), arcs in zip(writing.items(), _arcs(scores_PV, decoder.blank, beam, durations)):
+                for skip, value in arcs.ends:
+                    if skip <= len(later):
+                        times = path.first, path.last, path.confidence
+                        _arrive(later[skip - 1], prefix, path, value, path.added, path.matched, times)
+                for label, value in arcs.labels:
                     added, matched = beam.added(prefix, label, path.matched)
-                    new = _Path(path.blank + value, added=path.added + added, matched=matched)
-                    sure = (*path.confidence, math.exp(value))
-                    new.take(path.best + value, (*path.first, frame), (*path.last, frame), sure)
-                    longer[(*prefix, label)] = new
-            least = _least(done, beam.size)
-            ranked = sorted(longer.items(), key=lambda item: -item[1].total)[: beam.size]
-            writing = {prefix: path for prefix, path in ranked if path.total > least}
-        paths = dict(sorted(done.items(), key=lambda item: -item[1].total)[: beam.size])
-    return _best(paths, beam)
+                    for skip, more in arcs.skips:
+                        if skip >= max(len(later), 1):  # the end is reached by a blank
+                            continue
+                        last = (*path.last, frame + max(skip, 1) - 1)
+                        times = (*path.first, frame), last, (*path.confidence, math.exp(value))
+                        place = later[skip - 1] if skip else longer
+                        _arrive(place, (*prefix, label), path, value + more, path.added + added, matched, times)
+            least = _least(later, beam.size)
+            writing = {prefix: path for prefix, path in _likeliest(longer, beam.size).items() if path.total > least}
+        here.clear()
+    return _best(reached[-1], beam)
 
 
-def _least(paths: dict[Prefix, _Path], size: int) -> float:
+class _Arcs(NamedTuple):
+    """What leaves a state: blanks by the frames they skip, labels, and what a label adds for the frames it skips."""
+
+    ends: list[tuple[int, float]]
+    labels: list[tuple[int, float]]
+    skips: list[tuple[int, float]]
+
+
+def _arcs(scores_PV: Tensor, blank: int, beam: Beam, durations: Sequence[int] | None) -> Iterator[_Arcs]:
+    """Log-probabilities of the arcs of each hypothesis; without durations a blank skips one frame, a label none."""
+    tokens_PV = scores_PV[:, : blank + 1].log_softmax(-1)
+    values_PC, labels_PC = tokens_PV[:, :blank].topk(min(beam.candidates, blank), dim=-1)
+    skips_PD = scores_PV[:, blank + 1 :].log_softmax(-1).tolist()
+    ends, all_values, all_labels = tokens_PV[:, blank].tolist(), values_PC.tolist(), labels_PC.tolist()
+    for end, values, labels, skips in zip(ends, all_values, all_labels, skips_PD):
+        written = list(zip(labels, values))
+        if durations is None:
+            yield _Arcs([(1, end)], written, [(0, 0.0)])
+        else:
+            ways = list(zip(durations, skips))
+            yield _Arcs([(skip, end + way) for skip, way in ways if skip], written, ways)
+
+
+def _arrive(
+    place: dict[Prefix, _Path],
+    prefix: Prefix,
+    path: _Path,
+    value: float,
+    added: float,
+    matched: Matched,
+    times: tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]],
+) -> None:
+    """Add a way to write a prefix to those that are at a place."""
+    found = place.setdefault(prefix, _Path(added=added, matched=matched))
+    found.blank = _add(found.blank, path.blank + value)
+    found.take(path.best + value, *times)
+
+
+def _likeliest(paths: dict[Prefix, _Path], size: int) -> dict[Prefix, _Path]:
+    return dict(sorted(paths.items(), key=lambda item: -item[1].total)[:size])
+
+
+def _least(places: Sequence[dict[Prefix, _Path]], size: int) -> float:
     """What a hypothesis has to exceed to be kept."""
-    totals = sorted((path.total for path in paths.values()), reverse=True)
+    totals = sorted((path.total for paths in places for path in paths.values()), reverse=True)
     return totals[size - 1] if len(totals) >= size else NEVER
 
 

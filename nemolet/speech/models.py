@@ -145,6 +145,7 @@ class TransducerRecognizer(Recognizer):
         durations: for TDT the numbers of frames an arc may skip, as in its loss; None for RNN-T.
         max_symbols: most labels written at one frame when decoding.
         dropout: of the prediction network, in training.
+        label_dropout: probability that it does not see a label, in training; against lost repetitions.
 
     Shape: audio_BN, lengths_B, labels_BU -> logits_BTSV, lengths_B.
     """
@@ -162,6 +163,7 @@ class TransducerRecognizer(Recognizer):
         durations: Sequence[int] | None = None,
         max_symbols: int = 10,
         dropout: float = 0.1,
+        label_dropout: float = 0.0,
     ) -> None:
         columns = vocab_size + 1 + len(durations or ())
         super().__init__(front_end=front_end, encoder=encoder, vocab_size=vocab_size, columns=columns)
@@ -173,6 +175,7 @@ class TransducerRecognizer(Recognizer):
             context=context,
             durations=len(durations or ()),
             dropout=dropout,
+            label_dropout=label_dropout,
         )
 
     def forward(self, audio: AudioBN, audio_lengths: AudioLengthsB, labels: LabelsBU) -> LatticeScores:

@@ -38,6 +38,8 @@ class TransducerDecoder(NeuralModule):
         context: how many labels are seen.
         durations: how many durations the joint scores too, for TDT; 0 for RNN-T.
         dropout: of the prediction network's result, in training.
+        label_dropout: probability that a label is not seen, in training, so that when to write has to be heard; else
+            a word that was just written, and whose sound goes on, is not told from the same word said again.
 
     Shape: hidden_BTD, labels_BU -> logits_BTSV with S = U + 1 and V = vocab_size + 1 + durations.
 
@@ -56,9 +58,11 @@ class TransducerDecoder(NeuralModule):
         context: int = 2,
         durations: int = 0,
         dropout: float = 0.0,
+        label_dropout: float = 0.0,
     ) -> None:
         super().__init__(D=width, V=vocab_size + 1 + durations)
-        self.blank, self.context, self.dropout = vocab_size, context, dropout
+        self.blank, self.context = vocab_size, context
+        self.dropout, self.label_dropout = dropout, label_dropout
         self.embed = Embedding("V", "F", vocab_size + 1, hidden, init_std=1.0)
         self.mix = Conv1d("F", "F", hidden, hidden, kernel=context, causal=True)
         self.norm = LayerNorm("F", hidden)
@@ -68,6 +72,9 @@ class TransducerDecoder(NeuralModule):
 
     def forward(self, hidden: HiddenBTD, labels: LabelsBU) -> LogitsBTSV:
         known_BU = labels.masked_fill(labels < 0, self.blank)
+        if self.training and self.label_dropout > 0:
+            unseen_BU = torch.rand(labels.shape, device=labels.device) < self.label_dropout
+            known_BU = known_BU.masked_fill(unseen_BU, self.blank)
         states_BSF = self._predict(F.pad(known_BU, (self.context, 0), value=self.blank))
         return self.join(hidden[:, :, None], states_BSF[:, None])
 

@@ -91,3 +91,13 @@ def test_a_history_carries_over():
 def test_something_has_to_be_writable():
     with pytest.raises(GenerationError):
         greedy_transducer(decoder(), torch.randn(1, 2, 6), torch.tensor([2]), max_symbols=0)
+
+
+def test_labels_that_are_not_seen_change_nothing_in_training_alone():
+    made = TransducerDecoder(width=6, vocab_size=4, hidden=8, label_dropout=1.0)
+    hidden, one, other = torch.randn(1, 3, 6), torch.tensor([[0, 1]]), torch.tensor([[3, 2]])
+    assert torch.equal(made(hidden, one), made(hidden, other))
+    made.eval()
+    scores = made(hidden, one)
+    assert torch.equal(scores[:, :, 0], made(hidden, other)[:, :, 0])  # before the first label
+    assert not torch.allclose(scores[:, :, 1:], made(hidden, other)[:, :, 1:])
