@@ -44,7 +44,7 @@ class Settings:
         optim: the optimizer.
         schedule: the learning rate.
         trainer: everything else.
-        parallel: how the model is spread over devices; without additions and teachers only.
+        parallel: how the model is spread over devices, with its additions or its teacher.
         name: of the experiment folder, ``runs/<name>``.
         folder: another experiment folder.
         seed: of the order of the data, and of new weights.
@@ -90,6 +90,7 @@ def run(settings: Settings) -> int:
     from nemolet.training.callbacks import spoken
     from nemolet.training.experiment import fit
 
+    _check_mesh(settings, "weights in four bits" if settings.adapter and settings.adapter.quantize else "")
     archive, deferred = _opened(settings)
     vocabulary = settings.tokenizer or archive.tokenizer
     if vocabulary is None:
@@ -105,9 +106,11 @@ def run(settings: Settings) -> int:
     pl.seed_everything(settings.seed, verbose=False)
     with deferred or nullcontext():
         model = _model(settings, archive.model, data.sizes)
-        around = _around(settings, model)
-    alone = around is model and not isinstance(model, PromptTuned)  # whose vectors are written as well
-    _check_mesh(settings, alone=alone)
+        around = _around(settings, model, deferred)
+    prompt = isinstance(model, PromptTuned)  # whose vectors are written as well
+    twice = around is not model and settings.teacher is None
+    _check_mesh(settings, "a prompt" if prompt else "preferences" if twice else "")
+    alone = around is model and not prompt and settings.adapter is None
     trained = sum(p.numel() for p in around.parameters() if p.requires_grad)
     folder = Path(settings.folder or f"runs/{settings.name}")
     first = getattr(rank_zero_only, "rank", 0) == 0
@@ -126,7 +129,7 @@ def run(settings: Settings) -> int:
         deferred=deferred,
         seed=settings.seed,
         config=as_plain(settings),
-        finish=None if alone and settings.adapter is None else _finish(model, folder, settings),
+        finish=None if alone else _finish(model, folder, settings),
     )
     if not first:
         return 0
@@ -154,13 +157,14 @@ def _opened(settings: Settings) -> tuple[Archive, Deferred | None]:
     return load(settings.archive, dtype=torch.float32), None
 
 
-def _check_mesh(settings: Settings, *, alone: bool) -> None:
-    if settings.parallel.sizes() != Parallel().sizes() and (settings.adapter is not None or not alone):
+def _check_mesh(settings: Settings, kind: str) -> None:
+    if settings.parallel.sizes() != Parallel().sizes() and kind:
         raise ConfigError(
-            "a model with additions, a teacher or a former self is not spread over a mesh",
+            "this is not spread over a mesh",
             where="parallel",
-            found="adapter" if settings.adapter is not None else "teacher" if settings.teacher else "preferences",
-            fix="set parallel=one, or train the model alone",
+            expected="a model, with additions or a teacher where they are wanted",
+            found=kind,
+            fix="set parallel=one",
         )
 
 
@@ -211,7 +215,7 @@ def _train_heads(model: Any, settings: Settings) -> None:
             parameter.requires_grad_(True)
 
 
-def _around(settings: Settings, model: Any) -> Any:
+def _around(settings: Settings, model: Any, deferred: Deferred | None) -> Any:
     """The model with what it is compared with: its former self, a teacher; or twice, for both answers of a pair."""
     from nemolet.data.instructions import Preferences
     from nemolet.language.distillation import Distilled
@@ -223,7 +227,8 @@ def _around(settings: Settings, model: Any) -> Any:
 
         from nemolet.archive import load
 
-        return Distilled(student=model, teacher=load(settings.teacher, dtype=torch.float32).model)
+        later = None if deferred is None else deferred.fill_later
+        return Distilled(student=model, teacher=load(settings.teacher, dtype=torch.float32, later=later).model)
     if not settings.data.get("_target_", "").endswith(Preferences.__name__):
         return model
     return RewardPairs(model=model) if isinstance(model, RewardModel) else PreferenceModel(policy=model)

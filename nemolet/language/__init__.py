@@ -11,6 +11,7 @@ _EXPORTS = {
     "Beam": "nemolet.language.beam",
     "Calibration": "nemolet.language.mistakes",
     "CausalLM": "nemolet.language.models",
+    "LanguageModel": "nemolet.language.language_model",
     "ClassLoss": "nemolet.language.classification",
     "Completion": "nemolet.language.decoding",
     "Confusion": "nemolet.language.mistakes",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from nemolet.language.distillation import DistillationLoss, Distilled
     from nemolet.language.embedding import ContrastiveLoss, NearestIsRight, SentenceEmbedder, nearest_vectors
     from nemolet.language.encoders import MaskedLM, TextEncoder
+    from nemolet.language.language_model import LanguageModel
     from nemolet.language.likelihood import Likelihood, likelihoods
     from nemolet.language.losses import CrossEntropy, TokenLoss
     from nemolet.language.masked import fill

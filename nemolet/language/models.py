@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 
 from nemolet.graph import Graph
-from nemolet.language.decoding import Completion, generate, stream
-from nemolet.language.sampling import Sampling
-from nemolet.module import NeuralModule
+from nemolet.language.language_model import LanguageModel
 from nemolet.nn.attention import AttentionOptions
 from nemolet.nn.block import ResidualOptions
 from nemolet.nn.cache import KVCache
@@ -21,11 +18,9 @@ from nemolet.nn.rope import RopeScaling
 from nemolet.nn.router import Mixture
 from nemolet.nn.transformer import CheckpointingName, Decoder, LocalLayers
 from nemolet.symbols import inputs_of
-from nemolet.tokenizers.base import Tokenizer
-from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
 
 
-class CausalLM(NeuralModule):
+class CausalLM(LanguageModel):
     """A language model that predicts the next token: embedding, decoder, head (final).
 
     One architecture serves the GPT-2, Llama, Mistral, Mixtral, Qwen, Gemma and Phi families; the presets in
@@ -165,75 +160,11 @@ class CausalLM(NeuralModule):
         hidden = decoder(embed(inputs.pop("tokens")), **inputs)
         self.graph = Graph(head(hidden), names={"embed": embed, "decoder": decoder, "head": head})
 
-    def forward(
-        self,
-        tokens: TokenIdsBT,
-        segments: SegmentsBT | None = None,
-        positions: PositionsBT | None = None,
-        mask: MaskBT | None = None,
-        cache: KVCache | None = None,
-        last_only: bool = False,
-    ) -> LogitsBTV:
-        logits: Tensor = self.graph(tokens, segments, positions, mask, cache=cache, last_only=last_only)
-        return logits
+    def scores(self, tokens_BT: Tensor, **inputs: Any) -> Tensor:
+        """Scores of what follows each token."""
+        logits_BTV: Tensor = self.graph(tokens_BT, **inputs)
+        return logits_BTV
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` sequences of up to ``capacity`` tokens, where the weights are."""
         return cast(Decoder, self.graph.decoder).new_cache(batch, capacity)
-
-    def generate(
-        self,
-        tokenizer: Tokenizer,
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        truncate: bool = False,
-    ) -> list[Completion]:
-        """Continue one or several prompts; see :class:`nemolet.language.Sampling` for the choices.
-
-        A prompt that is longer than the context is refused; with ``truncate``, its end is read.
-        """
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        return generate(
-            self,
-            tokenizer,
-            texts,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            seed=seed,
-            truncate=truncate,
-        )
-
-    def stream(
-        self,
-        tokenizer: Tokenizer,
-        prompt: str,
-        *,
-        max_new_tokens: int = 128,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        truncate: bool = False,
-    ) -> Iterator[str]:
-        """Continue a prompt piece by piece."""
-        pieces = stream(
-            self,
-            tokenizer,
-            [prompt],
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            seed=seed,
-            truncate=truncate,
-        )
-        for _, piece in pieces:
-            yield piece

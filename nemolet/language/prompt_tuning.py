@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,20 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from nemolet.errors import ConfigError, DataError
-from nemolet.language.decoding import Completion, generate, stream
+from nemolet.language.language_model import LanguageModel
 from nemolet.language.models import CausalLM
-from nemolet.language.sampling import Sampling
-from nemolet.module import NeuralModule
 from nemolet.nn.adapter_files import CONFIG, WEIGHTS, write_files
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding
-from nemolet.tokenizers import Tokenizer
-from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
 
 _KIND, _TENSOR = "PROMPT_TUNING", "prompt_embeddings"
 
 
-class PromptTuned(NeuralModule):
+class PromptTuned(LanguageModel):
     """A frozen language model that reads learned vectors before each text (Lester et al., 2021; final).
 
     The vectors begin as those of random tokens. What the model says of them is left out, so scores have the shape
@@ -72,68 +67,33 @@ class PromptTuned(NeuralModule):
         assert isinstance(embed, Embedding)
         return embed
 
-    def forward(
-        self,
-        tokens: TokenIdsBT,
-        segments: SegmentsBT | None = None,
-        positions: PositionsBT | None = None,
-        mask: MaskBT | None = None,
-        cache: KVCache | None = None,
-        last_only: bool = False,
-    ) -> LogitsBTV:
+    def scores(self, tokens_BT: Tensor, **inputs: Any) -> Tensor:
+        """Scores of what follows each token, the prompt apart."""
+        mask, segments, positions = (inputs.get(name) for name in ("mask", "segments", "positions"))
+        cache: KVCache | None = inputs.get("cache")
         if segments is not None and bool((segments > 1).any()):
             raise DataError(
                 "several texts share a row, but a prompt stands before one",
                 where=f"{self.label}.segments",
                 fix="set data.pack=false",
             )
-        graph, rows = self.base.graph, len(tokens)
+        graph, rows = self.base.graph, len(tokens_BT)
         first = cache is None or cache.length == 0  # later the prompt is in the cache
-        hidden_BTD = graph.get_submodule("embed")(tokens)
+        hidden_BTD = graph.get_submodule("embed")(tokens_BT)
         new = self.length if first else 0
         if positions is not None:
-            before = torch.arange(new, device=tokens.device).expand(rows, -1)
+            before = torch.arange(new, device=tokens_BT.device).expand(rows, -1)
             positions = torch.cat((before, positions + self.length), 1)
         if first:
             hidden_BTD = torch.cat((self.prompt.to(hidden_BTD.dtype).expand(rows, -1, -1), hidden_BTD), 1)
         call = {"mask": _after_ones(mask, new), "segments": _after_ones(segments, new), "positions": positions}
         hidden_BTD = graph.get_submodule("decoder")(hidden_BTD, cache=cache, **call)
-        logits_BTV: Tensor = graph.get_submodule("head")(hidden_BTD[:, new:], last_only=last_only)
+        logits_BTV: Tensor = graph.get_submodule("head")(hidden_BTD[:, new:], last_only=inputs.get("last_only", False))
         return logits_BTV
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` sequences of up to ``capacity`` tokens, and the prompt."""
         return self.base.new_cache(batch, capacity + self.length)
-
-    def generate(
-        self,
-        tokenizer: Tokenizer,
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        **sampling: Any,
-    ) -> list[Completion]:
-        """Continue one or several texts; see :meth:`CausalLM.generate`."""
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        choice = Sampling(temperature, **sampling)
-        return generate(self, tokenizer, texts, max_new_tokens=max_new_tokens, sampling=choice, stop=stop, seed=seed)
-
-    def stream(
-        self,
-        tokenizer: Tokenizer,
-        prompt: str,
-        *,
-        max_new_tokens: int = 128,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """Continue a text piece by piece."""
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "seed": seed}
-        return (piece for _, piece in stream(self, tokenizer, [prompt], **options))
 
 
 def _after_ones(values_BT: Tensor | None, count: int) -> Tensor | None:

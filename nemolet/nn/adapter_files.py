@@ -19,6 +19,7 @@ from nemolet.errors import ConfigError
 from nemolet.nn.adapters import AdaptedLinear, adapted_layers, put_layer
 from nemolet.nn.linear import Linear
 
+ADDED = ("down", "up", "lengths")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
 _UNKNOWN = (
@@ -186,7 +187,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
     put_additions(model, additions, where=str(folder))
     if metadata.get("base", own) != own:
         for name, layer in list(adapted_layers(model)):
-            put_layer(model, name, layer.base)
+            put_layer(model, name, layer.plain())
         raise ConfigError(
             "this adapter belongs to another base model",
             where=str(folder),
@@ -249,11 +250,6 @@ def fingerprint(model: nn.Module) -> str:
 def _base_tensors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Tensors of the model without additions; beside a quantized one the first numbers of what it was."""
     layers = dict(adapted_layers(model))
-    found: dict[str, tuple[Tensor, Tensor | None]] = {}
-    for name, parameter in model.named_parameters():
-        owner, _, last = name.rpartition(".")
-        if owner not in layers:
-            base = owner.removesuffix(".base")
-            known_by = layers[base].known_by if base in layers and last == "weight" else None
-            found[f"{base}.{last}" if base in layers else name] = (parameter, known_by)
-    return found
+    added = {f"{name}.{key}" for name in layers for key in ADDED}
+    known = {f"{name}.weight": layer.known_by for name, layer in layers.items()}
+    return {name: (tensor, known.get(name)) for name, tensor in model.named_parameters() if name not in added}

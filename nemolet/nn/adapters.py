@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,18 +61,22 @@ class AdaptedLinear(NeuralModule):
     At first the addition is zero. Merged, it is part of the weight and costs nothing. The weight may be held in four
     bits (:meth:`quantize`); it is dequantized where it is multiplied with, and for good where it is merged.
 
+    Its parameters lie beside those of the layer, under the names that they had there, so that it is cut over ranks as
+    the layer would be.
+
     Args:
-        base: the layer; its weight is frozen.
+        base: the layer, which gives its parameters away; they are frozen.
         rank: of the addition.
         scale: its factor.
         dropout: of what enters it, in training.
         dora: whether the lengths of rows are learned apart from their directions.
 
-    Shape: ``... I -> ... O``; down ``rank I``, up ``O rank``, lengths ``O``.
+    Shape: ``... I -> ... O``; weight ``O I``, bias ``O``, down ``rank I``, up ``O rank``, lengths ``O``.
 
     Example:
         >>> layer = AdaptedLinear(Linear("D", "F", 4, 6), rank=2)
-        >>> bool((layer(torch.ones(4)) == layer.base(torch.ones(4))).all())
+        >>> hidden = torch.ones(4)
+        >>> bool((layer(hidden) == layer.plain()(hidden)).all())
         True
     """
 
@@ -80,26 +84,44 @@ class AdaptedLinear(NeuralModule):
         self, base: Linear, *, rank: int, scale: float = 1.0, dropout: float = 0.0, dora: bool = False
     ) -> None:
         super().__init__(**base.bindings)
-        self.base, self.rank, self.scale, self.dropout, self.merged = base, rank, scale, dropout, False
+        self.rank, self.scale, self.dropout, self.merged = rank, scale, dropout, False
         base.requires_grad_(False)
-        weight = base.weight
-        self.down = nn.Parameter(weight.new_empty(rank, weight.shape[1]).normal_(std=weight.shape[1] ** -0.5))
-        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+        weight = self.weight = base.weight
+        self.bias = base.bias
+        self._base = (base,)  # in a tuple it is no part of this module
+        base.weight = base.bias = None  # type: ignore[assignment]
+        rows, columns = weight.shape
+        down = torch.empty(rank, columns, dtype=weight.dtype, device=weight.device)
+        self.down = nn.Parameter(down.normal_(std=columns**-0.5))
+        self.up = nn.Parameter(torch.zeros(rows, rank, dtype=weight.dtype, device=weight.device))
         self.lengths = nn.Parameter(weight.detach().norm(dim=1)) if dora else None
+        self.sum_parts: Callable[[Tensor], Tensor] = _whole  # where ranks hold parts of each row
         self.known_by: Tensor | None = None
         out_dim, in_dim = (format_dims((dim,)) for dim in base.parameter_dims["weight"])
-        self.declare_axes(down=f"{rank} {in_dim}", up=f"{out_dim} {rank}", lengths=out_dim)
+        self.declare_axes(
+            weight=f"{out_dim} {in_dim}",
+            bias=out_dim,
+            down=f"{rank} {in_dim}",
+            up=f"{out_dim} {rank}",
+            lengths=out_dim,
+        )
 
     def forward(self, hidden: HiddenRestI) -> HiddenRestO:
         if self.merged:
-            return self.base(hidden)  # type: ignore[no-any-return]
+            return F.linear(hidden, self.weight, self.bias)
         entering = F.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
         addition = F.linear(F.linear(entering, self.down), self.up) * self.scale
         if self.lengths is None:
-            return self.base(hidden) + addition  # type: ignore[no-any-return]
-        own = F.linear(hidden, self.base.weight) + addition
+            return F.linear(hidden, self.weight, self.bias) + addition
+        own = F.linear(hidden, self.weight) + addition
         turned = own * (self.lengths / self.row_lengths())
-        return turned if self.base.bias is None else turned + self.base.bias
+        return turned if self.bias is None else turned + self.bias
+
+    def plain(self) -> Linear:
+        """The layer without its addition, which shares the parameters."""
+        (base,) = self._base
+        base.weight, base.bias = self.weight, self.bias
+        return base
 
     def quantize(self) -> None:
         """Hold the weight in four bits a number from now on, with what it was known by (see ``fingerprint``).
@@ -108,9 +130,9 @@ class AdaptedLinear(NeuralModule):
             ShapeError: for a weight that is not made of whole blocks.
             MissingPackageError: without torchao.
         """
-        weight = self.base.weight.detach()
+        weight = self.weight.detach()
         self.known_by = weight.flatten()[:64].clone()
-        self.base.weight = nn.Parameter(nf4(weight, where=self.label), requires_grad=False)
+        self.weight = nn.Parameter(nf4(weight, where=self.label), requires_grad=False)
 
     def addition(self) -> Tensor:
         """What is added to the weight, in float32."""
@@ -120,15 +142,15 @@ class AdaptedLinear(NeuralModule):
     def row_lengths(self) -> Tensor:
         """Lengths of the rows of weight and addition; no gradient flows through them."""
         with torch.no_grad():
-            lengths: Tensor = (numbers(self.base.weight).float() + self.addition()).norm(dim=1)
-            return lengths.to(self.base.weight.dtype)
+            squares: Tensor = (numbers(self.weight).float() + self.addition()).square().sum(dim=1)
+            return self.sum_parts(squares).sqrt().to(self.weight.dtype)
 
     @torch.no_grad()
     def merge(self) -> None:
         """Make the addition a part of the weight."""
         if self.merged:
             return
-        weight = self.base.weight
+        weight = self.weight
         whole = numbers(weight).float() + self.addition()
         if self.lengths is not None:
             self._factor = self.lengths.float() / whole.norm(dim=1)
@@ -136,7 +158,7 @@ class AdaptedLinear(NeuralModule):
         if self.known_by is None:
             weight.copy_(whole)
         else:
-            self.base.weight, self.known_by = nn.Parameter(whole.to(weight.dtype), requires_grad=False), None
+            self.weight, self.known_by = nn.Parameter(whole.to(weight.dtype), requires_grad=False), None
         self.merged = True
 
     @torch.no_grad()
@@ -144,10 +166,14 @@ class AdaptedLinear(NeuralModule):
         """Take the addition out of the weight again."""
         if not self.merged:
             return
-        weight = self.base.weight
+        weight = self.weight
         whole = weight.float() if self.lengths is None else weight.float() / self._factor[:, None]
         weight.copy_(whole - self.addition())
         self.merged = False
+
+
+def _whole(squares: Tensor) -> Tensor:
+    return squares
 
 
 def adapt(model: nn.Module, adapter: Adapter) -> list[str]:
@@ -226,7 +252,7 @@ def merge(model: nn.Module) -> nn.Module:
     """Make all additions parts of the weights and remove them: the model is as it was built, with other weights."""
     for name, layer in list(adapted_layers(model)):
         layer.merge()
-        put_layer(model, name, layer.base)
+        put_layer(model, name, layer.plain())
     return model.requires_grad_(True)
 
 

@@ -12,8 +12,9 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from nemolet.errors import TrainingError
+from nemolet.parallel.open_folder import OpenFolder
 
-STATE, FILES = "state.pt", "files.json"
+STATE, FILES, INDEX = "state.pt", "files.json", ".metadata"
 _INDEX = {  # the classes of an index of shards, by module
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
@@ -211,16 +213,34 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"an index of shards does not hold {module}.{name}")
 
 
+class _Inside(FileSystem):
+    """Files of one open folder."""
+
+    def __init__(self, folder: OpenFolder) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[Any, None, None]:
+        with self.folder.open(Path(path).name) as file:
+            yield file
+
+
 class _Reader(FileSystemReader):
+    def __init__(self, folder: OpenFolder) -> None:
+        super().__init__(folder.path)
+        self.fs = _Inside(folder)
+        index = _Unpickler(io.BytesIO(folder.read(INDEX))).load()
+        assert isinstance(index, Metadata)
+        self._index: Metadata = index
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _Unpickler(file).load()
-        assert isinstance(metadata, Metadata)
-        return metadata
+        return self._index
 
 
 class ShardReader:
     """Reads a folder, whatever layout wrote it (final).
+
+    The folder stays open: all that is read is of the one that was checked, also where another one has its name by then.
 
     Args:
         path: of the folder.
@@ -231,10 +251,10 @@ class ShardReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _check_files(path)
-        self._reader = _Reader(path)
+        self._folder = _checked(path)
         with _refused(path, "the checkpoint cannot be read"):
             try:
+                self._reader = _Reader(self._folder)
                 stored = self._reader.read_metadata().state_dict_metadata
             except (pickle.UnpicklingError, AttributeError, AssertionError, ImportError) as error:
                 raise ValueError(f"the index of shards: {error}") from error
@@ -247,7 +267,8 @@ class ShardReader:
     def rest(self) -> dict[str, Any]:
         """What is not in the shards; nothing in it is executed."""
         with _refused(self.path, "the checkpoint cannot be read"):
-            return torch.load(self.path / STATE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+            content = io.BytesIO(self._folder.read(STATE))
+            return torch.load(content, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
     def read(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill tensors, whole or in parts, with what the folder holds under their names.
@@ -300,21 +321,25 @@ def compare(
         )
 
 
-def _check_files(path: Path) -> None:
+def _checked(path: Path) -> OpenFolder:
+    """A folder in which every file has the size that it was written with."""
+
     def refuse(what: str, found: object) -> TrainingError:
         fix = f"point {path.parent / 'last'} to an older one, or train under another name"
         return TrainingError(what, where=str(path), found=found, expected="a complete folder", fix=fix)
 
     try:
-        sizes: dict[str, int] = json.loads((path / FILES).read_text())
+        folder = OpenFolder(path)
+        sizes: dict[str, int] = json.loads(folder.read(FILES))
     except (OSError, ValueError) as error:
         raise refuse("this is no complete checkpoint", f"{FILES}: {error}") from error
     for name, size in sizes.items():
-        file = path / name
-        if not file.is_file():
+        found = folder.size(name)
+        if found is None:
             raise refuse("a shard of the checkpoint is missing", name)
-        if file.stat().st_size != size:
-            raise refuse("a shard of the checkpoint is cut off", f"{name}: {file.stat().st_size} of {size} bytes")
+        if found != size:
+            raise refuse("a shard of the checkpoint is cut off", f"{name}: {found} of {size} bytes")
+    return folder
 
 
 def remove_remains(folder: Path) -> None:

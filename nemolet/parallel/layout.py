@@ -220,17 +220,17 @@ class _Boundaries:
             self._walk(f"{name}.{key}" if name else key, child, split=split, entered=entered)
 
     def _layer(self, name: str, layer: Layer, *, split: bool, entered: bool) -> None:
-        own = tuple(layer.shards)
+        copied = tuple(key for key, axes in layer.shards.items() if "tp" not in axes)
         inward = Boundary.KEEP if entered else Boundary.GATHER if split else Boundary.COPY
         outward = Boundary.SCATTER if split else Boundary.SUM
         if layer.pattern is Pattern.COLUMN:
             if layer.few_heads:
                 attention_of(name, self.names)
-            summed = own if layer.few_heads else ()
-            self._edit(name, pattern=layer.pattern, enter=inward, summed=summed, few_heads=layer.few_heads)
+            self._edit(name, pattern=layer.pattern, enter=inward, summed=copied, few_heads=layer.few_heads)
         elif layer.pattern is Pattern.ROW:
-            bias = tuple(key for key in own if "tp" not in layer.shards[key]) if split else ()
-            self._edit(name, pattern=layer.pattern, leave=outward, summed=bias)
+            # A bias is added after the sum, and where the sequence is whole by all ranks alike.
+            summed = tuple(key for key in copied if split or key != "bias")
+            self._edit(name, pattern=layer.pattern, leave=outward, summed=summed)
         elif layer.pattern is Pattern.LOOKUP:
             self._edit(name, pattern=layer.pattern, leave=outward)
         elif layer.pattern is Pattern.HEAD:

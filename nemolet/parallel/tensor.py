@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from nemolet.language.losses import CrossEntropy
 from nemolet.module import NeuralModule
+from nemolet.nn.adapters import AdaptedLinear
 from nemolet.parallel.boundaries import cross, join_uneven, part_size, sum_gradient
 from nemolet.parallel.heads import attention_of, shared_rows
 from nemolet.parallel.layout import Boundary, ModulePlan
@@ -75,7 +76,9 @@ def _wrap(module: nn.Module, planned: ModulePlan, mesh: Mesh, shared: Tensor | N
     inner = module.forward
     views = _views(module, planned, mesh)
     if shared is not None:
-        views = {key: partial(_chosen_rows, rows=shared, group=group) for key in views}
+        views |= {key: partial(_chosen_rows, rows=shared, group=group) for key in _with_rows(module)}
+    if planned.pattern is Pattern.ROW and isinstance(module, AdaptedLinear):
+        module.sum_parts = partial(_summed, group=group)
     enters = _crossings(module, planned.enter)
     leaves = _dim_of_time(next(iter(module.output_ports.values())).type) if isinstance(module, NeuralModule) else -2
     late = "bias" if planned.pattern is Pattern.ROW and getattr(module, "bias", None) is not None else None
@@ -164,6 +167,18 @@ def _whole_part(parameter: Tensor | None, summed: bool, group: dist.ProcessGroup
     assert parameter is not None
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return sum_gradient(local, group) if summed else local
+
+
+def _with_rows(module: nn.Module) -> list[str]:
+    """Names of the parameters that have the rows of the weight: the weight, a bias, the outer half of an addition."""
+    assert isinstance(module, NeuralModule)
+    dims = module.parameter_dims
+    return [key for key, _ in module.named_parameters(recurse=False) if dims[key][0] == dims["weight"][0]]
+
+
+def _summed(part: Tensor, group: dist.ProcessGroup) -> Tensor:
+    dist.all_reduce(part, group=group)
+    return part
 
 
 def _first_rows(parameter: Tensor, count: int) -> Tensor:

@@ -102,7 +102,8 @@ def _to_end(arcs: Sequence[Arc], alpha_TBS: Tensor, peak_TB1: Tensor, total_B1: 
     sums_TBS = torch.zeros_like(after_TBS)
     for block in reversed(list(_blocks(frames))):
         part = _Part(arcs, block, sums_TBS)
-        sums_TBS, beta_TBS = part.sums_TBS[: len(after_TBS)].clone(), part.leave(after_TBS)
+        sums_TBS = part.sums_TBS[: len(after_TBS)].clone()
+        beta_TBS = part.leave(after_TBS)
         after_TBS = beta_TBS[: len(after_TBS)].clone()
         part.occupy(alpha_TBS[block], peak_TB1[block] - total_B1, beta_TBS)
         del part, beta_TBS

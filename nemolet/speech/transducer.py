@@ -145,13 +145,13 @@ class _LogitLoss(torch.autograd.Function):
         ctx: Any, logits_BTSV: Tensor, lengths_B: Tensor, labels_BU: Tensor, targets_B: Tensor, emit_weight: float
     ) -> Tensor:
         learns = ctx.needs_input_grad[0]
-        blank_BTS, label_BTS, probs_NV = _scores(logits_BTSV, labels_BU, keep=learns)
+        blank_BTS, label_BTS, probs_BTSV = _scores(logits_BTSV, labels_BU, keep=learns)
         arcs = [Arc(blank_BTS, skip=1, written=0), Arc(label_BTS, skip=0, written=1)]
         total_B = sum_alignments(arcs, lengths_B, targets_B, occupy=learns)
         if learns:
             if emit_weight:
                 label_BTS.mul_(1 + emit_weight)
-            ctx.probs_NV = probs_NV
+            ctx.probs_BTSV = probs_BTSV
             ctx.save_for_backward(logits_BTSV, blank_BTS, label_BTS, labels_BU)
         return -total_B.to(blank_BTS.dtype)
 
@@ -159,19 +159,20 @@ class _LogitLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_BTSV, blank_BTS, label_BTS, labels_BU = ctx.saved_tensors
-        flat_NV = logits_BTSV.reshape(-1, logits_BTSV.shape[-1])
         # The kept probabilities become the gradient; a second pass over the same graph computes them anew.
-        probs_NV, ctx.probs_NV = ctx.probs_NV, None
-        grad_NV = torch.empty_like(flat_NV) if probs_NV is None else probs_NV
-        for place, row_N, index_N1 in _chunks(logits_BTSV, labels_BU):
-            slope_NV = grad_NV[place] if probs_NV is not None else flat_NV[place].softmax(-1, dtype=blank_BTS.dtype)
-            blank_N1, label_N1 = (t.view(-1, 1)[place] * grad_B[row_N, None] for t in (blank_BTS, label_BTS))
-            slope_NV.mul_(blank_N1 + label_N1)
-            slope_NV[:, -1:] -= blank_N1
-            slope_NV.scatter_add_(1, index_N1, label_N1.neg_())
-            if probs_NV is None:
-                grad_NV[place] = slope_NV
-        return grad_NV.view(logits_BTSV.shape), None, None, None, None
+        probs_BTSV, ctx.probs_BTSV = ctx.probs_BTSV, None
+        grad_BTSV = torch.empty_like(logits_BTSV) if probs_BTSV is None else probs_BTSV
+        for place, index_BTS1 in _chunks(logits_BTSV, labels_BU):
+            rows = logits_BTSV[place]
+            slope = grad_BTSV[place] if probs_BTSV is not None else rows.softmax(-1, dtype=blank_BTS.dtype)
+            factor_B111 = grad_B[place[0], None, None, None]
+            blank, label = (taken_BTS[place].unsqueeze(-1) * factor_B111 for taken_BTS in (blank_BTS, label_BTS))
+            slope.mul_(blank + label)
+            slope[..., -1:] -= blank
+            slope.scatter_add_(-1, index_BTS1, label.neg_())
+            if probs_BTSV is None:
+                grad_BTSV[place] = slope
+        return grad_BTSV, None, None, None, None
 
 
 def _scores(logits_BTSV: Tensor, labels_BU: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -180,26 +181,25 @@ def _scores(logits_BTSV: Tensor, labels_BU: Tensor, *, keep: bool) -> tuple[Tens
     In half precision these would not be exact enough to be kept.
     """
     wide = torch.promote_types(logits_BTSV.dtype, torch.float32)
-    flat_NV = logits_BTSV.reshape(-1, logits_BTSV.shape[-1])
-    probs_NV = torch.empty_like(flat_NV) if keep and flat_NV.dtype == wide else None
-    blank_BTS, label_BTS = (flat_NV.new_empty(logits_BTSV.shape[:3], dtype=wide) for _ in range(2))
-    for place, _, index_N1 in _chunks(logits_BTSV, labels_BU):
-        rows_NV = flat_NV[place].to(wide)
-        chunk_NV = torch.softmax(rows_NV, -1, out=None if probs_NV is None else probs_NV[place])
-        norm_N = rows_NV.amax(-1) - chunk_NV.amax(-1).log_()  # the log-partition, from the likeliest token
-        torch.sub(rows_NV[:, -1], norm_N, out=blank_BTS.view(-1)[place])
-        torch.sub(rows_NV.gather(1, index_N1)[:, 0], norm_N, out=label_BTS.view(-1)[place])
-    return blank_BTS, label_BTS, probs_NV
+    probs_BTSV = torch.empty_like(logits_BTSV) if keep and logits_BTSV.dtype == wide else None
+    blank_BTS, label_BTS = (logits_BTSV.new_empty(logits_BTSV.shape[:3], dtype=wide) for _ in range(2))
+    for place, index_BTS1 in _chunks(logits_BTSV, labels_BU):
+        rows = logits_BTSV[place].to(wide)
+        probs = torch.softmax(rows, -1, out=None if probs_BTSV is None else probs_BTSV[place])
+        norm = rows.amax(-1) - probs.amax(-1).log_()  # the log-partition, from the likeliest token
+        torch.sub(rows[..., -1], norm, out=blank_BTS[place])
+        torch.sub(rows.gather(-1, index_BTS1).squeeze(-1), norm, out=label_BTS[place])
+    return blank_BTS, label_BTS, probs_BTSV
 
 
-def _chunks(logits_BTSV: Tensor, labels_BU: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Places of some states, few enough for a CPU's cache; their utterances, and the labels that follow them."""
+def _chunks(logits_BTSV: Tensor, labels_BU: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Some utterances, or some frames of one, few enough for a CPU's cache; and the labels after their states."""
     batch, frames, states, columns = logits_BTSV.shape
-    following_BS = torch.nn.functional.pad(labels_BU, (0, 1))
-    count = batch * frames * states
-    size = max(1, min(count // 8, 2 ** (19 if logits_BTSV.device.type == "cpu" else 26) // columns))
-    for first in range(0, count, size):
-        place = slice(first, min(first + size, count))
-        state_N = torch.arange(place.start, place.stop, device=labels_BU.device)
-        row_N = state_N // (frames * states)
-        yield place, row_N, following_BS[row_N, state_N % states][:, None]
+    room = 2 ** (19 if logits_BTSV.device.type == "cpu" else 26)
+    rows = max(1, min(batch * frames // 4, room // (states * columns)))  # of frames
+    index_BTS1 = _label_index(labels_BU, logits_BTSV.shape)
+    for first in range(0, batch, max(1, rows // frames)):
+        some = slice(first, first + max(1, rows // frames))
+        for begin in range(0, frames, rows):
+            place = some, slice(begin, begin + rows)
+            yield place, index_BTS1[place]

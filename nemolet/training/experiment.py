@@ -19,7 +19,7 @@ from nemolet.archive import NAME as ARCHIVE
 from nemolet.archive import described, save
 from nemolet.data.prepared import Loader, Prepared, digest
 from nemolet.errors import TrainingError, needs
-from nemolet.module import NeuralModule, first_names
+from nemolet.module import NeuralModule
 from nemolet.nn.adapters import departures
 from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
@@ -28,6 +28,7 @@ from nemolet.training.checkpoint import BEST, Checkpoints
 from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
 from nemolet.training.float8 import use_float8
+from nemolet.training.folders import take_whole
 from nemolet.training.graphs import refuse_other_types, training_graph
 from nemolet.training.lightning_model import LightningModel, Window
 from nemolet.training.memory import keep_freed_memory
@@ -194,8 +195,9 @@ class _Run:
             model = self.model
             if self.finish is not None:
                 if weights is not None:
-                    for name, tensor in first_names(model).items():
-                        tensor.copy_(weights(name))
+                    inner = "graph.model."
+                    tied = {a.removeprefix(inner): n.removeprefix(inner) for a, n in lightning.aliases.items()}
+                    take_whole(model, weights, tied)
                 model, weights = self.finish(model), None
             save(archive, model=model, tokenizer=tokenizer, card=card, weights=weights)
             draw_curve(self.home.path / "metrics.csv", self.home.path / "loss.svg", title=self.home.path.name)

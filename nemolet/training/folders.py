@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,6 +121,34 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
             known.add(id(tensor))
             tensors[_plain(name, module)] = tensor.detach()
     return tensors
+
+
+@torch.no_grad()
+def take_whole(model: nn.Module, read: Callable[[str], Tensor], aliases: Mapping[str, str]) -> None:
+    """Give a model whole weights on the host, in the place of those it has or of their parts.
+
+    Args:
+        model: that is not run any more.
+        read: a weight by its name.
+        aliases: from second names of tied weights, which stages of a pipeline hold apart, to their first.
+    """
+    owners: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for module in model.modules():
+        held: dict[str, Any]
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                owners.setdefault(id(tensor), []).append((held, key))
+    named: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(tensor), (_plain(name, model), tensor))
+    made: dict[str, Tensor] = {}
+    for name, tensor in named.values():
+        first = aliases.get(name, name)
+        if first not in made:
+            value = read(first).detach().to("cpu", tensor.dtype, copy=True)
+            made[first] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+        for held, key in owners[id(tensor)]:
+            held[key] = made[first]
 
 
 def _plain(name: str, module: nn.Module) -> str:

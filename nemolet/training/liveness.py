@@ -32,6 +32,7 @@ class Liveness:
     def __init__(self, *, patience: float) -> None:
         self.rank, self.world, self.patience = dist.get_rank(), dist.get_world_size(), patience
         self._closed = threading.Event()
+        self._missed = 0  # how often in a row the neighbour's process was not there
         self._store = _connect(patience)
         self._store.set(f"alive/{self.rank}", f"0 {socket.gethostname()} {os.getpid()}")
         self._thread = threading.Thread(target=self._watch, name="liveness", daemon=True)
@@ -99,7 +100,9 @@ class Liveness:
             return
         _, host, process = sign.split()
         silent = time.monotonic() - self._since
-        if silent > self.patience or (host == socket.gethostname() and _is_gone(int(process))):
+        here = host == socket.gethostname()
+        self._missed = self._missed + 1 if here and _is_gone(int(process)) else 0
+        if silent > self.patience or self._missed > 1:  # whoever started it is first to say how it ended
             text = f"rank {neighbour} (process {process} on {host}) is gone, without a word"
             if silent > self.patience:
                 text = f"rank {neighbour} (process {process} on {host}) has given no sign of life for {silent:.0f} s"

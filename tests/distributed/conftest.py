@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for this process; workers do t
 
 from worlds import Pool
 
+SPENT: list[dict[str, float]] = []  # of the pool, for the summary
+
 
 def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
@@ -38,6 +40,7 @@ def pytest_collection_modifyitems(items):
 def ranks():
     """Run a function on n ranks: ``ranks(n, function, *args, limit=300, **kwargs)`` -> results by rank."""
     pool = Pool()
+    SPENT.append(pool.spent)
     yield pool
     pool.close()
 
@@ -70,6 +73,10 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("bytes that were sent, and the textbook's")
         for line in tables.sent_table():
             terminalreporter.write_line(line)
+    for spent in SPENT:
+        terminalreporter.section(f"seconds of the processor, of all ranks: {sum(spent.values()):.0f}")
+        for test, seconds in sorted(spent.items(), key=lambda each: -each[1]):
+            terminalreporter.write_line(f"{seconds:7.1f}  {test}")
     for model in tables.OFF if tables is not None else ():
         terminalreporter.section(f"{model}: largest relative error of a weight after a checkpoint of another layout")
         for line in tables.off_table(model):

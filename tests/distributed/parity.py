@@ -149,7 +149,7 @@ def train(graph: nn.Module, data_rank: int = 0, data_ranks: int = 1, context: Gr
     The ranks of ``context`` share each sequence.
     """
     cut = dist.get_rank(context) if context is not None else 0
-    parameters = dict(graph.named_parameters())
+    parameters = {name: p for name, p in graph.named_parameters() if p.requires_grad}
     # Each number is updated by itself, so every rank updates its parts; eps is large, so that rounding stays small.
     parts = {name: local(p).detach() for name, p in parameters.items()}
     optimizer = torch.optim.AdamW(list(parts.values()), lr=1e-2, eps=1e-3, foreach=True)

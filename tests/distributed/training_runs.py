@@ -134,9 +134,23 @@ def quiet(**options):
 
 
 def train(
-    strategy, kind="llama", *, optim=None, clip=0.05, steps=3, dtype=torch.float64, callbacks=(), resume=None, **options
+    strategy,
+    kind="llama",
+    *,
+    optim=None,
+    clip=0.05,
+    steps=3,
+    only=None,
+    dtype=torch.float64,
+    callbacks=(),
+    resume=None,
+    **options,
 ):
-    """Train a graph; returns its lightning module, what was seen, and the trainer."""
+    """Train a graph; returns its lightning module, what was seen, and the trainer.
+
+    Args:
+        only: the window that every step is about; None for one after the other.
+    """
     graph = make_graph(kind).to(dtype)
     lightning = LightningModel(
         graph, optim=optim or Optim(lr=1e-2), schedule=Schedule("constant", warmup_steps=0), clip=clip
@@ -155,7 +169,8 @@ def train(
         )
     )
     share = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-    data = windows(share["rank"], share["num_replicas"], steps=steps)
+    data = windows(share["rank"], share["num_replicas"], steps=steps if only is None else only + 1)
+    data = data if only is None else data[only:] * steps
     lightning.loader = stream = Stream(data)
     trainer.fit(lightning, stream, Stream([w[0] for w in data]), ckpt_path=resume)
     return lightning, seen, trainer

@@ -1,8 +1,9 @@
-"""A training run in which one rank dies; started by the tests of failures as a script, on every rank.
+"""A training run in which one rank dies; started by the tests of failures on every rank, as a
+script or as a function.
 
 ``python victim.py folder poem rank when``: ``when`` is ``never``, ``start``, ``training``, ``once`` (in training,
-but not when torchrun has started it again), ``leave`` (in training, together with what started it), ``saving``, or
-``error``.
+but not when torchrun has started it again), ``leave`` (in training, together with what started it), ``saving``,
+``naming`` (a checkpoint that is written), ``reading`` (one, to go on), ``validating``, ``ending`` or ``error``.
 """
 
 from __future__ import annotations
@@ -12,36 +13,12 @@ import signal
 import sys
 from pathlib import Path
 
-import pytorch_lightning as pl
-import torch
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-
-import nemolet as nl
-from nemolet.data import Corpus, TokenizerSpec
-from nemolet.parallel.settings import Parallel
-from nemolet.training import Optim, Schedule, Training, fit
-
 STEPS, EVERY, FATAL = 8, 2, 5  # it dies in step 5, or while it saves after step 6
 
 
-def die() -> None:
-    Path(sys.argv[1]).with_name("died").touch()
+def die(folder: str) -> None:
+    Path(folder).with_name("died").touch()
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Fate(pl.Callback):
-    def __init__(self, when: str) -> None:
-        self.when = when
-
-    def on_train_batch_start(self, trainer, module, batch, index) -> None:
-        if trainer.global_step == FATAL and self.when in ("training", "leave"):
-            if self.when == "leave":
-                os.kill(os.getppid(), signal.SIGKILL)
-            die()
-        if trainer.global_step == FATAL and self.when == "error":
-            raise ValueError("this rank has had enough")
-        if trainer.global_step == FATAL and self.when == "saving":
-            FileSystemWriter.write_data = lambda *unused: die()  # type: ignore[method-assign]
 
 
 def main(folder: str, poem: str, rank: str, when: str) -> None:
@@ -50,7 +27,53 @@ def main(folder: str, poem: str, rank: str, when: str) -> None:
     if when == "once":
         when = "training" if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else "never"
     if when == "start":
-        die()
+        die(folder)
+    train(folder, poem, when)
+
+
+def fate(folder: str, when: str):
+    """What happens to this rank in training."""
+    import pytorch_lightning as pl
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    from nemolet.parallel import checkpoint
+
+    class Fate(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index) -> None:
+            if trainer.global_step != FATAL:
+                return
+            if when == "leave":
+                os.kill(os.getppid(), signal.SIGKILL)
+            if when in ("training", "leave"):
+                die(folder)
+            if when == "error":
+                raise ValueError("this rank has had enough")
+            if when == "saving":
+                FileSystemWriter.write_data = lambda *unused: die(folder)  # type: ignore[method-assign]
+            if when == "naming":
+                checkpoint._complete = lambda *unused: die(folder)
+
+        def on_validation_start(self, *unused) -> None:
+            if when == "validating":
+                die(folder)
+
+        def on_fit_end(self, *unused) -> None:
+            if when == "ending":
+                die(folder)
+
+    if when == "reading":
+        checkpoint.ShardReader.read = lambda *unused: die(folder)  # type: ignore[method-assign]
+    return Fate()
+
+
+def train(folder: str, poem: str, when: str) -> None:
+    import torch
+
+    import nemolet as nl
+    from nemolet.data import Corpus, TokenizerSpec
+    from nemolet.parallel.settings import Parallel
+    from nemolet.training import Optim, Schedule, Training, fit
+
     torch.set_num_threads(1)
     cache = str(Path(folder).parent / "tokens")
     data = Corpus(path=poem, sequence_length=8, batch_size=2, cache=cache).prepare(TokenizerSpec("char"))
@@ -76,7 +99,7 @@ def main(folder: str, poem: str, rank: str, when: str) -> None:
             batches_per_step=2,
         ),
         parallel=Parallel(dp_shard=-1),
-        callbacks=[Fate(when)],
+        callbacks=[fate(folder, when)],
     )
 
 

@@ -32,7 +32,9 @@ _PRELOAD = [
     "nemolet.language.models",
     "nemolet.language.losses",
     "nemolet.parallel.apply",
-    "nemolet.training",
+    "pytorch_lightning",
+    "nemolet.training.experiment",
+    "nemolet.training.mesh_strategy",
     "nemolet.metrics",
     "torch.profiler",
 ]
@@ -55,6 +57,7 @@ class Pool:
         self.workers: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
         self.folder = tempfile.TemporaryDirectory()
         self.runs = 0
+        self.spent: dict[str, float] = {}  # seconds of the processor, of all ranks, by file of tests
 
     def __call__(self, world: int, function: Callable[..., Any], *args: Any, limit: float = 300, **kwargs: Any) -> list:
         """Run a module-level function of a test file on every rank of a world; returns the results by rank.
@@ -84,10 +87,12 @@ class Pool:
             for pipe in ready:
                 rank = waiting.pop(pipe)
                 try:
-                    done, value, trace = pickle.loads(pipe.recv_bytes())
+                    done, value, trace, seconds = pickle.loads(pipe.recv_bytes())
                 except EOFError:
                     died = True
-                    done, value, trace = False, RuntimeError(f"rank {rank} of {name} died"), "no traceback"
+                    done, value, trace, seconds = False, RuntimeError(f"rank {rank} of {name} died"), "no traceback", 0
+                test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0].rpartition("/")[2]
+                self.spent[test] = self.spent.get(test, 0.0) + seconds
                 if done:
                     results[rank] = value
                     continue
@@ -132,31 +137,31 @@ def _serve(pipe: Connection, folder: str) -> None:
     here = str(Path(__file__).parent)
     if here not in sys.path:
         sys.path.insert(0, here)
+    told = 0.0
     while True:
         try:
             task = pipe.recv()
         except EOFError:
             return
         try:
-            answer = _packed(True, _run(*task), "")
+            done, value, trace = True, _run(*task), ""
         except BaseException as error:  # noqa: BLE001 - it travels to the test
-            trace = traceback.format_exc()
-            try:
-                answer = _packed(False, error, trace)
-            except Exception:  # noqa: BLE001 - an error that cannot travel is told by its text
-                answer = _packed(False, RuntimeError(f"{type(error).__name__}: {error}"), trace)
+            done, value, trace = False, error, traceback.format_exc()
+        told, before = time.process_time(), told
+        # A pipe would send each tensor as a file of its own, over a connection of its own.
+        try:
+            answer = pickle.dumps((done, value, trace, told - before))
+        except Exception as error:  # noqa: BLE001 - what cannot travel is told by its text
+            value = RuntimeError(f"{type(value).__name__}: {error if done else value}")
+            answer = pickle.dumps((False, value, trace, told - before))
         pipe.send_bytes(answer)
         _leave()
-
-
-def _packed(done: bool, value: Any, trace: str) -> bytes:
-    """What goes back to the test. A pipe would send each tensor as a file of its own, over a connection of its own."""
-    return pickle.dumps((done, value, trace))
 
 
 def _run(path: str, module: str, name: str, rank: int, world: int, store: str, limit: float, args, kwargs) -> Any:
     import torch
     import torch.distributed as dist
+    from pytorch_lightning.utilities import rank_zero_only
 
     if module not in sys.modules or getattr(sys.modules[module], "__file__", None) != path:
         spec = importlib.util.spec_from_file_location(module, path)
@@ -164,6 +169,7 @@ def _run(path: str, module: str, name: str, rank: int, world: int, store: str, l
         sys.modules[module] = loaded
         spec.loader.exec_module(loaded)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    rank_zero_only.rank = rank  # what Lightning would have learned, had it been imported only now
     torch.manual_seed(0)
     dist.init_process_group(
         "gloo",

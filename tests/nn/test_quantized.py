@@ -64,7 +64,7 @@ def test_each_number_is_the_nearest_of_the_table():
 def test_outputs_and_gradients_are_those_of_the_numbers_that_are_held(dora):
     ours, plain = quantized(dora=dora), model()
     for name, layer in adapted_layers(ours):
-        plain.get_submodule(name).weight.data.copy_(numbers(layer.base.weight))
+        plain.get_submodule(name).weight.data.copy_(numbers(layer.weight))
     adapt(plain, Adapter(rank=2, dora=dora))
     own = {name: p for name, p in ours.named_parameters() if p.requires_grad}
     for name, parameter in plain.named_parameters():
