@@ -130,6 +130,7 @@ def run(settings: Settings) -> int:
         seed=settings.seed,
         config=as_plain(settings),
         finish=None if alone else _finish(model, folder, settings),
+        extra=archive.extra if settings.model is None else None,  # of another model they would not be true
     )
     if not first:
         return 0

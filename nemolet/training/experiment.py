@@ -73,6 +73,7 @@ def fit(
     config: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     finish: Callable[[NeuralModule], NeuralModule] | None = None,
+    extra: Mapping[str, bytes] | None = None,
 ) -> Result:
     """Train a model in an experiment folder, or go on where the folder left off.
 
@@ -91,6 +92,7 @@ def fit(
         config: what the parts were built from, to be kept in the folder for people to read.
         callbacks: further callbacks of Lightning.
         finish: from the trained model to what goes into the archive, such as :func:`nemolet.nn.merge`.
+        extra: small files that the archive carries along; see :func:`nemolet.save`.
 
     Raises:
         TrainingError: for a folder of another run or one that another process trains in, or numbers that are none.
@@ -122,7 +124,8 @@ def fit(
         graph = _fitting(training_graph(model, loss, fields=data.fields), model, data)
         measured = training_graph(model, loss, metrics, data.fields) if metrics else None
         lightning = _lightning(graph, measured, optim, schedule, training)
-        run = _Run(home, model, data, training, tuple(metrics or ()), finish, goal=goal or training.max_steps)
+        names, steps = tuple(metrics or ()), goal or training.max_steps
+        run = _Run(home, model, data, training, names, goal=steps, finish=finish, extra=extra)
         places = placement(training, parallel, home.path, on_gpu=_on_gpu(training), deferred=deferred)
         if deferred is not None and not isinstance(places["strategy"], MeshStrategy):
             deferred.fill(graph)
@@ -139,12 +142,13 @@ class _Run:
         data: Prepared,
         training: Training,
         metrics: Sequence[str],
-        finish: Callable[[NeuralModule], NeuralModule] | None,
         *,
         goal: int,
+        finish: Callable[[NeuralModule], NeuralModule] | None,
+        extra: Mapping[str, bytes] | None,
     ) -> None:
         self.home, self.model, self.data, self.training, self.metrics = home, model, data, training, metrics
-        self.finish, self.goal = finish, goal
+        self.goal, self.finish, self.extra = goal, finish, extra
         self.average = ExponentialAverage(training.ema) if training.ema else None
         self.checkpoints = _checkpoints(home.checkpoints, training)
         self.patience = Patience(training.patience)
@@ -199,7 +203,7 @@ class _Run:
                     tied = {a.removeprefix(inner): n.removeprefix(inner) for a, n in lightning.aliases.items()}
                     take_whole(model, weights, tied)
                 model, weights = self.finish(model), None
-            save(archive, model=model, tokenizer=tokenizer, card=card, weights=weights)
+            save(archive, model=model, tokenizer=tokenizer, card=card, weights=weights, extra=self.extra)
             draw_curve(self.home.path / "metrics.csv", self.home.path / "loss.svg", title=self.home.path.name)
             early = self.patience.over and trainer.global_step < self.training.max_steps
             self.home.finish(trainer.global_step, valid, self.training, early=early)

@@ -27,7 +27,7 @@ def training_graph(
         model: what is trained.
         loss: ends in a sum and a count.
         metrics: modules that see what the loss sees and end in a part and a whole, by name.
-        fields: entries of the batches; a mask is an input where it is among them.
+        fields: entries of the batches, where they are known; a mask is an input where it is among them.
 
     Returns:
         A graph with the outputs ``loss`` and ``count``, and for each metric ``<name>_part`` and ``<name>_whole``.
@@ -39,7 +39,7 @@ def training_graph(
     wires = {f"model.{name}": name for name in optional if name != "mask" or name in fields}
     outputs: dict[str, str] = {}
     for name, metric in (metrics or {}).items():
-        wires |= _metric_wires(model, name, metric)
+        wires |= _metric_wires(model, name, metric, fields)
         outputs |= {f"{name}_{port}": f"{name}.{port}" for port in metric.output_ports}
     parts = {"model": model, "loss": loss, **(metrics or {})}
     graph = compose(parts, wires=wires, outputs={**{p: f"loss.{p}" for p in loss.output_ports}, **outputs})
@@ -101,7 +101,7 @@ def example_batch(graph: NeuralModule, sizes: Mapping[str, int]) -> dict[str, Te
     return batch
 
 
-def _metric_wires(model: NeuralModule, name: str, metric: NeuralModule) -> dict[str, str]:
+def _metric_wires(model: NeuralModule, name: str, metric: NeuralModule, fields: Collection[str]) -> dict[str, str]:
     """A metric's ports take the outputs of the model that fit them, and otherwise inputs of the graph."""
     if [*metric.output_ports] != ["part", "whole"]:
         raise WiringError(
@@ -121,6 +121,15 @@ def _metric_wires(model: NeuralModule, name: str, metric: NeuralModule) -> dict[
                 expected=f"one output of type {port.type}",
                 found=", ".join(fitting),
                 fix="name the port after one of them",
+            )
+        if not fitting and fields and port.name not in fields and not port.optional:
+            given = [f"{output}: {model.output_ports[output].type}" for output in model.output_ports]
+            raise WiringError(
+                "nothing gives what this metric reads",
+                where=f"metrics.{name}.{port.name}",
+                expected=str(port.type),
+                found=", ".join([*given, *fields]),
+                fix=f"leave metrics.{name} out",
             )
         wires[f"{name}.{port.name}"] = f"model.{(same or fitting)[0]}" if fitting else port.name
     return wires

@@ -11,6 +11,7 @@ import nemolet as nl
 from nemolet.cli import main
 from nemolet.tokenizers import ByteTokenizer
 
+SMALL_FILES = {"generation_config.json": b'{"eos_token_id": 256}'}
 SHORT = [
     "optim.lr=1e-2",
     "schedule.warmup_steps=1",
@@ -31,7 +32,7 @@ def _own_folder(tmp_path, monkeypatch):
 def base(tmp_path):
     torch.manual_seed(0)
     model = nl.language.CausalLM(vocab_size=257, layers=1, width=16, heads=2, context=64)
-    return nl.save(tmp_path / "base.nemolet", model=model, tokenizer=ByteTokenizer())
+    return nl.save(tmp_path / "base.nemolet", model=model, tokenizer=ByteTokenizer(), extra=SMALL_FILES)
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def test_instructions_with_and_without_an_addition(base, chats, capsys, adapter)
         for a in (base, "run/model.nemolet")
     ]
     assert scores[1] < scores[0]  # the answers became likelier
+    assert nl.load("run").extra == SMALL_FILES
     before, after = weights(base), weights("run/model.nemolet")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     if adapter is None:

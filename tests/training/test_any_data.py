@@ -168,3 +168,23 @@ def test_a_metric_sees_the_models_outputs_and_the_batch():
     assert set(out) == {"loss", "count", "accuracy_part", "accuracy_whole", "first_part", "first_whole"}
     assert out["first_part"] == out["first_whole"] == 5
     assert isinstance(Accuracy()(torch.eye(2), torch.tensor([0, 0])), Share)
+
+
+def test_a_metric_of_another_model_is_refused_before_training(tmp_path):
+    class Blanks(nl.NeuralModule):
+        def forward(self, frame_logits: nl.types.LogitsBTV) -> Share:
+            return Share(frame_logits.sum(), frame_logits.sum())
+
+    with pytest.raises(WiringError, match=r"nothing gives what this metric reads") as caught:
+        fit(
+            Classifier(classes=2),
+            ClassLoss(),
+            Points(),
+            metrics={"blanks": Blanks()},
+            folder=tmp_path / "run",
+            optim=Optim(),
+            schedule=Schedule(),
+            training=Training(progress=False),
+        )
+    assert "metrics.blanks.frame_logits" in str(caught.value)
+    assert "leave metrics.blanks out" in str(caught.value)
