@@ -133,7 +133,7 @@ def beam_search(
         scores_BK = torch.tensor(kept, device=source_BS.device).view(batch, size)
         if all(_finished(rows[row], scores_BK[row], beam, length) for row in range(batch)):
             break
-        cache.reorder(torch.tensor(parents, device=source_BS.device))
+        cache.reorder(torch.tensor(parents, device=source_BS.device), same_memory=True)
         tokens = torch.tensor(chosen, device=source_BS.device)[:, None]
     for row in range(batch):  # what the length limit cut off counts where nothing ended by itself
         for k in range(size):

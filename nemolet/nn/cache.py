@@ -78,8 +78,18 @@ class KVCache:
         self.length += length
         self.valid_BS = valid_BS
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep these rows, in this order."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+    def reorder(self, rows: Tensor, *, same_memory: bool = False) -> None:
+        """Keep these rows, in this order.
+
+        Args:
+            rows: their numbers; one may be taken several times.
+            same_memory: whether each looks at the same memory as the row whose place it takes.
+        """
+        if len(rows) == self.keys.shape[1]:  # only what is filled is moved
+            for stored in (self.keys, self.values):
+                stored[:, :, : self.length] = stored[:, rows, : self.length]
+        else:
+            self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.valid_BS = None if self.valid_BS is None else self.valid_BS[rows]
-        self.memory = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.memory.items()}
+        if not same_memory:
+            self.memory = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.memory.items()}
