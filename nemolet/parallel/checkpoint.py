@@ -82,7 +82,7 @@ class ShardWriter:
         partial = path.with_name(f".{path.name}.partial")
         if is_first():
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            partial.mkdir(parents=True, exist_ok=True)  # another rank may have been faster
         options: dict[str, Any] = {
             "storage_writer": FileSystemWriter(partial, overwrite=True),
             "process_group": self._exchange(),
