@@ -350,8 +350,9 @@ class PreparedAudio:
 
 
 def _known(usable: Sequence[Usable]) -> list[tuple[Any, ...]]:
+    """What tells utterances apart; the loudest sample tells one recording from another of its length."""
     each = ((u, u.utterance) for u in usable)
-    return [(u.start, u.stop, u.facts.sample_rate, s.text, s.label, s.speaker, s.segments) for u, s in each]
+    return [(u.start, u.stop, *u.facts, s.text, s.label, s.speaker, s.segments) for u, s in each]
 
 
 def _name(usable: Usable, target: TargetName) -> str:

@@ -144,9 +144,12 @@ class PreparedFeatures:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Settings, and what is said how long."""
+        """Settings, and what is said how long, from the least to the largest number."""
         parts = {"train": self.train, "valid": self.valid}
-        digests = {name: digest([(e.text, e.frames.shape) for e in entries]) for name, entries in parts.items()}
+        digests = {
+            name: digest([(e.text, e.frames.shape, float(e.frames.min()), float(e.frames.max())) for e in entries])
+            for name, entries in parts.items()
+        }
         return {**lasting(self.corpus), **digests}
 
     def derived(self, valid_loss: float) -> dict[str, float]:

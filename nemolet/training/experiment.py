@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from nemolet.training.callbacks import ExponentialAverage, Patience, Recorder, s
 from nemolet.training.checkpoint import BEST, Checkpoints
 from nemolet.training.collapse import blank_watches
 from nemolet.training.curve import draw_curve
-from nemolet.training.float8 import use_float8
+from nemolet.training.float8 import in_float8
 from nemolet.training.folders import take_whole
 from nemolet.training.graphs import refuse_other_types, training_graph
 from nemolet.training.lightning_model import LightningModel, Window
@@ -100,10 +100,13 @@ def fit(
     """
     training, optim, schedule = training or Training(), optim or Optim(), schedule or Schedule()
     home = RunFolder(folder)
-    # A model that cannot be saved is refused before it is trained.
-    identity = {"model": described(model, data.tokenizer)["model"], "loss": loss.config(), "seed": seed}
-    identity |= {"optim": asdict(optim), "schedule": asdict(schedule), "trainer": training.fixed()}
-    identity |= {"metrics": sorted(metrics or ()), "weights": _origins(model), **departures(model)}
+    identity = {
+        **_identity(model, loss, data, metrics),
+        "seed": seed,
+        "optim": asdict(optim),
+        "schedule": asdict(schedule),
+        "trainer": training.fixed(),
+    }
     check_data = getattr(model, "check_data", None)  # a task model may know what it cannot learn from
     if check_data is not None:
         check_data(data)
@@ -123,6 +126,7 @@ def fit(
             home.describe(config or identity)
         graph = _fitting(training_graph(model, loss, fields=data.fields), model, data)
         measured = training_graph(model, loss, metrics, data.fields) if metrics else None
+        stack.enter_context(_arithmetic(graph, training))
         lightning = _lightning(graph, measured, optim, schedule, training)
         names, steps = tuple(metrics or ()), goal or training.max_steps
         run = _Run(home, model, data, training, names, goal=steps, finish=finish, extra=extra)
@@ -209,6 +213,29 @@ class _Run:
             self.home.finish(trainer.global_step, valid, self.training, early=early)
 
 
+def _identity(
+    model: NeuralModule, loss: NeuralModule, data: Prepared, metrics: Mapping[str, NeuralModule] | None
+) -> dict[str, Any]:
+    """What tells this model and what it is trained for from others; one that cannot be saved is refused."""
+    parts = {
+        "model": described(model, data.tokenizer)["model"],
+        "loss": loss.config(),
+        "metrics": sorted(metrics or ()),
+    }
+    return {**parts, "weights": _origins(model), **departures(model)}
+
+
+@contextmanager
+def _arithmetic(graph: NeuralModule, training: Training) -> Iterator[None]:
+    """While a graph is trained: the products that its precision asks for."""
+    if training.precision != "fp8-mixed":
+        yield
+        return
+    with in_float8(graph) as staying:
+        rank_zero_info(f"linear layers that multiply in bf16: {', '.join(staying) or 'none'}")
+        yield
+
+
 def _fingerprint(data: Prepared) -> dict[str, Any]:
     """What tells this data from other data, wherever it lies: its identity, its tokenizer, and its first batches."""
     tokenizer = None if data.tokenizer is None else data.tokenizer.fingerprint
@@ -276,10 +303,6 @@ def _lightning(
         watch=watch,
         evaluation=measured,
     )
-    if training.precision == "fp8-mixed":
-        odd = use_float8(graph)
-        if odd:
-            rank_zero_info(f"in bf16, since a size is no multiple of 16: {', '.join(odd)}")
     if training.compile:
         graph.compile()
     return lightning

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemolet.errors import TrainingError, needs
+from nemolet.errors import ShapeError, TrainingError, needs
+from nemolet.nn.adapters import AdaptedLinear
 from nemolet.nn.linear import Linear
 
 _MULTIPLE = 16  # what the products of a GPU take
@@ -35,6 +39,14 @@ class Float8Product:
 
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product of what autocast would multiply."""
+        if _is_odd(weight):  # the whole weight is not, so this is a rank's part of it
+            raise ShapeError(
+                "a part of a weight has no product in eight bits",
+                where="parallel.tp",
+                expected=f"multiples of {_MULTIPLE} on each rank",
+                found=tuple(weight.shape),
+                fix="set trainer.precision=bf16-mixed, or a smaller parallel.tp",
+            )
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
@@ -42,29 +54,36 @@ class Float8Product:
         return result if bias is None else result + bias.to(result.dtype)
 
 
-def use_float8(graph: nn.Module, *, emulate: bool = False) -> list[str]:
+@contextmanager
+def in_float8(graph: nn.Module, *, emulate: bool = False) -> Iterator[list[str]]:
     """Let the linear layers of a graph multiply in eight bits; heads, embeddings and convolutions stay as they are.
 
     Args:
         graph: that is trained.
         emulate: see :class:`Float8Product`.
 
-    Returns:
-        Names of the linear layers that stay as they are, since a size is no multiple of 16.
+    Yields:
+        Names of the linear layers that stay as they are: they have an addition, or a size that is no multiple of 16.
 
     Raises:
         TrainingError: for a device without such products.
     """
     if not emulate:
         _check_device()
-    product, odd = Float8Product(emulate=emulate), []
-    for name, module in graph.named_modules():
-        if isinstance(module, Linear):
-            if any(size % _MULTIPLE for size in module.weight.shape):
-                odd.append(name)
-            else:
-                module.product = product
-    return odd
+    linear = {name: module for name, module in graph.named_modules() if isinstance(module, Linear | AdaptedLinear)}
+    taken = [m for m in linear.values() if isinstance(m, Linear) and not _is_odd(m.weight)]
+    product = Float8Product(emulate=emulate)
+    for module in taken:
+        module.product = product
+    try:
+        yield [name for name, module in linear.items() if module not in taken]
+    finally:
+        for module in taken:
+            module.product = F.linear
+
+
+def _is_odd(weight: Tensor) -> bool:
+    return any(size % _MULTIPLE for size in weight.shape)
 
 
 def _check_device() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 import tempfile
 import traceback
@@ -23,19 +24,28 @@ class Launch:
     """A process that starts ranks, and what all of them print (final)."""
 
     def __init__(self, context: BaseContext, function: Callable[..., None], *args: Any) -> None:
-        self.output = Path(tempfile.mkstemp(prefix="launch_")[1])
+        file, name = tempfile.mkstemp(prefix="launch_")
+        os.close(file)
+        self.output = Path(name)
         self.process = context.Process(target=_launched, args=(str(self.output), function, args))
         self.process.start()
 
     def end(self, limit: float = 400.0) -> tuple[int, str]:
         """Its status, and what was printed; a run that takes longer is killed with its ranks."""
         self.process.join(limit)
-        if self.process.exitcode is None:
-            os.killpg(self.process.pid, 9)
-            raise TimeoutError(f"the run was not done after {limit:g} s:\n{self.output.read_text()}")
         text = self.output.read_text()
+        if self.process.exitcode is None:
+            self.close()
+            raise TimeoutError(f"the run was not done after {limit:g} s:\n{text}")
         self.output.unlink()
         return self.process.exitcode, text
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        if self.process.exitcode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.join()
+        self.output.unlink(missing_ok=True)
 
 
 def _launched(output: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:

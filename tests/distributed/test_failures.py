@@ -30,13 +30,20 @@ def words_of(when):
 def start(ranks):
     """Start a run: ``start(launcher, folder, poem, rank, when)``; its ranks look for their fate in ``when``."""
 
+    launches = []
+
     def start(launcher, folder, poem, rank, when):
         args = [str(folder), str(poem), str(rank), when]
         if launcher == "lightning":
-            return Launch(ranks.context, by_lightning, str(VICTIM), args)
-        return Launch(ranks.context, by_torchrun, words_of(when) if launcher == "torchrun" else launcher, main, args)
+            how = (by_lightning, str(VICTIM), args)
+        else:
+            how = (by_torchrun, words_of(when) if launcher == "torchrun" else launcher, main, args)
+        launches.append(Launch(ranks.context, *how))
+        return launches[-1]
 
-    return start
+    yield start
+    for launch in launches:
+        launch.close()
 
 
 def losses(folder):

@@ -20,7 +20,7 @@ def options(group):
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
-ON_ARCHIVES = {"digit_strings_transducer"}  # experiments of nemolet finetune
+ON_ARCHIVES = {"digit_strings_transducer", "instruct"}  # experiments of nemolet finetune
 
 # A preset is shown by its own block; an experiment by the whole config.
 CASES = {
