@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nemolet as nl
 from nemolet.errors import ShapeError
+from nemolet.speech.losses import CTC
 from nemolet.speech.transducer import TokenAndDuration, Transducer
 
 
@@ -174,6 +175,23 @@ def test_an_utterance_without_any_alignment_adds_nothing(loss):
     assert whole.item() == pytest.approx(rest.item(), abs=1e-12)
     assert grad[1].eq(0).all()
     assert grad[0].ne(0).any()
+
+
+@pytest.mark.parametrize("loss", [Transducer(), TokenAndDuration(durations=[0, 1, 3])], ids=["rnnt", "tdt"])
+def test_utterances_without_frames_add_nothing(loss):
+    logits = torch.zeros(2, 0, 3, 5, requires_grad=True)
+    found = loss(logits, torch.tensor([0, 0]), torch.tensor([[0, 1], [1, -100]]))
+    [grad] = torch.autograd.grad(found.loss, logits)
+    assert (found.loss.item(), found.count.item(), grad.shape) == (0.0, 3, logits.shape)
+
+
+@pytest.mark.parametrize("loss", [CTC(), Transducer(), TokenAndDuration()], ids=["ctc", "rnnt", "tdt"])
+def test_a_logit_that_is_no_number_gives_a_loss_that_is_none(loss):
+    logits, lengths, targets = example(columns=10)
+    logits = logits[:, :, 0] if isinstance(loss, CTC) else logits
+    logits[1, 2, ..., 3] = math.nan
+    assert loss(logits, lengths, targets).loss.isnan()
+    assert loss(logits[::2], lengths[::2], targets[::2]).loss.isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float, torch.bfloat16])
