@@ -169,6 +169,8 @@ def transducer_beam(
 ) -> Hypothesis:
     """At each frame every hypothesis may write some labels; those that are equal at a later frame are summed.
 
+    A blank that would go beyond the end reaches it, as in greedy search.
+
     Args:
         decoder: prediction network and joint.
         hidden_TD: frames of one utterance.
@@ -181,7 +183,7 @@ def transducer_beam(
     for frame, hidden_D in enumerate(hidden_TD):
         here, *later = reached[frame:]
         writing = _likeliest(here, beam.size)
-        for _ in range(max_symbols + 1):
+        for turn in range(max_symbols + 1):
             if not writing:
                 break
             states = decoder.state(_history(decoder, writing))
@@ -189,10 +191,10 @@ def transducer_beam(
             longer: dict[Prefix, _Path] = {}
             for (prefix, path), arcs in zip(writing.items(), _arcs(scores_PV, decoder.blank, beam, durations)):
                 for skip, value in arcs.ends:
-                    if skip <= len(later):
-                        times = path.first, path.last, path.confidence
-                        _arrive(later[skip - 1], prefix, path, value, path.added, path.matched, times)
-                for label, value in arcs.labels:
+                    times = path.first, path.last, path.confidence
+                    place = later[min(skip, len(later)) - 1]
+                    _arrive(place, prefix, path, value, path.added, path.matched, times)
+                for label, value in arcs.labels if turn < max_symbols else ():
                     added, matched = beam.added(prefix, label, path.matched)
                     for skip, more in arcs.skips:
                         if skip >= max(len(later), 1):  # the end is reached by a blank

@@ -88,7 +88,8 @@ def _from_start(arcs: Sequence[Arc], lengths_B: Tensor, targets_B: Tensor) -> tu
     arriving = {0: begun_BS}
     for block in _blocks(frames):
         score_TBS = _Part(arcs, block).reach(arriving)
-        peak_TB1[block] = score_TBS.amax(-1, keepdim=True)
+        highest_TB1 = score_TBS.amax(-1, keepdim=True)
+        peak_TB1[block] = highest_TB1.masked_fill_(highest_TB1 == MINUS_INFINITY, 0.0)  # a frame that no path reaches
         alpha_TBS[block] = score_TBS.sub_(peak_TB1[block])
         del score_TBS
     ended_B = _log_sum(arriving.values()).gather(1, targets_B[:, None])[:, 0]

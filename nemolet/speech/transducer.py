@@ -127,8 +127,8 @@ def _checked_targets(logits_BTSV: Tensor, labels_BU: Tensor) -> Tensor:
 
 
 def _possible(loss_B: Tensor) -> Tensor:
-    """An utterance without any alignment adds nothing."""
-    return loss_B.where(loss_B.isfinite(), 0.0)
+    """An utterance without any alignment adds nothing; what is not a number stays so."""
+    return loss_B.where(loss_B != float("inf"), 0.0)
 
 
 def _label_index(labels_BU: Tensor, shape: Sequence[int]) -> Tensor:
@@ -198,8 +198,9 @@ def _chunks(logits_BTSV: Tensor, labels_BU: Tensor) -> Iterator[tuple[tuple[slic
     room = 2 ** (19 if logits_BTSV.device.type == "cpu" else 26)
     rows = max(1, min(batch * frames // 4, room // (states * columns)))  # of frames
     index_BTS1 = _label_index(labels_BU, logits_BTSV.shape)
-    for first in range(0, batch, max(1, rows // frames)):
-        some = slice(first, first + max(1, rows // frames))
+    whole = max(1, rows // max(1, frames))  # utterances
+    for first in range(0, batch, whole):
+        some = slice(first, first + whole)
         for begin in range(0, frames, rows):
             place = some, slice(begin, begin + rows)
             yield place, index_BTS1[place]

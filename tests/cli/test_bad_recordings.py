@@ -1,6 +1,6 @@
 """Every kind of bad input goes through the commands: an error with file and line, or a policy that is told.
 
-The order is that of the list in the plan: files, rates and channels, entries of manifests, texts, batches.
+The order is: files, rates and channels, entries of manifests, texts, batches.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -59,20 +60,40 @@ def test_a_language_model_is_added_to_every_text(seed):
     assert abs(found.score - max(totals.values())) < 1e-5
 
 
+def tdt_text(logits, text, blank, durations):
+    """Probability of a text, by recursion over states; a blank that goes beyond the end ends there."""
+    tokens, skips = logits[..., : blank + 1].softmax(-1).tolist(), logits[..., blank + 1 :].softmax(-1).tolist()
+
+    @functools.cache
+    def paths(t, s):
+        if t >= len(tokens):
+            return float(s == len(text))
+        total = 0.0
+        for skip, probability in zip(durations, skips[t][s]):
+            if skip:
+                total += tokens[t][s][blank] * probability * paths(t + skip, s)
+            if s < len(text) and t + skip < len(tokens):
+                total += tokens[t][s][text[s]] * probability * paths(t + skip, s + 1)
+        return total
+
+    return paths(0, 0)
+
+
 def transducer_texts(decoder, hidden, most, durations):
-    """Log-probability of each text, by the forward recursion over its lattice."""
-    loss_of = nl.speech.TokenAndDuration(durations=durations) if durations else nl.speech.Transducer()
+    """Log-probability of each text, by a recursion over its lattice."""
     found = {}
     for size in range(most + 1):
         for text in itertools.product(range(decoder.blank), repeat=size):
             labels = torch.tensor([text], dtype=torch.long).view(1, -1)
-            loss = loss_of(decoder(hidden[None], labels), torch.tensor([len(hidden)]), labels).loss
-            if loss > 0:  # an impossible text counts for nothing
-                found[text] = -loss.item()
+            logits = decoder(hidden[None], labels)
+            if durations is None:
+                found[text] = -nl.speech.Transducer()(logits, torch.tensor([len(hidden)]), labels).loss.item()
+            elif probability := tdt_text(logits[0], text, decoder.blank, durations):
+                found[text] = math.log(probability)
     return found
 
 
-@pytest.mark.parametrize("durations", [None, (0, 1, 2), (1, 3)])
+@pytest.mark.parametrize("durations", [None, (0, 1, 2), (1, 3), (0, 3), (3,)])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_wide_transducer_beam_finds_the_best_of_all_texts(seed, durations):
     torch.manual_seed(seed)
@@ -87,6 +108,15 @@ def test_a_wide_transducer_beam_finds_the_best_of_all_texts(seed, durations):
     assert len(best) < 5
     assert tuple(found.labels) == best
     assert abs(found.score - texts[best]) < 1e-2  # but for texts with more labels at a frame than are tried
+
+
+@pytest.mark.parametrize("max_symbols", [1, 2])
+def test_a_beam_writes_no_more_labels_at_a_frame_than_it_may(max_symbols):
+    decoder = TransducerDecoder(width=4, vocab_size=2, hidden=6, durations=2).eval()
+    decoder.out.weight.data.zero_()
+    decoder.out.bias.data = torch.tensor([6.0, 2.0, 0.0, 0.0, 0.0])  # labels rather than blanks
+    found = transducer_beam(decoder, torch.randn(6, 4), Beam(), max_symbols=max_symbols, durations=(0, 2))
+    assert max(map(found.first.count, found.first)) == max_symbols
 
 
 def test_an_ngram_model_is_a_distribution_and_learns():

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nemolet as nl
 from nemolet.errors import ShapeError
+from nemolet.speech.losses import CTC
 from nemolet.speech.transducer import TokenAndDuration, Transducer
 
 
@@ -47,7 +48,8 @@ def tdt_by_hand(tokens, skips, durations, labels):
                 total += math.exp(tokens[t, s, labels[s]] + weight) * paths(t + skip, s + 1)
         return total
 
-    return -math.log(paths(0, 0))
+    whole = paths(0, 0)
+    return -math.log(whole) if whole else 0.0
 
 
 def example(batch=3, frames=5, labels=3, columns=5, dtype=torch.double):
@@ -105,9 +107,9 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(loss, logits.requires_grad_(), fast_mode=True)
 
 
-@pytest.mark.parametrize("durations", [[0, 1, 2], [1, 2], [0, 1, 4], [0, 3, 1]])
+@pytest.mark.parametrize("durations", [[0, 1, 2], [1, 2], [0, 1, 4], [0, 3, 1], [0, 2], [2, 3]])
 def test_tdt_is_the_sum_over_all_paths_with_the_gradient_of_finite_differences(durations):
-    logits, lengths, targets = example(columns=5 + len(durations))
+    logits, lengths, targets = example(frames=8, columns=5 + len(durations))
     loss = TokenAndDuration(durations=durations)
     expected = []
     for one, labels in rows(logits, lengths, targets):
@@ -173,6 +175,23 @@ def test_an_utterance_without_any_alignment_adds_nothing(loss):
     assert whole.item() == pytest.approx(rest.item(), abs=1e-12)
     assert grad[1].eq(0).all()
     assert grad[0].ne(0).any()
+
+
+@pytest.mark.parametrize("loss", [Transducer(), TokenAndDuration(durations=[0, 1, 3])], ids=["rnnt", "tdt"])
+def test_utterances_without_frames_add_nothing(loss):
+    logits = torch.zeros(2, 0, 3, 5, requires_grad=True)
+    found = loss(logits, torch.tensor([0, 0]), torch.tensor([[0, 1], [1, -100]]))
+    [grad] = torch.autograd.grad(found.loss, logits)
+    assert (found.loss.item(), found.count.item(), grad.shape) == (0.0, 3, logits.shape)
+
+
+@pytest.mark.parametrize("loss", [CTC(), Transducer(), TokenAndDuration()], ids=["ctc", "rnnt", "tdt"])
+def test_a_logit_that_is_no_number_gives_a_loss_that_is_none(loss):
+    logits, lengths, targets = example(columns=10)
+    logits = logits[:, :, 0] if isinstance(loss, CTC) else logits
+    logits[1, 2, ..., 3] = math.nan
+    assert loss(logits, lengths, targets).loss.isnan()
+    assert loss(logits[::2], lengths[::2], targets[::2]).loss.isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float, torch.bfloat16])
