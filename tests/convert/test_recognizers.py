@@ -181,6 +181,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(TokenizerError, match="not in the model's vocabulary") as caught:
         letters.encode("A a")
     assert "character 2" in str(caught.value) and letters.decode(letters.encode("A A")) == "A A"
+    for letters, text, place in ((["A"], "A A", 1), (["A", "S"], "ßé", 1)):  # as the text has it, not the vocabulary
+        with pytest.raises(TokenizerError, match=f"character {place}:[\\s\\S]*found +{text[place]!r}"):
+            LetterTokenizer(letters, small=True).encode(text)
+    assert LetterTokenizer(["S", "|"], small=True).encode("ß s") == [0, 0, 1, 0]
     with pytest.raises(TokenizerError, match="no alphabet"):
         LetterTokenizer(["a", "a"])
     config = json.loads((folder / "config.json").read_text())
