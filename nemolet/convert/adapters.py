@@ -168,8 +168,7 @@ def _plain(model: NeuralModule) -> NeuralModule:
 def _row_lengths(model: NeuralModule, layer: str) -> Tensor:
     """Lengths of the rows of a weight, adapted or not."""
     module: Any = model.get_submodule(layer)
-    weight: Tensor = getattr(module, "base", module).weight
-    lengths: Tensor = numbers(weight.detach()).float().norm(dim=1)
+    lengths: Tensor = numbers(module.weight.detach()).float().norm(dim=1)
     return lengths
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemolet.convert.folder import SENTENCEPIECE, Folder, as_json, parse, small_file
-from nemolet.errors import ConversionError
+from nemolet.errors import ConversionError, TokenizerError
 from nemolet.tokenizers import (
     CharTokenizer,
     HuggingFaceTokenizer,
@@ -18,6 +18,7 @@ from nemolet.tokenizers import (
 )
 
 VOCABULARY, ADDED, SETTINGS = "vocab.json", "added_tokens.json", "tokenizer_config.json"
+_LETTERS = (VOCABULARY, ADDED, SETTINGS, "special_tokens_map.json")  # what may speak of the letters of a recognizer
 _SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -39,15 +40,20 @@ def read_tokenizer(folder: Folder, *, vocab_size: int) -> Tokenizer | None:
             tokenizer = SentencePieceTokenizer(small_file(file))
         elif any(name.endswith("ForCTC") for name in folder.config.get("architectures") or ()):
             tokenizer = read_letters(folder.carried, path, blank=folder.config.get("pad_token_id") or 0)
-    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+    if tokenizer is not None:
+        _check_size(tokenizer, vocab_size, where=str(path))
+    return tokenizer
+
+
+def _check_size(tokenizer: Tokenizer, vocab_size: int, *, where: str) -> None:
+    if tokenizer.vocab_size > vocab_size:
         raise ConversionError(
             "the tokenizer does not fit the model",
-            where=str(path),
+            where=where,
             expected=f"at most {vocab_size} tokens, as the model has",
             found=f"{tokenizer.vocab_size} tokens",
             fix="take the tokenizer that belongs to these weights",
         )
-    return tokenizer
 
 
 def _markers(folder: Folder, tokenizer: HuggingFaceTokenizer) -> dict[str, str | None]:
@@ -107,12 +113,33 @@ def read_letters(files: Mapping[str, bytes], where: Path, *, blank: int) -> Lett
 
 
 def letter_files(tokenizer: LetterTokenizer | CharTokenizer, blank: int) -> dict[str, bytes]:
-    """Theirs of ours: the letters with the blank between them."""
+    """Theirs of ours: the letters with the blank between them.
+
+    Raises:
+        ConversionError: for letters that would be read back as others.
+    """
     if isinstance(tokenizer, CharTokenizer):
         letters, space, small = ["|" if c == " " else c for c in tokenizer.characters], "|", False
     else:
         letters, space, small = list(tokenizer.letters), tokenizer.space, tokenizer.small
-    if len(set(letters)) < len(letters) or "<pad>" in letters or len(letters) < tokenizer.vocab_size:
+    if not 0 <= blank <= len(letters):
+        raise ConversionError(
+            "the blank has no place among these letters",
+            where="config.json: pad_token_id",
+            expected=f"0 to {len(letters)}",
+            found=blank,
+            fix="take a tokenizer with as many letters as the model has labels beside the blank",
+        )
+    # Which of the special letters is which is known by their usual names only; any other name takes a free place.
+    others = iter(
+        sorted(tokenizer.special_tokens.keys() - _SPECIAL.values(), key=lambda name: "unk" not in name.lower())
+    )
+    kept = {"<pad>", *tokenizer.special_tokens}
+    settings = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": space, "do_lower_case": small}
+    settings |= {key: usual if usual in kept else next(others, usual) for key, usual in _SPECIAL.items()}
+    vocabulary = {letter: index for index, letter in enumerate([*letters[:blank], "<pad>", *letters[blank:]])}
+    files = {VOCABULARY: as_json(vocabulary), SETTINGS: as_json(settings)}
+    if not _say(files, tokenizer, blank):
         raise ConversionError(
             "these letters have no counterpart in Hugging Face",
             where="tokenizer",
@@ -120,13 +147,18 @@ def letter_files(tokenizer: LetterTokenizer | CharTokenizer, blank: int) -> dict
             found=repr(letters)[:200],
             fix="leave the tokenizer out (tokenizer=null), and keep the .nemolet file for it",
         )
-    letters.insert(blank, "<pad>")
-    settings = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": space, "do_lower_case": small}
-    contents: dict[str, dict[str, Any]] = {
-        VOCABULARY: {letter: index for index, letter in enumerate(letters)},
-        SETTINGS: {**settings, **_SPECIAL},
-    }
-    return {name: as_json(content) for name, content in contents.items()}
+    return files
+
+
+def _say(files: Mapping[str, bytes], tokenizer: LetterTokenizer | CharTokenizer, blank: int) -> bool:
+    """Whether files of theirs are read as this tokenizer."""
+    try:
+        found = read_letters(files, Path("tokenizer"), blank=blank)
+    except (ConversionError, TokenizerError):
+        return False
+    if found is None or isinstance(tokenizer, LetterTokenizer):
+        return found is not None and found.fingerprint == tokenizer.fingerprint
+    return found.table == tokenizer.table and not found.special
 
 
 def _text(token: Any) -> Any:
@@ -147,16 +179,34 @@ def marker_ids(tokenizer: Tokenizer | None, theirs: Mapping[str, Any]) -> dict[s
     return {key: value for key, value in ids.items() if key not in theirs}
 
 
-def tokenizer_files(tokenizer: Tokenizer | None, extra: Mapping[str, bytes], *, blank: int) -> dict[str, bytes]:
-    """The files of a tokenizer, beside those that came with it.
+def tokenizer_files(
+    tokenizer: Tokenizer | None, extra: Mapping[str, bytes], *, blank: int, vocab_size: int
+) -> dict[str, bytes]:
+    """The small files that came with a model, and those of its tokenizer in the place of what speaks of another.
+
+    Args:
+        tokenizer: of the model; None for none.
+        extra: the files that came with it.
+        blank: id of the blank, of a recognizer.
+        vocab_size: tokens of the model.
 
     Raises:
         ConversionError: for one that theirs cannot be.
     """
+    if isinstance(tokenizer, LetterTokenizer | CharTokenizer):
+        files = dict(extra)
+        if not _say(extra, tokenizer, blank):
+            kept = {name: content for name, content in extra.items() if name not in _LETTERS}
+            files = {**kept, **letter_files(tokenizer, blank)}
+        _check_size(tokenizer, vocab_size, where="tokenizer")
+        return files
+    return {**extra, **_own_files(tokenizer, extra)}
+
+
+def _own_files(tokenizer: Tokenizer | None, extra: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a tokenizer of many tokens, beside those that came with it."""
     if tokenizer is None:
         return {}
-    if isinstance(tokenizer, LetterTokenizer | CharTokenizer):
-        return {} if VOCABULARY in extra else letter_files(tokenizer, blank)
     if isinstance(tokenizer, HuggingFaceTokenizer):
         files = tokenizer.files()
         if SETTINGS not in extra:

@@ -90,9 +90,10 @@ def write_folder(
     with torch.device("meta"):
         shape: NeuralModule = build(config, where="model")
     blank = theirs.get("pad_token_id") or 0
-    entries = expand(chosen.rules, shape, vocab=vocabulary(config), blank=blank)
+    vocab = vocabulary(config)
+    entries = expand(chosen.rules, shape, vocab=vocab, blank=blank)
     specs = _specs(entries, shape, dtypes)
-    files = {**extra, **tokenizer_files(tokenizer, extra, blank=blank)}
+    files = tokenizer_files(tokenizer, extra, blank=blank, vocab_size=vocab)
     if theirs is not original:
         theirs = {**theirs, **marker_ids(tokenizer, theirs), "torch_dtype": _dtype_name(specs)}
         extractor = theirs.pop(EXTRACTOR, None)

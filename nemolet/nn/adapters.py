@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nemolet.errors import ConfigError
 from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
-from nemolet.nn.quantized import nf4, numbers
+from nemolet.nn.quantized import check_nf4, nf4, numbers
 from nemolet.rules import Checked
 from nemolet.types import HiddenRestI, HiddenRestO, format_dims
 
@@ -185,6 +185,8 @@ def adapt(model: nn.Module, adapter: Adapter) -> list[str]:
 
     Raises:
         ConfigError: for a target that no linear layer has, or a model that is adapted already.
+        ShapeError: for a layer that cannot be held in four bits, where that is asked for; the model stays as it was.
+        MissingPackageError: without torchao, likewise.
 
     Example:
         >>> import nemolet as nl
@@ -207,8 +209,10 @@ def adapt(model: nn.Module, adapter: Adapter) -> list[str]:
             expected="the end of one of " + ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", n) for n in layers)),
             found=", ".join(unused),
         )
-    model.requires_grad_(False)
     chosen = [name for name in layers if any(_matches(target, name) for target in adapter.targets)]
+    for name in chosen if adapter.quantize else ():
+        check_nf4(layers[name].weight, where=name)
+    model.requires_grad_(False)
     for name in chosen:
         layer = AdaptedLinear(
             layers[name], rank=adapter.rank, scale=adapter.scale, dropout=adapter.dropout, dora=adapter.dora

@@ -24,8 +24,17 @@ def nf4(weight: Tensor, *, where: str = "weight") -> Tensor:
         ShapeError: for another matrix.
         MissingPackageError: without torchao.
     """
+    check_nf4(weight, where=where)
+    from torchao.quantization import to_nf4
+
+    quantized: Tensor = to_nf4(weight, BLOCK, math.gcd(weight.numel() // BLOCK, BLOCKS))
+    return quantized
+
+
+def check_nf4(weight: Tensor, *, where: str) -> None:
+    """Raise what :func:`nf4` would, without its work."""
     with needs("torchao", extra="quantize"):
-        from torchao.quantization import to_nf4
+        from torchao.quantization import to_nf4  # noqa: F401
 
     if weight.numel() % BLOCK:
         raise ShapeError(
@@ -35,8 +44,6 @@ def nf4(weight: Tensor, *, where: str = "weight") -> Tensor:
             found=f"{tuple(weight.shape)}, {weight.numel()} numbers",
             fix="leave the layer out of adapter.targets, or set adapter.quantize=null",
         )
-    quantized: Tensor = to_nf4(weight, BLOCK, math.gcd(weight.numel() // BLOCK, BLOCKS))
-    return quantized
 
 
 def numbers(weight: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class Times:
         """The segments of a window, and the frame from which the next window is read; None for where this one ends.
 
         Two times in a row end a segment and begin the next. What follows the last such pair is not finished, and is
-        read again in the next window; one time at the end says that nothing follows.
+        read again in the next window; one time at the end says that nothing follows. Nothing ends after the
+        recording, and what would begin there was not said.
 
         Args:
             tokens: that were written.
@@ -87,10 +88,12 @@ class Times:
         if not cuts:
             later = [token - self.first for token in tokens if token > self.first]
             said = [token for token in tokens if token < self.first]
-            return [Segment(0, later[-1] if later else frames, said, 0)], None
-        found, begin = [], 0
-        for cut in [*cuts, len(tokens)] if single else cuts:
-            said = [token for token in tokens[begin:cut] if token < self.first]
-            found.append(Segment(tokens[begin] - self.first, tokens[cut - 1] - self.first, said, begin))
-            begin = cut
-        return found, None if single else found[-1].end
+            found, stop = [Segment(0, later[-1] if later else frames, said, 0)], None
+        else:
+            found, begin = [], 0
+            for cut in [*cuts, len(tokens)] if single else cuts:
+                said = [token for token in tokens[begin:cut] if token < self.first]
+                found.append(Segment(tokens[begin] - self.first, tokens[cut - 1] - self.first, said, begin))
+                begin = cut
+            stop = None if single or found[-1].end >= frames else found[-1].end
+        return [each._replace(end=min(each.end, frames)) for each in found if each.start < frames], stop

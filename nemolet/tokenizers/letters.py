@@ -55,14 +55,18 @@ class LetterTokenizer(TableTokenizer):
         return cls(json.loads(files["letters.json"]), **settings)
 
     def _encode(self, text: str) -> list[int]:
-        written = (text.upper() if self.small else text).replace(" ", self.space)
-        missing = next((letter for letter in written if letter not in self.ids), None)
+        written = [self._spelled(character) for character in text]
+        missing = next((place for place, letters in enumerate(written) if not self.ids.keys() >= set(letters)), None)
         if missing is not None:
             raise TokenizerError(
                 "this letter is not in the model's vocabulary",
-                where=f"character {written.index(missing)}",
+                where=f"character {missing}",
                 expected=" ".join(letter for letter in self.letters if letter not in self.special_tokens),
-                found=repr(missing),
+                found=repr(text[missing]),
                 fix="spell texts as the vocabulary does (mind capitals), or choose task=recognize and tokenizer=char",
             )
-        return [self.ids[letter] for letter in written]
+        return [self.ids[letter] for letters in written for letter in letters]
+
+    def _spelled(self, character: str) -> str:
+        """The letters of one character of a text: several where its capital is, such as that of ß."""
+        return self.space if character == " " else character.upper() if self.small else character

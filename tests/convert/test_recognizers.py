@@ -120,6 +120,37 @@ def test_what_was_made_here_is_heard_there(tmp_path):
     assert transcribe(again.model, again.tokenizer, [torch.from_numpy(audio)])[0].text == found.text
 
 
+@pytest.mark.parametrize(
+    ("letters", "pad"), [("xyz uvwt", 5), ("xyz u", 5), ("xyz", 0)], ids=["as-many", "fewer", "without-place-for-it"]
+)
+def test_another_vocabulary_takes_the_place_of_theirs(tmp_path, letters, pad):
+    """With the files of the old one: neither its letters nor its blank stay where they are not those of the new."""
+    folder, _, _ = saved(tmp_path)
+    archive, tokenizer = nl.load(folder), CharTokenizer(list(letters))
+    extra = {**archive.extra, "added_tokens.json": b'{"q": 9}', "special_tokens_map.json": b'{"pad_token": "[PAD]"}'}
+    config = {**archive.model.config(), "vocab_size": len(letters)}
+    torch.manual_seed(1)
+    model = shaken(nl.config.build(config, where="model")).eval()
+    out = write(tmp_path / "out", model=model, tokenizer=tokenizer, extra=extra)
+    assert json.loads((out / "config.json").read_text())["pad_token_id"] == pad
+    again = nl.load(out)
+    assert again.tokenizer.letters == [letter.replace(" ", "|") for letter in letters]
+    audio = torch.from_numpy(recordings()[0])
+    [expected], [found] = transcribe(model, tokenizer, [audio]), transcribe(again.model, again.tokenizer, [audio])
+    assert found.text == expected.text and found.text
+    theirs = transformers.Wav2Vec2CTCTokenizer.from_pretrained(out)
+    assert theirs.pad_token_id == pad and theirs.decode(range(pad + 1, 1 + len(letters))) == letters[pad:].strip()
+
+
+def test_special_letters_keep_their_names(tmp_path):
+    folder, _, _ = saved(tmp_path)
+    tokenizer = LetterTokenizer(["[BOS]", "a", "[UNK]", "b", "|"], special=["[BOS]", "[UNK]"])
+    out = write(tmp_path / "out", model=nl.load(folder).model, tokenizer=tokenizer)
+    again = nl.load(out).tokenizer
+    assert again.fingerprint == tokenizer.fingerprint
+    assert json.loads((out / "tokenizer_config.json").read_text())["unk_token"] == "[UNK]"
+
+
 def test_a_folder_is_finetuned_transcribes_and_goes_back(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder, _, _ = saved(tmp_path)
@@ -150,6 +181,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(TokenizerError, match="not in the model's vocabulary") as caught:
         letters.encode("A a")
     assert "character 2" in str(caught.value) and letters.decode(letters.encode("A A")) == "A A"
+    for letters, text, place in ((["A"], "A A", 1), (["A", "S"], "ßé", 1)):  # as the text has it, not the vocabulary
+        with pytest.raises(TokenizerError, match=f"character {place}:[\\s\\S]*found +{text[place]!r}"):
+            LetterTokenizer(letters, small=True).encode(text)
+    assert LetterTokenizer(["S", "|"], small=True).encode("ß s") == [0, 0, 1, 0]
     with pytest.raises(TokenizerError, match="no alphabet"):
         LetterTokenizer(["a", "a"])
     config = json.loads((folder / "config.json").read_text())
@@ -160,3 +195,11 @@ def test_what_does_not_fit_is_named(tmp_path):
     model = nl.convert.read(saved(tmp_path / "b")[0]).model if (tmp_path / "b").mkdir() is None else None
     with pytest.raises(ConversionError, match="no counterpart"):
         write(tmp_path / "c", model=model, tokenizer=CharTokenizer(list("ab|c d"), byte_fallback=True))
+    with pytest.raises(ConversionError, match="no counterpart"):  # the | would come back as a space
+        write(tmp_path / "c", model=model, tokenizer=CharTokenizer(list("ab|")))
+    extra = read(tmp_path / "b" / "folder").extra
+    with pytest.raises(ConversionError, match=r"pad_token_id: the blank has no place[\s\S]*0 to 3"):
+        write(tmp_path / "c", model=model, tokenizer=CharTokenizer(list("abc")), extra=extra)
+    with pytest.raises(ConversionError, match="does not fit the model"):
+        write(tmp_path / "c", model=model, tokenizer=CharTokenizer(list("abcdefghi")), extra=extra)
+    assert not (tmp_path / "c").exists()

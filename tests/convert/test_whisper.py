@@ -152,6 +152,16 @@ def test_times_stand_where_theirs_may(latest):
         assert torch.equal(logits, expected)
 
 
+def test_no_segment_ends_after_the_recording():
+    times = Times(first=10, plain=9, end=8)
+    for tokens in ([10, 1, 25], [10, 1, 25, 25, 2, 27], [10, 1, 25, 25, 2], [10, 1, 12, 13, 2, 14], [1]):
+        found, stop = times.segments(tokens, 3)
+        end = 2 if tokens[2:3] == [12] else 3
+        assert found == [(0, end, [1], 0)] and stop is None, tokens
+    assert times.segments([10, 1, 12, 12, 2, 15, 15, 3], 3) == ([(0, 2, [1], 0), (2, 3, [2], 3)], None)
+    assert times.segments([10, 1, 12, 12, 2], 3) == ([(0, 2, [1], 0)], 2)
+
+
 @pytest.mark.parametrize("language", ["de", None])
 @torch.no_grad()
 def test_segments_of_long_audio_are_those_of_generate(timed, language):

@@ -112,9 +112,12 @@ def test_an_addition_still_belongs_to_the_model_it_was_trained_on(tmp_path):
 
 
 def test_what_is_missing_is_named(monkeypatch):
-    odd = torch.nn.Sequential(Linear("D", "D", 6, 6))
-    with pytest.raises(ShapeError, match="multiple of 64"):
+    odd = torch.nn.Sequential(Linear("D", "D", 8, 8), Linear("D", "D", 6, 6))
+    with pytest.raises(ShapeError, match=r"^1: [\s\S]*multiple of 64"):
         adapt(odd, Adapter(rank=2, quantize="nf4"))
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(MissingPackageError, match=r"nemolet\[quantize\]"):
         nf4(torch.zeros(64, 64))
+    with pytest.raises(MissingPackageError, match=r"nemolet\[quantize\]"):
+        adapt(odd, Adapter(rank=2, targets=("0",), quantize="nf4"))
+    assert not list(adapted_layers(odd)) and all(p.requires_grad for p in odd.parameters())

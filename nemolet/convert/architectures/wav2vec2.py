@@ -87,7 +87,8 @@ class Listening(Part):
         )
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
-        theirs.setdefault("pad_token_id", 0)
+        if theirs.get("pad_token_id") not in range(get(ours, "vocab_size") + 1):  # of another vocabulary, or of none
+            theirs["pad_token_id"] = 0
         theirs[EXTRACTOR] = {
             "feature_extractor_type": "Wav2Vec2FeatureExtractor",
             "feature_size": 1,
