@@ -72,7 +72,10 @@ class Settings:
     imports: list[str] | None = None
 
     CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("schedule.warmup_steps < trainer.max_steps", "the warm-up has to end before the last step"),
+        (
+            "schedule.warmup_steps < trainer.max_steps",
+            "the warm-up has to end before the last step; set schedule.warmup_steps",
+        ),
         ("seed >= 0 and seed < 4294967296", "seed is at least 0 and below 2 ** 32"),
         ("layer_decay > 0 and layer_decay <= 1", "layer_decay is above 0 and at most 1"),
         ("layer_decay == 1 or optim.name == 'adamw'", "layers have rates of their own with optim=adamw only"),
@@ -199,6 +202,13 @@ def _model(settings: Settings, base: Any, sizes: Any) -> Any:
 def _with_head(config: ModuleConfig, base: Any, sizes: Any) -> Any:
     named = {name.rpartition(".")[2]: module for name, module in reversed(list(base.named_modules())) if name}
     parts = {"base": base, **{name: named[name] for name in ("encoder", "front_end") if name in named}}
+    if "encoder" not in parts and config.get("encoder") == {"_ref_": "encoder"}:
+        raise ConfigError(
+            "the archive has no encoder to put this head on",
+            where="task",
+            expected="an archive with an encoder, such as BERT's or that of a recognizer",
+            found=type(base).__name__,
+        )
     return build(with_sizes(config, sizes), parts=parts, where="model").train()
 
 

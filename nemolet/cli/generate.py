@@ -92,13 +92,35 @@ def run(settings: Settings) -> None:
 
 
 def opened(path: str, device: str) -> tuple[Any, Any]:
-    """The model and the tokenizer of an archive."""
+    """The language model and the tokenizer of an archive."""
     from nemolet.archive import load
 
     archive = load(path, device=device)
+    if not _continues_texts(archive.model):
+        raise ConfigError(
+            "the archive does not hold a language model",
+            where=path,
+            expected="a model that continues texts, such as nemolet.language.CausalLM",
+            found=type(archive.model).__name__,
+            fix="use nemolet transcribe for recognizers, nemolet predict for models of a task",
+        )
     if archive.tokenizer is None:
-        raise ConfigError("the archive has no tokenizer", where=path, fix="save it with nl.save(..., tokenizer=...)")
+        raise ConfigError(
+            "the archive has no tokenizer",
+            where=path,
+            fix="save it with nl.save(..., tokenizer=...); put tokenizer.json into a Hugging Face folder",
+        )
     return archive.model, archive.tokenizer
+
+
+def _continues_texts(model: Any) -> bool:
+    """Whether tokens are all that a model needs, and it scores the next one at each place."""
+    from nemolet.types import Logits, NeuralType
+
+    needed = [name for name, port in model.input_ports.items() if not port.optional]
+    outputs = [port.type for port in model.output_ports.values() if isinstance(port.type, NeuralType)]
+    scores = [[axis.letter for axis in kind.axes] for kind in outputs if isinstance(kind.element, Logits)]
+    return needed == ["tokens"] and ["B", "T", "V"] in scores
 
 
 def sampling(settings: Any) -> Any:

@@ -68,7 +68,10 @@ class Settings:
     CONFIG_RULES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("data.sequence_length <= model.context", "sequences may not be longer than the model's context"),
         ("data.context <= model.context", "texts may not be longer than the model's context"),
-        ("schedule.warmup_steps < trainer.max_steps", "the warm-up has to end before the last step"),
+        (
+            "schedule.warmup_steps < trainer.max_steps",
+            "the warm-up has to end before the last step; set schedule.warmup_steps",
+        ),
         ("seed >= 0 and seed < 4294967296", "seed is at least 0 and below 2 ** 32"),
         ("len(name) > 0", "the name is empty; it names the folder of the experiment"),
         ("len(folder) > 0", "the folder is empty; null for runs/<name>"),

@@ -83,7 +83,16 @@ def run(settings: Settings) -> int:
     windows = Windows(settings.window, settings.margin)
     search = _search(settings, model, tokenizer)
     waiting: list[tuple[Path, Any]] = []
-    for path in [*files(settings.audio), None]:
+    recordings = files(settings.audio)
+    if settings.format in ("srt", "vtt") and settings.out is None and len(recordings) > 1:
+        raise ConfigError(
+            "the subtitles of several recordings are several files",
+            where="out",
+            expected="a folder",
+            found=f"{len(recordings)} recordings",
+            fix="set out=..., or name one recording",
+        )
+    for path in [*recordings, None]:
         if path is not None:
             try:
                 waiting.append((path, _samples(path, model.sample_rate)))

@@ -183,6 +183,10 @@ def _composition_problem(name: str, error: Exception) -> Problem:
     if isinstance(error, RecursionError):
         return Problem(f"conf/{name}.yaml", "a value refers to itself")
     text = " ".join(str(error).split())
+    elsewhere = re.match(r"In '([^'/]*)/([^']*)': Could not override '([^']*)'", text)
+    if elsewhere:
+        group, option, missing = elsewhere.groups()
+        return Problem(group, f"{option} is not for `nemolet {name}`, which has no {missing}=...", fix="see its file")
     unknown = re.match(r"Could not (?:override|delete).*?'([^']*)'", text)
     if unknown:
         return Problem(unknown[1], f"`nemolet {name}` has no such group or setting", fix=f"see `nemolet {name} --help`")

@@ -180,20 +180,20 @@ def marker_ids(tokenizer: Tokenizer | None, theirs: Mapping[str, Any]) -> dict[s
 
 
 def tokenizer_files(
-    tokenizer: Tokenizer | None, extra: Mapping[str, bytes], *, blank: int, vocab_size: int
+    tokenizer: Tokenizer | None, extra: Mapping[str, bytes], *, blank: int | None, vocab_size: int
 ) -> dict[str, bytes]:
     """The small files that came with a model, and those of its tokenizer in the place of what speaks of another.
 
     Args:
         tokenizer: of the model; None for none.
         extra: the files that came with it.
-        blank: id of the blank, of a recognizer.
+        blank: id of the blank, of a recognizer; None for a model whose tokenizer is not of letters.
         vocab_size: tokens of the model.
 
     Raises:
         ConversionError: for one that theirs cannot be.
     """
-    if isinstance(tokenizer, LetterTokenizer | CharTokenizer):
+    if blank is not None and isinstance(tokenizer, LetterTokenizer | CharTokenizer):
         files = dict(extra)
         if not _say(extra, tokenizer, blank):
             kept = {name: content for name, content in extra.items() if name not in _LETTERS}

@@ -93,7 +93,8 @@ def write_folder(
     vocab = vocabulary(config)
     entries = expand(chosen.rules, shape, vocab=vocab, blank=blank)
     specs = _specs(entries, shape, dtypes)
-    files = tokenizer_files(tokenizer, extra, blank=blank, vocab_size=vocab)
+    letters = any(name.endswith("ForCTC") for name in theirs.get("architectures") or ())
+    files = tokenizer_files(tokenizer, extra, blank=blank if letters else None, vocab_size=vocab)
     if theirs is not original:
         theirs = {**theirs, **marker_ids(tokenizer, theirs), "torch_dtype": _dtype_name(specs)}
         extractor = theirs.pop(EXTRACTOR, None)

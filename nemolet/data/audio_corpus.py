@@ -230,7 +230,11 @@ class AudioCorpus(Checked):
         if isinstance(tokenizer, Tokenizer):
             return tokenizer
         if tokenizer is None:
-            raise DataError("texts need a tokenizer", where="tokenizer", fix="choose tokenizer=char")
+            raise DataError(
+                "texts need a tokenizer",
+                where="tokenizer",
+                fix="choose tokenizer=char, or data.target=label for classes",
+            )
         between = () if self.join is None else (" ",)  # joined texts have a space between them
         return tokenizer.make_of_texts((*(u.utterance.text or "" for u in usable), *between))
 

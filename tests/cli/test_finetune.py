@@ -37,7 +37,8 @@ def base(tmp_path):
 
 @pytest.fixture
 def chats(tmp_path):
-    rows = [{"prompt": "ab"[i % 2], "response": "xy"[i % 2], "chosen": "x", "rejected": "y"} for i in range(24)]
+    answers = {"chosen": "x", "rejected": "y", "text": "c", "label": "z"}
+    rows = [{"prompt": "ab"[i % 2], "response": "xy"[i % 2], **answers} for i in range(24)]
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -209,3 +210,6 @@ def test_what_does_not_fit_is_refused(base, chats, capsys):
     assert "no parameter has this name" in capsys.readouterr().err
     assert main([*command, "+adapter.rnak=3"]) == 2
     assert "did you mean adapter.rank" in capsys.readouterr().err
+    labelled = ["data=labelled", f"data.path={chats}", "task=classify"]
+    assert main(["finetune", f"archive={base}", *SHORT, *labelled]) == 2
+    assert "no encoder to put this head on" in capsys.readouterr().err

@@ -64,6 +64,10 @@ MISTAKES = {
     "option of an optimizer": (["train", "optim=adam"], ["optim", "did you mean optim=adamw?"]),
     "option far from any": (["train", "schedule=zzzz"], ["schedule", "one of constant, cosine"]),
     "experiment": (["train", "experiment=dmeo"], ["experiment", "did you mean experiment=demo?"]),
+    "experiment of another verb": (
+        ["train", "experiment=digit_strings_transducer"],
+        ["experiment", "digit_strings_transducer is not for `nemolet train`"],
+    ),
     "group": (["train", "optimizer=adamw"], ["optimizer", "no such setting"]),
     "group of another verb": (["generate", "archive=a", "model=gpt_tiny"], ["model", "nemolet generate"]),
     "group to list": (["list", "group=modl"], ["group", "did you mean 'model'?"]),

@@ -167,6 +167,12 @@ def test_what_is_not_there_is_said(place, capsys):
     assert "no recording is named so" in err
 
 
+def test_subtitles_of_several_recordings_need_a_folder(place, capsys):
+    status, out, err = run(capsys, f"archive={place}/model.nemolet", f"audio={place}", "format=srt")
+    assert (status, out) == (2, "")
+    assert "several files" in err and "set out=" in err
+
+
 def test_another_model_is_refused(tmp_path, capsys, place):
     model = nl.language.CausalLM(vocab_size=5, layers=1, width=8, heads=2)
     nl.save(tmp_path / "text.nemolet", model=model, tokenizer=CharTokenizer(list(" abcd")))

@@ -434,6 +434,15 @@ def test_an_archive_without_a_tokenizer(capsys, tmp_path, poem):
         assert "no tokenizer" in fail(capsys, 2, verb, "archive=bare.nemolet")
 
 
+def test_what_is_no_language_model_does_not_continue_texts(capsys, tmp_path):
+    stack = nl.nn.Encoder(layers=1, width=8, heads=2)
+    encoder = nl.language.TextEncoder(vocab_size=257, stack=stack)
+    model = nl.language.TextClassifier(encoder=encoder, labels=["a", "b"])
+    nl.save("classes.nemolet", model=model, tokenizer=nl.tokenizers.ByteTokenizer())
+    for verb in ("generate", "chat"):
+        assert "nemolet predict" in fail(capsys, 2, verb, "archive=classes.nemolet")
+
+
 def test_a_folder_that_cannot_be_made(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "file" in fail(capsys, 1, "graph", "model=gpt_tiny", "out=file/graph.svg")
