@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 from nemolet.archive import NAME as ARCHIVE
 from nemolet.archive import described, save
@@ -98,21 +98,13 @@ def fit(
         TrainingError: for a folder of another run or one that another process trains in, or numbers that are none.
         ConfigError: for a model whose class is not registered, so that no archive could be loaded.
     """
-    training, optim, schedule = training or Training(), optim or Optim(), schedule or Schedule()
-    home = RunFolder(folder)
-    identity = {
-        **_identity(model, loss, data, metrics),
-        "seed": seed,
-        "optim": asdict(optim),
-        "schedule": asdict(schedule),
-        "trainer": training.fixed(),
-    }
-    check_data = getattr(model, "check_data", None)  # a task model may know what it cannot learn from
-    if check_data is not None:
+    home, training, optim = RunFolder(folder), training or Training(), optim or Optim()
+    schedule = schedule or Schedule()
+    identity = _identity(model, loss, data, metrics)
+    identity |= {"optim": asdict(optim), "schedule": asdict(schedule), "seed": seed, "trainer": training.fixed()}
+    if check_data := getattr(model, "check_data", None):  # a task model may know what it cannot learn from
         check_data(data)
-    _quiet()
-    if not _on_gpu(training):
-        keep_freed_memory()
+    _prepare_process(training)
     rank_zero = getattr(rank_zero_only, "rank", 0) == 0
     with ExitStack() as stack:
         if rank_zero:
@@ -128,8 +120,8 @@ def fit(
         measured = training_graph(model, loss, metrics, data.fields) if metrics else None
         stack.enter_context(_arithmetic(graph, training))
         lightning = _lightning(graph, measured, optim, schedule, training)
-        names, steps = tuple(metrics or ()), goal or training.max_steps
-        run = _Run(home, model, data, training, names, goal=steps, finish=finish, extra=extra)
+        goal = goal or training.max_steps
+        run = _Run(home, model, data, training, tuple(metrics or ()), goal=goal, finish=finish, extra=extra)
         places = placement(training, parallel, home.path, on_gpu=_on_gpu(training), deferred=deferred)
         if deferred is not None and not isinstance(places["strategy"], MeshStrategy):
             deferred.fill(graph)
@@ -232,7 +224,7 @@ def _arithmetic(graph: NeuralModule, training: Training) -> Iterator[None]:
         yield
         return
     with in_float8(graph) as staying:
-        rank_zero_info(f"linear layers that multiply in bf16: {', '.join(staying) or 'none'}")
+        rank_zero_only(print)(f"linear layers that multiply in bf16: {', '.join(staying) or 'none'}")
         yield
 
 
@@ -390,8 +382,10 @@ def _recorder(
     )
 
 
-def _quiet() -> None:
-    """Keep advice meant for other loops off the screen."""
+def _prepare_process(training: Training) -> None:
+    """Keep memory of the host that steps need again, and warnings quiet that say nothing here."""
+    if not _on_gpu(training):
+        keep_freed_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     for text in (
         ".*does not have many workers.*",

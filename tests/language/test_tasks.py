@@ -102,7 +102,8 @@ def test_a_model_fits_the_loss_and_the_measures_it_names(name):
     from nemolet.training import training_graph
 
     model = models()[name]
-    graph = training_graph(model, model.objective(), model.measures(), fields=("mask",))
+    fields = ("tokens", "mask", *model.objective().input_ports)
+    graph = training_graph(model, model.objective(), model.measures(), fields=fields)
     assert {"loss", "count"} <= set(graph.output_ports)
     assert {f"{m}_part" for m in model.measures()} <= set(graph.output_ports)
     assert "mask" in graph.input_ports
