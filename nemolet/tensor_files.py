@@ -208,7 +208,7 @@ class PickledFile:
         try:
             self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             self.specs = {name: Spec(t.dtype, tuple(t.shape)) for name, t in self._tensors.items()}
-        except Exception as error:
+        except Exception as error:  # a broken pickle raises anything; kept as the cause
             raise ConversionError(
                 "these pickled weights cannot be read", where=str(path), found=str(error)[:200]
             ) from error

@@ -13,6 +13,7 @@ from nemolet.cli import SUPPLIED, VERBS, home, main
 from nemolet.cli.train import with_sizes
 from nemolet.config import build, compose, config_folder, schema_of, validated
 from nemolet.config.registry import construct
+from tests.golden.test_golden import ON_ARCHIVES
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
@@ -20,7 +21,6 @@ GROUPS = {
     if folder.is_dir() and not folder.name.startswith("_")
 }
 FINETUNE = {"adapter", "task"}  # groups of nemolet finetune alone
-ON_ARCHIVES = {"digit_strings_transducer", "instruct"}  # experiments of nemolet finetune
 GROUPS["experiment"] = [name for name in GROUPS["experiment"] if name not in ON_ARCHIVES]
 CHOICES = [(group, option) for group, options in GROUPS.items() for option in options if group not in FINETUNE]
 # What an option needs beside itself.

@@ -208,7 +208,7 @@ def import_user_modules(names: Any) -> None:
             sys.path.insert(0, "")
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except Exception as error:  # a module of the user raises anything; kept as the cause
             raise ConfigError(
                 "this module cannot be imported",
                 where="imports",

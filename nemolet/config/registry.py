@@ -161,7 +161,7 @@ def _build(config: Any, parts: dict[str, Any], where: str) -> Any:
         return make(**values)
     except NemoletError:
         raise
-    except Exception as error:
+    except Exception as error:  # a class of anybody raises anything; told with its place, and as the cause
         raise ConfigError(
             f"{make.__name__} cannot be built so",
             where=where or config["_target_"],

@@ -74,7 +74,7 @@ def located(name: str | Path) -> Path:
     wanted = ["*.safetensors", "*.safetensors.index.json", "tokenizer.json", *SENTENCEPIECE, *CARRIED]
     try:
         return Path(snapshot_download(match[1], revision=match[2], allow_patterns=wanted))
-    except Exception as error:
+    except Exception as error:  # of the network or the Hub; kept as the cause
         raise ConversionError(
             "the Hub did not give this model",
             where=str(name),

@@ -235,14 +235,8 @@ def fingerprint(model: nn.Module) -> str:
     """Sixteen digits that tell base models apart: names, shapes and the first numbers of the weights."""
     digest = hashlib.sha256()
     for name, (tensor, known_by) in sorted(_base_tensors(model).items()):
-        head = (
-            (tensor.detach().flatten()[:64] if known_by is None else known_by)
-            .float()
-            .cpu()
-            .contiguous()
-            .numpy()
-            .tobytes()
-        )
+        first = tensor.detach().flatten()[:64] if known_by is None else known_by
+        head = first.float().cpu().contiguous().numpy().tobytes()
         digest.update(f"{name} {tuple(tensor.shape)} ".encode() + head)
     return digest.hexdigest()[:16]
 

@@ -35,7 +35,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
         try:
             self.inner = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:
+        except Exception as error:  # of Rust, which raises plain Exception; kept as the cause
             raise TokenizerError(
                 "this is no tokenizer.json",
                 where="HuggingFaceTokenizer",

@@ -93,7 +93,7 @@ def load_file(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> d
     """
     try:
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)  # type: ignore[no-any-return]
-    except Exception as error:
+    except Exception as error:  # a broken file raises anything; kept as the cause
         raise TrainingError(
             "the checkpoint cannot be read",
             where=str(path),
