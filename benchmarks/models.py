@@ -1,21 +1,25 @@
-"""Forward and training speed of architectures side by side: nemolet, transformers, and the matrix products alone.
+"""Speed of architectures side by side: nemolet, transformers, and the matrix products alone.
 
-Both contenders live in one process with one thread and take turns, so that a busy machine slows them alike. Figures
-are medians of tokens per CPU-second. "gemm" runs nothing but the matrix products of the linear layers and the head,
-which no implementation in the same precision can beat: what is left below it is everything else.
+Forward passes are those of inference, with weights laid out for the CPU (``packed``). Training is a whole step.
+Decoding writes 64 tokens after 16, greedily. Both contenders live in one process with one thread and take turns, so
+that a busy machine slows them alike. Figures are medians of tokens per CPU-second, ratios those of the turns.
+"products" runs nothing but the matrix products of the linear layers and the head, as torch does them by itself;
+"bound" is how much faster than transformers an implementation would be that did nothing else.
 
-    python benchmarks/models.py                                   # everything (about half an hour)
-    python benchmarks/models.py --models llama --lengths 64 --precisions float32 --compile off --turns 3
+    python benchmarks/models.py                                   # everything (about an hour)
+    python benchmarks/models.py --models llama --sizes 8x64 --precisions float32 --compile off --turns 3
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,61 +27,67 @@ import torch
 import torch.nn.functional as F
 
 import nemolet as nl
+from nemolet.language.decoding import Decoding
+from nemolet.nn import packed
 
 Step = Callable[[], object]
-TOKENS = 512  # in one step: long sequences come alone, short ones in a batch
 LLAMA = {"layers": 12, "width": 512, "heads": 8, "ffn_width": 1408, "tied": False}  # 50 million parameters
 BERT = {"layers": 12, "width": 768, "heads": 12}
 VOCAB = {"llama": 32000, "bert": 30522}
+CONTEXT = 512
+PROMPT, NEW = 16, 64  # tokens, of decoding
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(VOCAB), choices=list(VOCAB))
-    parser.add_argument("--lengths", nargs="+", type=int, default=[64, 512])
+    parser.add_argument("--sizes", nargs="+", default=["1x64", "8x64", "1x512"], help="texts x tokens")
     parser.add_argument("--precisions", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
     parser.add_argument("--compile", nargs="+", default=["off", "on"], choices=["off", "on"])
-    parser.add_argument("--work", nargs="+", default=["forward", "training"], choices=["forward", "training"])
+    works = ["forward", "training", "decoding"]
+    parser.add_argument("--work", nargs="+", default=works, choices=works)
     parser.add_argument("--turns", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"tokens per CPU-second, medians of {arguments.turns} turns, one thread, torch {torch.__version__}")
-    columns = ("nemolet", "transformers", "ratio", "gemm", "share of gemm")
-    print(
-        f"{'model':<7}{'work':<10}{'length':>7} {'precision':<9} {'compile':<8}" + "".join(f"{c:>14}" for c in columns)
-    )
-    for model in arguments.models:
-        for work in arguments.work:
-            for length in arguments.lengths:
-                for precision in arguments.precisions:
-                    for compiled in arguments.compile:
-                        compare(model, work, length, precision, compiled == "on", arguments.turns)
+    columns = ("nemolet", "transformers", "ratio", "products", "bound")
+    print(f"{'model':<7}{'work':<10}{'size':>7} {'precision':<10}{'compile':<8}" + "".join(f"{c:>14}" for c in columns))
+    for model, work, precision, compiled in itertools.product(
+        arguments.models, arguments.work, arguments.precisions, arguments.compile
+    ):
+        if work != "decoding":
+            for size in arguments.sizes:
+                compare(model, work, size, precision, compiled == "on", arguments.turns)
+        elif model == "llama" and compiled == "off":  # the other one writes nothing
+            for size in (f"1x{NEW}", f"8x{NEW}"):
+                compare(model, work, size, precision, False, arguments.turns)
 
 
-def compare(name: str, work: str, length: int, precision: str, compiled: bool, turns: int) -> None:
+def compare(name: str, work: str, size: str, precision: str, compiled: bool, turns: int) -> None:
     """Let the contenders take turns and print their line."""
     torch.manual_seed(0)
-    tokens = torch.randint(VOCAB[name], (TOKENS // length, length))
-    ours, ours_loss = OURS[name](length)
-    theirs, theirs_loss = THEIRS[name](length)
+    batch, length = map(int, size.split("x"))
+    tokens = torch.randint(VOCAB[name], (batch, PROMPT if work == "decoding" else length))
+    ours, ours_loss = OURS[name]()
+    theirs, theirs_loss = THEIRS[name]()
     steps = {
         "nemolet": step_of(ours, ours_loss, tokens, work, precision, compiled),
         "transformers": step_of(theirs, theirs_loss, tokens, work, precision, compiled),
-        "gemm": products(ours, work, precision),
+        "products": products(ours, batch if work == "decoding" else batch * length, work, precision),
     }
-    for step in steps.values():  # memory is allocated, and what is compiled is compiled
-        step()
-        step()
-    rates: dict[str, list[float]] = {key: [] for key in steps}
-    for _ in range(turns):
-        for key, step in steps.items():
-            before = time.process_time()
-            step()
-            rates[key].append(TOKENS / (time.process_time() - before))
-    own, other, gemm = (statistics.median(rates[key]) for key in steps)
+    with packed(ours) if work == "forward" else nullcontext():
+        rates: dict[str, list[float]] = {key: [] for key in steps}
+        for turn in range(-2, turns):  # at first memory is allocated, and what is compiled is compiled
+            for key, step in steps.items():
+                before = time.process_time()
+                step()
+                if turn >= 0:
+                    rates[key].append(batch * length / (time.process_time() - before))
+    ratio = statistics.median(own / other for own, other in zip(rates["nemolet"], rates["transformers"]))
+    own, other, bound = (statistics.median(rates[key]) for key in steps)
     print(
-        f"{name:<7}{work:<10}{length:>7} {precision:<9} {'on' if compiled else 'off':<8}"
-        f"{own:>14,.0f}{other:>14,.0f}{own / other:>14.2f}{gemm:>14,.0f}{own / gemm:>14.2f}",
+        f"{name:<7}{work:<10}{size:>7} {precision:<10}{'on' if compiled else 'off':<8}"
+        f"{own:>14,.0f}{other:>14,.0f}{ratio:>14.2f}{bound:>14,.0f}{bound / other:>14.2f}",
         flush=True,
     )
     del steps, ours, theirs
@@ -88,13 +98,15 @@ def compare(name: str, work: str, length: int, precision: str, compiled: bool, t
 def step_of(
     model: torch.nn.Module, loss_of: Callable, tokens: torch.Tensor, work: str, precision: str, compiled: bool
 ) -> Step:
-    """One forward in evaluation, in the weights' own precision; or one whole step of training, under autocast."""
-    if work == "forward":
+    """One forward or a text in the weights' own precision; or one whole step of training, under autocast."""
+    if work != "training":
         model = model.eval().to(torch.bfloat16 if precision == "bf16" else torch.float32)
     else:
         model = model.train()
     if compiled:
         model.compile()
+    if work == "decoding":
+        return lambda: written(model, tokens)
     if work == "forward":
 
         def forward() -> object:
@@ -115,16 +127,29 @@ def step_of(
     return train
 
 
-def products(model: torch.nn.Module, work: str, precision: str) -> Step:
-    """The matrix products of a model: one for each weight, and two more in training."""
+def written(model: torch.nn.Module, tokens: torch.Tensor) -> object:
+    """Sixty-four tokens after each row, greedily, each contender by its own loop."""
+    if not isinstance(model, WithLoss):
+        no_end = {"eos_token_id": None, "pad_token_id": 0}
+        return model.generate(tokens, do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW, use_cache=True, **no_end)
+    with packed(model):
+        greedy = nl.language.Sampling(temperature=0)
+        decoding = Decoding(model.model, tokens.tolist(), sampling=greedy, seed=0, max_new_tokens=NEW)
+        for _ in range(NEW):
+            decoding.step()
+    return decoding.rows
+
+
+def products(model: torch.nn.Module, rows: int, work: str, precision: str) -> Step:
+    """The matrix products of a model: one for each weight, two more in training, and as often as tokens are decoded."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     layers = [m for m in model.modules() if isinstance(m, (nl.nn.Linear, nl.nn.Head))]
     weights = [layer.weight.detach().to(dtype) for layer in layers]
-    inputs = {size: torch.randn(TOKENS, size, dtype=dtype) for weight in weights for size in weight.shape}
+    inputs = {size: torch.randn(rows, size, dtype=dtype) for weight in weights for size in weight.shape}
 
     @torch.inference_mode()
     def run() -> None:
-        for weight in weights:
+        for weight in weights * (NEW if work == "decoding" else 1):
             hidden, grad = inputs[weight.shape[1]], inputs[weight.shape[0]]
             F.linear(hidden, weight)
             if work == "training":
@@ -158,11 +183,11 @@ def ours_with_loss(model: torch.nn.Module) -> tuple[torch.nn.Module, Callable]:
     return WithLoss(model), lambda whole, tokens, labels: whole(tokens, labels)
 
 
-def our_llama(length: int) -> tuple[torch.nn.Module, Callable]:
-    return ours_with_loss(nl.language.CausalLM(vocab_size=VOCAB["llama"], context=length, **LLAMA))
+def our_llama() -> tuple[torch.nn.Module, Callable]:
+    return ours_with_loss(nl.language.CausalLM(vocab_size=VOCAB["llama"], context=CONTEXT, **LLAMA))
 
 
-def our_bert(length: int) -> tuple[torch.nn.Module, Callable]:
+def our_bert() -> tuple[torch.nn.Module, Callable]:
     stack = nl.nn.Encoder(
         **BERT,
         norm="layer",
@@ -179,11 +204,12 @@ def our_bert(length: int) -> tuple[torch.nn.Module, Callable]:
 
 
 def their_step(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-    out = model(input_ids=tokens, labels=labels)
+    keep = {"use_cache": False} if model.config.model_type == "llama" else {}
+    out = model(input_ids=tokens, labels=labels, **keep)
     return out.logits if labels is None else out.loss
 
 
-def their_llama(length: int) -> tuple[torch.nn.Module, Callable]:
+def their_llama() -> tuple[torch.nn.Module, Callable]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -192,14 +218,13 @@ def their_llama(length: int) -> tuple[torch.nn.Module, Callable]:
         num_hidden_layers=LLAMA["layers"],
         num_attention_heads=LLAMA["heads"],
         intermediate_size=LLAMA["ffn_width"],
-        max_position_embeddings=length,
+        max_position_embeddings=CONTEXT,
         attn_implementation="sdpa",
-        use_cache=False,
     )
     return LlamaForCausalLM(config), their_step
 
 
-def their_bert(length: int) -> tuple[torch.nn.Module, Callable]:
+def their_bert() -> tuple[torch.nn.Module, Callable]:
     from transformers import BertConfig, BertForMaskedLM
 
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

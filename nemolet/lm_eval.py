@@ -24,6 +24,7 @@ from nemolet.errors import ConfigError
 from nemolet.language.decoding import beginning, generate
 from nemolet.language.likelihood import Likelihood, likelihoods
 from nemolet.language.sampling import Sampling
+from nemolet.nn.prepacking import pack
 
 _AUTO = 8  # pairs at once where the harness leaves it to the model
 
@@ -66,6 +67,7 @@ class HarnessModel(TemplateLM):
                 found=f"{type(archive.model).__name__}, "
                 + ("without a tokenizer" if archive.tokenizer is None else "with a tokenizer"),
             )
+        pack(archive.model)
         self.model, self.text = archive.model, archive.tokenizer
         self.template = archive.extra.get("chat_template.jinja")
         self.max_length: int = vars(archive.model)["context"]

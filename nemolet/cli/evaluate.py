@@ -56,9 +56,11 @@ class Settings:
 def run(settings: Settings) -> None:
     """Print loss, perplexity and bits per byte; of a model of a task or of speech, the numbers of its task."""
     from nemolet.archive import load
+    from nemolet.nn.prepacking import pack
     from nemolet.speech.evaluation import evaluates
 
     archive = load(settings.archive, device=settings.device)
+    pack(archive.model)
     search = _search(settings, archive.model)
     if evaluates(archive.model):
         _speech(settings, archive, search)

@@ -94,8 +94,10 @@ def run(settings: Settings) -> None:
 def opened(path: str, device: str) -> tuple[Any, Any]:
     """The language model and the tokenizer of an archive."""
     from nemolet.archive import load
+    from nemolet.nn.prepacking import pack
 
     archive = load(path, device=device)
+    pack(archive.model)
     if not _continues_texts(archive.model):
         raise ConfigError(
             "the archive does not hold a language model",

@@ -41,8 +41,10 @@ class Settings:
 def run(settings: Settings) -> None:
     """Write one answer for each record; what an earlier run has written is kept."""
     from nemolet.archive import load
+    from nemolet.nn.prepacking import pack
 
     archive = load(settings.archive, device=settings.device)
+    pack(archive.model)
     model: Any = archive.model
     if archive.tokenizer is None or not hasattr(model, "predict"):
         raise ConfigError(

@@ -153,12 +153,14 @@ def files(audio: str | list[str]) -> list[Path]:
 def _opened(settings: Settings) -> tuple[Any, Any]:
     """A recognizer, or what writes with a Whisper model; and the tokenizer."""
     from nemolet.archive import load
+    from nemolet.nn.prepacking import pack
     from nemolet.speech.models import Recognizer
     from nemolet.speech.spectrogram_to_text import SpectrogramToText
     from nemolet.speech.whisper import Writer, WritingRules
 
     archive = load(settings.archive, device=settings.device)
     model, tokenizer = archive.model.eval(), archive.tokenizer
+    pack(model)
     if not isinstance(model, Recognizer | SpectrogramToText) or tokenizer is None:
         raise ConfigError(
             "the archive does not hold a recognizer",

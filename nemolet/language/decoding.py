@@ -18,7 +18,10 @@ from nemolet.errors import GenerationError, TokenizerError
 from nemolet.language.sampling import Sampling, choose
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
+from nemolet.nn.prepacking import pack, unpack
 from nemolet.tokenizers.base import Tokenizer
+
+_MANY = 64  # tokens after which it was worth laying out the weights
 
 
 class CausalModel(Protocol):
@@ -236,6 +239,7 @@ def stream(
     pieces = [_Piece(tokenizer, tuple(stop)) for _ in prompts]
     training = [module for module in model.modules() if module.training]  # all but parts that are frozen
     model.eval()
+    laid_out = pack(model) if max_new_tokens >= _MANY else []
     try:
         for count in range(max_new_tokens):
             ended: set[int] = set()
@@ -258,6 +262,7 @@ def stream(
             if not decoding.live:
                 return
     finally:
+        unpack(laid_out)
         for module in training:
             module.training = True
 

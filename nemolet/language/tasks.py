@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from nemolet.data.batches import Sample, collate
 from nemolet.data.prepared import Batch
 from nemolet.errors import DeclarationError
 from nemolet.module import NeuralModule
+from nemolet.nn.prepacking import packed
 from nemolet.tokenizers import Tokenizer
 from nemolet.types import NeuralType
 
@@ -94,7 +95,7 @@ def in_batches(
     first = next(iter(ports))
     order = sorted(range(len(samples)), key=lambda i: len(samples[i][first]))
     results: dict[int, T] = {}
-    with evaluating(model):
+    with evaluating(model), packed(model) if len(order) > batch_size else nullcontext():
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
             batch = collate([samples[i] for i in numbers], ports)

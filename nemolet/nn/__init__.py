@@ -41,6 +41,8 @@ _EXPORTS = {
     "freeze": "nemolet.nn.adapters",
     "load_adapter": "nemolet.nn.adapter_files",
     "merge": "nemolet.nn.adapters",
+    "pack": "nemolet.nn.prepacking",
+    "packed": "nemolet.nn.prepacking",
     "recorded_attention": "nemolet.nn.observation",
     "save_adapter": "nemolet.nn.adapter_files",
 }
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from nemolet.nn.moe import MixtureOfExperts
     from nemolet.nn.norm import LayerNorm, RMSNorm
     from nemolet.nn.observation import recorded_attention
+    from nemolet.nn.prepacking import pack, packed
     from nemolet.nn.recurrent import LSTM
     from nemolet.nn.relative_attention import RelativeAttention
     from nemolet.nn.rope import RopeScaling, RotaryEmbedding

@@ -37,11 +37,10 @@ def scaled_dot_product(
 ) -> Tensor:
     """Attention on one device."""
     half = query_BTHK.dtype in (torch.bfloat16, torch.float16)
-    short = key_BSGK.shape[1] <= 256
+    short = key_BSGK.shape[1] <= 512
     if half and short and query_BTHK.device.type == "cpu" and query_BTHK.requires_grad:
-        # Backward, torch's half precision kernel for a CPU takes three times as long as that of float32 (2.13).
-        with torch.autocast("cpu", enabled=False):
-            return _kernel(query_BTHK.float(), key_BSGK.float(), value_BSGK.float(), mask, dropout).to(query_BTHK.dtype)
+        # Forth and back, torch's kernel of half precision for a CPU takes two to four times as long (2.13).
+        return _PRODUCTS(query_BTHK, key_BSGK, value_BSGK, mask, dropout)
     return _kernel(query_BTHK, key_BSGK, value_BSGK, mask, dropout)
 
 
@@ -62,21 +61,28 @@ def _kernel(query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: Atte
 
 
 @dataclass(frozen=True)
-class SoftCapped:
-    """Attention whose scores are bounded smoothly to ``cap`` (Gemma 2, 2024); no kernel does it."""
+class PlainAttention:
+    """Attention by products and a softmax between them; scores take T x S numbers a head.
 
-    cap: float
+    Args:
+        cap: scores are bounded smoothly to this magnitude (Gemma 2, 2024), which no kernel does; None for no bound.
+    """
+
+    cap: float | None = None
 
     def __call__(
         self, query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float
     ) -> Tensor:
-        weights_BHTS = attention_weights(query_BTHK, key_BSGK, mask, cap=self.cap).to(query_BTHK.dtype)
-        weights_BGRTS = F.dropout(weights_BHTS, dropout).unflatten(1, (key_BSGK.shape[2], -1))
+        weights_BGRTS = attention_scores(query_BTHK, key_BSGK, mask, cap=self.cap).softmax(-1)
+        weights_BGRTS = F.dropout(weights_BGRTS, dropout)
         return torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, value_BSGK).flatten(2, 3)
 
 
-def attention_weights(query_BTHK: Tensor, key_BSGK: Tensor, mask: AttentionMask, *, cap: float | None = None) -> Tensor:
-    """How much each query takes of each position, in float32; what no kernel tells. Shape: [B, H, T, S].
+_PRODUCTS = PlainAttention()
+
+
+def attention_scores(query_BTHK: Tensor, key_BSGK: Tensor, mask: AttentionMask, *, cap: float | None = None) -> Tensor:
+    """How well each key answers each query, minus infinity where one may not look. Shape: [B, G, R, T, S], R = H/G.
 
     Args:
         query_BTHK: queries.
@@ -85,13 +91,13 @@ def attention_weights(query_BTHK: Tensor, key_BSGK: Tensor, mask: AttentionMask,
         cap: bound of the scores; None for none.
 
     Example:
-        >>> query = key = torch.zeros(1, 2, 1, 4)
-        >>> attention_weights(query, key, AttentionMask(None, causal=True))[0, 0].tolist()
-        [[1.0, 0.0], [0.5, 0.5]]
+        >>> query = key = torch.ones(1, 2, 1, 4)
+        >>> attention_scores(query, key, AttentionMask(None, causal=True))[0, 0, 0].tolist()
+        [[2.0, -inf], [2.0, 2.0]]
     """
     batch, length, _, size = query_BTHK.shape
-    grouped = query_BTHK.view(batch, length, key_BSGK.shape[2], -1, size)
-    scores = torch.einsum("btgrk,bsgk->bgrts", grouped, key_BSGK) * size**-0.5
+    grouped = (query_BTHK * size**-0.5).view(batch, length, key_BSGK.shape[2], -1, size)
+    scores = torch.einsum("btgrk,bsgk->bgrts", grouped, key_BSGK)
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
     allowed = mask.allowed
     if mask.causal:
@@ -102,8 +108,7 @@ def attention_weights(query_BTHK: Tensor, key_BSGK: Tensor, mask: AttentionMask,
         scores = scores + grouped_by_key.to(scores.dtype)
     elif allowed is not None:
         scores = scores.masked_fill(~allowed[:, :, None], -torch.inf)
-    weights_BGRTS: Tensor = scores.float().softmax(-1)
-    return weights_BGRTS.flatten(1, 2)
+    return scores
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ class Attention(NeuralModule):
         self.queries_per_group, self.dropout = heads // kv_heads, dropout
         # What replaces the core knows only the usual scale; another one is a factor of the queries.
         self.query_scale = None if options.scale is None else options.scale * self.head_size**0.5
-        self.core: AttentionCore = scaled_dot_product if options.softcap is None else SoftCapped(options.softcap)
+        self.core: AttentionCore = scaled_dot_product if options.softcap is None else PlainAttention(options.softcap)
         rows = self.queries_per_group + 2
         self.qkv = Linear(
             "D",
@@ -224,6 +229,8 @@ class Attention(NeuralModule):
         query, key, value = self._split(qkv, rotation)
         if cache is not None:
             key, value = cache.update(layer, key, value)
+        elif rotation is not None:  # as rotated queries and keys lie
+            value = heads_first(value)
         mixed_BTHK = self.core(query, key, value, mask, self.dropout if self.training else 0.0)
         return self.out(mixed_BTHK.reshape(batch, length, -1))  # type: ignore[no-any-return]
 
@@ -234,7 +241,6 @@ class Attention(NeuralModule):
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-            value = heads_first(value)
         if self.query_scale is not None:
             query = query * self.query_scale
         return query.flatten(2, 3), key.squeeze(3), value.squeeze(3)
@@ -282,7 +288,7 @@ class CrossAttention(NeuralModule):
         size = self.head_size = options.head_size or width // heads
         self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
         self.query_scale = None if options.scale is None else options.scale * size**0.5
-        self.core: AttentionCore = scaled_dot_product if options.softcap is None else SoftCapped(options.softcap)
+        self.core: AttentionCore = scaled_dot_product if options.softcap is None else PlainAttention(options.softcap)
         in_bias = bias if options.bias is None else options.bias
         out_bias = bias if options.out_bias is None else options.out_bias
         self.query = Linear("D", f"(H={heads} K={size})", width, heads * size, bias=in_bias, init_std=init_std)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nemolet.errors import DeclarationError, ShapeError
 from nemolet.module import NeuralModule
+from nemolet.nn.linear import Product
 from nemolet.types import Axis, BiasBHTS, HiddenBTD, LogitsBTV, PositionsBS, PositionsBT, TokenIdsBT, TokenTypesBT
 
 
@@ -156,17 +157,21 @@ class Head(NeuralModule):
             self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=init_std))
         rows = self.weight.shape[0]
         self.bias = nn.Parameter(torch.zeros(rows)) if bias else None
+        self.product: Product = F.linear
         self.declare_axes(weight=f"{out_axis}={rows} {in_axis}={width}", bias=f"{out_axis}={rows}")
+
+    @property
+    def multiplied(self) -> Tensor:
+        """The weight without its padding."""
+        return self.weight if self.weight.shape[0] == self.vocab else self.weight[: self.vocab]
 
     def forward(self, hidden: HiddenBTD, last_only: bool = False) -> LogitsBTV:
         if last_only:  # decoding looks at the last position only; a prompt need not be scored
             hidden = hidden[:, -1:]
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        padded_rows = self.weight.shape[0] != self.vocab
-        weight = self.weight[: self.vocab] if padded_rows else self.weight
-        bias = self.bias[: self.vocab] if padded_rows and self.bias is not None else self.bias
-        logits_BTV = F.linear(hidden, weight, bias)
+        bias = self.bias if self.bias is None else self.bias[: self.vocab]
+        logits_BTV = self.product(hidden, self.multiplied, bias)
         return logits_BTV if self.softcap is None else self.softcap * torch.tanh(logits_BTV / self.softcap)
 
 

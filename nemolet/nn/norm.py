@@ -68,6 +68,8 @@ class RMSNorm(NeuralModule):
     def forward(self, hidden: HiddenRestD) -> HiddenRestD:
         scale = 1 + self.weight if self.zero_centred else self.weight
         if _lacks_kernel(hidden) and hidden.dtype == scale.dtype:
+            if not torch.is_grad_enabled():
+                return _normed(hidden, scale, self.eps)[0]
             out: Tensor = _CpuRMSNorm.apply(hidden, scale, self.eps)
             return out
         return F.rms_norm(hidden, self.size, scale, self.eps)
@@ -91,6 +93,13 @@ def _lacks_kernel(hidden: Tensor) -> bool:
     return plain and hidden.device.type == "cpu" and hidden.dtype in (torch.float32, torch.float64)
 
 
+def _normed(hidden: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The result, and what each row was multiplied by."""
+    square_sum = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_()
+    scale = square_sum.div_(hidden.shape[-1]).add_(eps).rsqrt_()
+    return (hidden * scale).mul_(weight), scale
+
+
 class _CpuRMSNorm(torch.autograd.Function):
     """The same norm in a third of the steps: on a CPU torch has no kernel, and differentiates its parts.
 
@@ -99,10 +108,8 @@ class _CpuRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        square_sum = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_()
-        scale = square_sum.div_(hidden.shape[-1]).add_(eps).rsqrt_()
+        out, scale = _normed(hidden, weight, eps)
         ctx.save_for_backward(hidden, weight, scale)
-        out: Tensor = (hidden * scale).mul_(weight)
         return out
 
     @staticmethod

@@ -13,8 +13,8 @@ from nemolet.nn.attention import (
     Attention,
     AttentionCore,
     CrossAttention,
-    SoftCapped,
-    attention_weights,
+    PlainAttention,
+    attention_scores,
     scaled_dot_product,
 )
 from nemolet.nn.mask import AttentionMask
@@ -31,8 +31,9 @@ class _Recorder:
     def __call__(
         self, query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float
     ) -> Tensor:
-        cap = self.core.cap if isinstance(self.core, SoftCapped) else None
-        weights_BHTS = attention_weights(query_BTHK.detach(), key_BSGK.detach(), mask, cap=cap)
+        cap = self.core.cap if isinstance(self.core, PlainAttention) else None
+        scores_BGRTS = attention_scores(query_BTHK.detach(), key_BSGK.detach(), mask, cap=cap)
+        weights_BHTS = scores_BGRTS.float().softmax(-1).flatten(1, 2)
         self.found[self.name] = weights_BHTS.nan_to_num(0.0)  # padding may look at nothing
         return self.core(query_BTHK, key_BSGK, value_BSGK, mask, dropout)
 
@@ -57,7 +58,7 @@ def recorded_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Attention | CrossAttention)}
     known = {name for name, layer in layers.items() if layer.core is scaled_dot_product}
-    known |= {name for name, layer in layers.items() if isinstance(layer.core, SoftCapped)}
+    known |= {name for name, layer in layers.items() if isinstance(layer.core, PlainAttention)}
     odd = [name for name in layers if name not in known]
     if odd or not layers:
         raise ConfigError(

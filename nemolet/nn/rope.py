@@ -56,6 +56,10 @@ class Rotation(NamedTuple):
     cos: Tensor
     sin: Tensor
 
+    def to(self, dtype: torch.dtype) -> Rotation:
+        """The same in another precision, which no layer has to change any more."""
+        return Rotation(self.cos.to(dtype), self.sin.to(dtype))
+
 
 class RotaryEmbedding(torch.nn.Module):
     """Angles of the rotary position embedding (Su et al., 2021; final).
@@ -134,9 +138,9 @@ _HEADS_FIRST, _TIME_FIRST = (0, 2, 3, 1, 4), (0, 3, 1, 2, 4)
 def heads_first(heads: Tensor) -> Tensor:
     """The same tensor, with the positions of one head together in memory.
 
-    Attention reads one head at a time, and is faster so. Shape: [B, T, ..., K] with two axes between T and K.
+    Attention reads one head at a time, and is faster so. Shape: [B, T, H, K].
     """
-    return heads.permute(_HEADS_FIRST).contiguous().permute(_TIME_FIRST)
+    return heads.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
@@ -147,9 +151,9 @@ def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     size = 2 * rotation.cos.shape[-1]
     if size < heads.shape[-1]:
         return torch.cat((rotate(heads[..., :size], rotation), heads[..., size:]), dim=-1)
-    cos, sin = rotation.cos.to(heads.dtype), rotation.sin.to(heads.dtype)
+    cos, sin = rotation.to(heads.dtype)
     if type(heads) is Tensor and not torch.compiler.is_compiling():
-        turned: Tensor = _Rotate.apply(heads, cos, sin)
+        turned: Tensor = _Rotate.apply(heads, cos, sin) if torch.is_grad_enabled() else _turned(heads, cos, sin)
         return turned
     first, second = heads.chunk(2, dim=-1)  # a compiler plans these steps by itself
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -164,14 +168,18 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        heads_first_shape = [heads.shape[axis] for axis in _HEADS_FIRST]
-        return _turn(heads, cos, sin, into=heads.new_empty(heads_first_shape).permute(_TIME_FIRST))
+        return _turned(heads, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turn(grad, cos, -sin, into=grad.new_empty(grad.shape)), None, None
+
+
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    heads_first_shape = [heads.shape[axis] for axis in _HEADS_FIRST]
+    return _turn(heads, cos, sin, into=heads.new_empty(heads_first_shape).permute(_TIME_FIRST))
 
 
 def _turn(heads: Tensor, cos: Tensor, sin: Tensor, into: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ class Stack(NeuralModule):
             positions_BT = (mask_BT.long().cumsum(1) - 1).clamp(min=0)
         masks = self._masks(length, offset, segments_BT, valid_BS, hidden_BTD.device)
         hidden_BTD = self._enter(hidden_BTD, positions_BT, offset)
-        rotations = self._rotations(length, offset, positions_BT, hidden_BTD.device)
+        rotations = self._rotations(hidden_BTD, offset, positions_BT)
         seen = memory_mask(memory_BS)
         every = self.checkpoint_every if self.training and cache is None else 0
         for layer, (block, local) in enumerate(zip(self.blocks, self.is_local)):
@@ -251,15 +251,15 @@ class Stack(NeuralModule):
         return make(None) if False in used else None, make(self.window) if True in used else None
 
     def _rotations(
-        self, length: int, offset: int, positions_BT: Tensor | None, device: torch.device
+        self, hidden_BTD: Tensor, offset: int, positions_BT: Tensor | None
     ) -> tuple[Rotation | None, Rotation | None]:
-        """The angles of layers that look everywhere, and of those that a window binds."""
+        """The angles of layers that look everywhere, and of those that a window binds; precise as the states."""
         if self.rope is None:
             return None, None
         if positions_BT is None:
-            positions_BT = torch.arange(offset, offset + length, device=device)[None]
-        rotation = self.rope(positions_BT)
-        return rotation, rotation if self.local_rope is None else self.local_rope(positions_BT)
+            positions_BT = torch.arange(offset, offset + hidden_BTD.shape[1], device=hidden_BTD.device)[None]
+        rotation = self.rope(positions_BT).to(hidden_BTD.dtype)
+        return rotation, rotation if self.local_rope is None else self.local_rope(positions_BT).to(hidden_BTD.dtype)
 
     def _enter(self, hidden_BTD: Tensor, positions_BT: Tensor | None, offset: int) -> Tensor:
         """Add positions, normalise, drop out and widen, as far as this stack does."""

@@ -90,7 +90,7 @@ def test_any_mask_is_obeyed():
     torch.testing.assert_close(out[0], naive_attention(layer, hidden[0], allowed.tolist()))
 
 
-@pytest.mark.parametrize("length", [9, 300])  # in float32 inside, and by the kernel of its type
+@pytest.mark.parametrize("length", [9, 300, 600])  # by plain products, and by the kernel of its type
 def test_half_precision_in_training_stays_near_float64(length):
     torch.manual_seed(0)
     mask = AttentionMask(None, causal=True)

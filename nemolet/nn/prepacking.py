@@ -1,0 +1,103 @@
+"""Weights laid out as the products of a CPU read them, while nothing is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nemolet.nn.embedding import Head
+from nemolet.nn.linear import Linear
+
+_ROWS = 64  # the layout for so many rows serves one row and thousands as well
+
+
+class PackedProduct:
+    """The product with one weight, which oneDNN has laid out in blocks once instead of at each product (final).
+
+    What needs gradients, another precision or a graph of operations gets the ordinary product.
+
+    Args:
+        weight: of a linear layer, in float32 or bfloat16. Shape: [O, I].
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.dtype = weight.dtype
+        self.blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+        self.multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ordinary = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+        if ordinary or hidden.dtype is not self.dtype:
+            return F.linear(hidden, weight, bias)
+        out: Tensor = self.multiply(hidden, self.blocks, bias, "none", [], "")
+        return out
+
+
+def pack(model: nn.Module) -> list[Linear | Head]:
+    """Let linear layers and heads on a CPU multiply with weights laid out for it, while the weights stay as they are.
+
+    One row at a time, as in decoding, takes two thirds of the time, four rows half, hundreds a tenth less. The
+    layouts take the memory of the weights once more.
+
+    Args:
+        model: that is not trained any more; for a while only, see :func:`packed`.
+
+    Returns:
+        The layers that do now. Not among them are those on another device, those whose weights are spread over ranks or
+        held in four bits, and none at all where the weights fill more than a quarter of the machine's memory.
+
+    Example:
+        >>> len(pack(Linear("D", "F", 64, 32))) in (0, 1)  # by machine
+        True
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear | Head) and _gains(layer)]
+    if sum(layer.weight.nbytes for layer in layers) > _memory() // 4:
+        return []
+    for layer in layers:
+        layer.product = PackedProduct(layer.multiplied if isinstance(layer, Head) else layer.weight)
+    return layers
+
+
+@contextmanager
+def packed(model: nn.Module) -> Iterator[None]:
+    """Inside the block, weights are laid out as by :func:`pack`; they must not change there.
+
+    Example:
+        >>> model = Linear("D", "F", 64, 32)
+        >>> hidden = torch.randn(1, 64)
+        >>> with packed(model), torch.inference_mode():
+        ...     same = torch.allclose(model(hidden), hidden @ model.weight.T, atol=1e-5)
+        >>> same, model.product is F.linear
+        (True, True)
+    """
+    layers = pack(model)
+    try:
+        yield
+    finally:
+        unpack(layers)
+
+
+def unpack(layers: Iterable[Linear | Head]) -> None:
+    """Give layers their ordinary product back."""
+    for layer in layers:
+        layer.product = F.linear
+
+
+def _gains(layer: Linear | Head) -> bool:
+    weight = layer.weight
+    plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and layer.product is F.linear
+    return plain and weight.dtype in (torch.float32, torch.bfloat16) and _has_products()
+
+
+def _has_products() -> bool:
+    """Whether this build of torch and this processor have them."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
