@@ -36,10 +36,9 @@ def scaled_dot_product(
     query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float
 ) -> Tensor:
     """Attention on one device."""
-    half = query_BTHK.dtype in (torch.bfloat16, torch.float16)
-    short = key_BSGK.shape[1] <= 512
-    if half and short and query_BTHK.device.type == "cpu" and query_BTHK.requires_grad:
-        # Forth and back, torch's kernel of half precision for a CPU takes two to four times as long (2.13).
+    half_on_cpu = query_BTHK.device.type == "cpu" and query_BTHK.dtype in (torch.bfloat16, torch.float16)
+    if half_on_cpu and (query_BTHK.shape[1] == 1 or (query_BTHK.requires_grad and key_BSGK.shape[1] <= 512)):
+        # torch's kernel takes twice as long and more, here for one query, there forth and back (2.13).
         return _PRODUCTS(query_BTHK, key_BSGK, value_BSGK, mask, dropout)
     return _kernel(query_BTHK, key_BSGK, value_BSGK, mask, dropout)
 
@@ -74,8 +73,9 @@ class PlainAttention:
         self, query_BTHK: Tensor, key_BSGK: Tensor, value_BSGK: Tensor, mask: AttentionMask, dropout: float
     ) -> Tensor:
         weights_BGRTS = attention_scores(query_BTHK, key_BSGK, mask, cap=self.cap).softmax(-1)
-        weights_BGRTS = F.dropout(weights_BGRTS, dropout)
-        return torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, value_BSGK).flatten(2, 3)
+        weights_BGXS = F.dropout(weights_BGRTS, dropout).flatten(2, 3)
+        mixed_BHTK = (weights_BGXS @ value_BSGK.transpose(1, 2)).view(query_BTHK.transpose(1, 2).shape)
+        return mixed_BHTK.transpose(1, 2)
 
 
 _PRODUCTS = PlainAttention()
@@ -95,9 +95,9 @@ def attention_scores(query_BTHK: Tensor, key_BSGK: Tensor, mask: AttentionMask, 
         >>> attention_scores(query, key, AttentionMask(None, causal=True))[0, 0, 0].tolist()
         [[2.0, -inf], [2.0, 2.0]]
     """
-    batch, length, _, size = query_BTHK.shape
-    grouped = (query_BTHK * size**-0.5).view(batch, length, key_BSGK.shape[2], -1, size)
-    scores = torch.einsum("btgrk,bsgk->bgrts", grouped, key_BSGK)
+    length, size = query_BTHK.shape[1], query_BTHK.shape[3]
+    query_BGXK = (query_BTHK * size**-0.5).transpose(1, 2).unflatten(1, (key_BSGK.shape[2], -1)).flatten(2, 3)
+    scores: Tensor = (query_BGXK @ key_BSGK.permute(0, 2, 3, 1)).unflatten(2, (-1, length))
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
     allowed = mask.allowed
     if mask.causal:
