@@ -42,8 +42,10 @@ def flops_per_entry(graph: NeuralModule, batch: dict[str, Tensor]) -> float | No
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     inputs = {name: torch.empty_like(tensor, device="meta") for name, tensor in batch.items()}
     was_training = graph.training
+    # Dynamo would give up on what runs while operations are counted, and never compile it after.
+    eager = torch.compiler.set_stance("force_eager")
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with eager, FlopCounterMode(display=False) as counter, torch.no_grad():
             torch.func.functional_call(graph.eval(), on_meta, kwargs=inputs)
     except (NotImplementedError, RuntimeError):  # a module of the user's that looks at values
         return None
