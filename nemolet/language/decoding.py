@@ -220,7 +220,7 @@ def stream(
         truncate: whether the end of a prompt that is longer than the model's context is read, instead of refusing it.
         completions: receives a :class:`Completion` for each prompt, filled while streaming.
     """
-    _check_request(max_new_tokens, stop, seed)
+    _check_request(tokenizer, max_new_tokens, stop, seed)
     if not prompts:
         return
     results = [Completion() for _ in prompts]
@@ -267,7 +267,15 @@ def stream(
             module.training = True
 
 
-def _check_request(max_new_tokens: int, stop: Sequence[str], seed: int) -> None:
+def _check_request(tokenizer: Tokenizer | None, max_new_tokens: int, stop: Sequence[str], seed: int) -> None:
+    if tokenizer is None:
+        raise GenerationError(
+            "there is no tokenizer to write with",
+            where="generate",
+            expected="the one that the model was trained with",
+            found="None, as nl.load gives it for an archive or folder without one",
+            fix="put tokenizer.json into the folder, save with nl.save(..., tokenizer=...), or pass another tokenizer",
+        )
     if max_new_tokens < 1:
         raise GenerationError(
             "nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens

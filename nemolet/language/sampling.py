@@ -65,7 +65,7 @@ def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
 
 
 def keep_likely(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """Set the logits of tokens outside top-k, top-p and min-p to minus infinity.
+    """Set the logits of tokens outside top-k, then top-p, then min-p to minus infinity.
 
     Example:
         >>> keep_likely(torch.tensor([[1.0, 3.0, 2.0]]), Sampling(top_k=2))
@@ -74,15 +74,15 @@ def keep_likely(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         kth = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < kth, -torch.inf)
-    if sampling.min_p > 0:
-        probs_BV = logits_BV.softmax(-1)
-        logits_BV = logits_BV.masked_fill(probs_BV < sampling.min_p * probs_BV.amax(-1, keepdim=True), -torch.inf)
     if sampling.top_p < 1:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
         probs_BV = sorted_BV.softmax(-1)
         # A token is dropped when those before it already hold the mass; so the best one always stays.
         drop_BV = probs_BV.cumsum(-1) - probs_BV >= sampling.top_p
         logits_BV = logits_BV.masked_fill(drop_BV.scatter(-1, order_BV, drop_BV), -torch.inf)
+    if sampling.min_p > 0:
+        probs_BV = logits_BV.softmax(-1)
+        logits_BV = logits_BV.masked_fill(probs_BV < sampling.min_p * probs_BV.amax(-1, keepdim=True), -torch.inf)
     return logits_BV
 
 

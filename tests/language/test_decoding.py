@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import nemolet as nl
 from nemolet.errors import GenerationError
 from nemolet.language.decoding import Completion, Decoding, generate, stream
 from nemolet.language.models import CausalLM
@@ -358,6 +359,13 @@ def test_impossible_requests_are_refused(request_):
     with pytest.raises(GenerationError) as caught:
         make().generate(LETTERS, "fox", **request_)
     assert caught.value.where and caught.value.expected
+
+
+def test_what_has_no_tokenizer_writes_nothing(tmp_path):
+    archive = nl.load(nl.save(tmp_path / "m.nemolet", model=make()))
+    with pytest.raises(GenerationError, match="no tokenizer to write with") as caught:
+        archive.model.generate(archive.tokenizer, "fox")
+    assert "tokenizer.json" in caught.value.fix
 
 
 def test_a_token_outside_the_vocabulary_is_refused():

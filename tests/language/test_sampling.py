@@ -47,6 +47,21 @@ def test_min_p_is_relative_to_the_best(logits_BV):
     assert kept(keep_likely(logits_BV, Sampling(min_p=0.1))) == expected
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_kept_is_what_transformers_keeps(seed):
+    """Its warpers come in this order, which tells where several of them are on."""
+    generation = pytest.importorskip("transformers.generation")
+    numbers = torch.Generator().manual_seed(seed)
+    logits_BV = torch.randn(5, 40, generator=numbers) * 2
+    top_k, top_p, min_p = [(12, 0.6, 0.2), (0, 0.3, 0.1), (5, 1.0, 0.3), (20, 0.5, 0.05)][seed % 4]
+    warpers = [generation.TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [generation.TopPLogitsWarper(top_p), generation.MinPLogitsWarper(min_p)]
+    expected = logits_BV
+    for warper in warpers:
+        expected = warper(None, expected)
+    assert kept(keep_likely(logits_BV, Sampling(top_k=top_k, top_p=top_p, min_p=min_p))) == kept(expected)
+
+
 def test_repetition_penalty_follows_the_papers_rule():
     logits_BV, seen_BV = torch.tensor([[2.0, -2.0, 1.0]]), torch.tensor([[True, True, False]])
     assert penalise(logits_BV, seen_BV, 2.0).tolist() == [[1.0, -4.0, 1.0]]
