@@ -146,7 +146,8 @@ def _through(
     if any(part.lengths is not None for part in present):
         own = [d if p is None or p.lengths is None else p.lengths.flatten() for p, d in zip(parts, defaults)]
         lengths = move(own, entry.layout)
-    return [Addition(down.clone(), up, scale, length) for up, length in zip(moved, lengths, strict=True)]
+    dropout = present[0].dropout
+    return [Addition(down.clone(), up, scale, length, dropout) for up, length in zip(moved, lengths, strict=True)]
 
 
 def _entries(model: NeuralModule, chosen: Architecture | None) -> tuple[list[Entry], Mapping[str, tuple[int, ...]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from nemolet.errors import ConfigError, DataError
 from nemolet.language.language_model import LanguageModel
 from nemolet.language.models import CausalLM
-from nemolet.nn.adapter_files import CONFIG, WEIGHTS, write_files
+from nemolet.nn.adapter_files import write_files
+from nemolet.nn.adapter_settings import CONFIG, PROMPT, WEIGHTS, read_config
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding
 
-_KIND, _TENSOR = "PROMPT_TUNING", "prompt_embeddings"
+_TENSOR = "prompt_embeddings"
 
 
 class PromptTuned(LanguageModel):
@@ -111,7 +111,7 @@ def save_prompt(model: PromptTuned, folder: str | Path, *, base: str = "") -> Pa
     """
     decoder: Any = model.base.graph.get_submodule("decoder")
     config = {
-        "peft_type": _KIND,
+        "peft_type": PROMPT.name,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "num_virtual_tokens": model.length,
@@ -139,16 +139,16 @@ def load_prompt(base: CausalLM, folder: str | Path) -> PromptTuned:
         ConfigError: for a folder without a prompt, or one for a model of another width.
     """
     folder = Path(folder)
+    PROMPT.check(read_config(folder), str(folder / CONFIG))
     try:
-        kind = json.loads((folder / CONFIG).read_text()).get("peft_type")
         with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
             names = list(file.keys())
-            vectors = file.get_tensor(_TENSOR) if kind == _KIND and names == [_TENSOR] else None
-    except (OSError, ValueError, AttributeError, safetensors.SafetensorError) as error:
-        raise ConfigError("the prompt cannot be read", where=str(folder), found=str(error)[:200]) from error
+            vectors = file.get_tensor(_TENSOR) if names == [_TENSOR] else None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError("the prompt cannot be read", where=str(folder / WEIGHTS), found=str(error)[:200]) from error
     if vectors is None:
         raise ConfigError(
-            "this is no prompt", where=str(folder), expected=f"{_KIND} with {_TENSOR}", found=f"{kind} with {names[:4]}"
+            "this is no prompt", where=str(folder / WEIGHTS), expected=_TENSOR, found=", ".join(names[:4])
         )
     width = base.graph.get_submodule("embed").width
     if vectors.ndim != 2 or vectors.shape[1] != width:

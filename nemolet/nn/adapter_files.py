@@ -16,18 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from nemolet.errors import ConfigError
+from nemolet.nn.adapter_settings import CONFIG, WEIGHTS, LoraSettings, lora_settings, read_config
 from nemolet.nn.adapters import AdaptedLinear, adapted_layers, put_layer
 from nemolet.nn.linear import Linear
 
 ADDED = ("down", "up", "lengths")
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
-_UNKNOWN = (
-    "use_qalora",
-    "lora_bias",
-    "modules_to_save",
-    "trainable_token_indices",
-)
 
 
 @dataclass(frozen=True)
@@ -38,6 +32,7 @@ class Addition:
     up: Tensor
     scale: float
     lengths: Tensor | None = None
+    dropout: float = 0.0
 
 
 def additions_of(model: nn.Module) -> dict[str, Addition]:
@@ -48,6 +43,7 @@ def additions_of(model: nn.Module) -> dict[str, Addition]:
             layer.up.detach(),
             layer.scale,
             None if layer.lengths is None else layer.lengths.detach(),
+            layer.dropout,
         )
         for name, layer in adapted_layers(model)
     }
@@ -92,7 +88,7 @@ def write_additions(
         "lora_alpha": alpha,
         "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
         "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
-        "lora_dropout": 0.0,
+        "lora_dropout": first.dropout,
         "target_modules": sorted(additions),
         "use_dora": first.lengths is not None,
         "use_rslora": False,
@@ -124,56 +120,65 @@ def read_additions(folder: str | Path) -> tuple[dict[str, Addition], dict[str, s
     """The additions in a folder by the names they have there, and what the file says of itself.
 
     Raises:
-        ConfigError: for a folder without an adapter, one that cannot be read, or of an unknown kind.
+        ConfigError: for a folder without an adapter, one that cannot be read, or one that says what is not obeyed.
     """
     folder = Path(folder)
-    lacking = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if lacking:
-        raise ConfigError(
-            "there is no adapter here", where=str(folder), expected=f"{CONFIG} and {WEIGHTS}", found=f"no {lacking[0]}"
-        )
+    settings = lora_settings(read_config(folder), str(folder / CONFIG))
     try:
-        config = json.loads((folder / CONFIG).read_text())
         with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (ValueError, OSError, safetensors.SafetensorError) as error:
-        raise ConfigError("the adapter cannot be read", where=str(folder), found=str(error)[:200]) from error
-    odd = [f"{key}={config[key]}" for key in _UNKNOWN if config.get(key)]
-    odd += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
-    if config.get("peft_type") != "LORA" or odd:
-        raise ConfigError(
-            "this kind of adapter is not known",
-            where=str(folder / CONFIG),
-            expected="LoRA or DoRA",
-            found=", ".join(odd) or f"peft_type={config.get('peft_type')}",
-        )
-    return _grouped(tensors, config, str(folder / WEIGHTS)), metadata
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError("the adapter cannot be read", where=str(folder / WEIGHTS), found=str(error)[:200]) from error
+    return _grouped(tensors, settings, str(folder / WEIGHTS)), metadata
 
 
-def _grouped(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> dict[str, Addition]:
+def _grouped(tensors: Mapping[str, Tensor], settings: LoraSettings, where: str) -> dict[str, Addition]:
+    """The tensors of each layer, which have to be as the settings say.
+
+    Raises:
+        ConfigError: naming all that are not.
+    """
     parts: dict[str, dict[str, Tensor]] = {}
+    strangers = []
     for key, tensor in tensors.items():
         match = _KEY.match(key)
         if match is None:
-            raise ConfigError("this tensor is no part of an addition", where=where, found=key)
-        parts.setdefault(match[1], {})[match[2]] = tensor
-    lacking = [name for name, part in parts.items() if not {"lora_A", "lora_B"} <= set(part)]
-    if lacking:
-        raise ConfigError("additions lack a half", where=where, found=", ".join(lacking[:8]))
-    made = {}
-    for name, part in parts.items():
-        rank = part["lora_A"].shape[0]
-        scale = _alpha(config, name) / (rank**0.5 if config.get("use_rslora") else rank)
-        made[name] = Addition(part["lora_A"], part["lora_B"], scale, part.get("lora_magnitude_vector"))
-    return made
+            strangers.append(key)
+        else:
+            parts.setdefault(match[1], {})[match[2]] = tensor
+    if strangers:
+        raise ConfigError(
+            "these tensors are no parts of additions to linear layers",
+            where=where,
+            expected="lora_A, lora_B and lora_magnitude_vector",
+            found=", ".join(strangers[:8]),
+            fix="save the adapter with save_embedding_layers=False, or merge it with PEFT and convert the whole model",
+        )
+    problems = {name: _problem(part, settings, settings.rank_of(name)) for name, part in parts.items()}
+    wrong = [f"{name}: {problem}" for name, problem in problems.items() if problem]
+    if wrong:
+        raise ConfigError(f"the tensors are not those that {CONFIG} speaks of", where=where, found="\n".join(wrong[:8]))
+    return {
+        name: Addition(
+            part["lora_A"], part["lora_B"], settings.scale_of(name), part.get("lora_magnitude_vector"), settings.dropout
+        )
+        for name, part in parts.items()
+    }
 
 
-def _alpha(config: Mapping[str, Any], layer: str) -> float:
-    """Of one layer: the first pattern that is its name or the end of it, else that of all."""
-    patterns = config.get("alpha_pattern") or {}
-    own = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer))
-    return float(next(own, config["lora_alpha"]))
+def _problem(part: Mapping[str, Tensor], settings: LoraSettings, rank: int) -> str:
+    """What is wrong with the tensors of one layer; nothing where they are as the settings say."""
+    wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if settings.dora else set())
+    if part.keys() != wanted:
+        return f"has {', '.join(sorted(part))}, the settings ask for {', '.join(sorted(wanted))}"
+    down, up = part["lora_A"], part["lora_B"]
+    if down.ndim != 2 or up.ndim != 2:
+        return "is no addition to a matrix"
+    if {down.shape[0], up.shape[1]} != {rank}:
+        return f"has shapes {tuple(up.shape)} and {tuple(down.shape)}, the settings say rank {rank}"
+    lengths = part.get("lora_magnitude_vector")
+    return "" if lengths is None or lengths.numel() == up.shape[0] else f"has lengths of {lengths.numel()} rows"
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
@@ -223,7 +228,8 @@ def put_additions(model: nn.Module, additions: Mapping[str, Addition], *, where:
     model.requires_grad_(False)
     for name, addition in additions.items():
         dora = addition.lengths is not None
-        layer = AdaptedLinear(layers[name], rank=addition.down.shape[0], scale=addition.scale, dora=dora)
+        rank, scale, dropout = addition.down.shape[0], addition.scale, addition.dropout
+        layer = AdaptedLinear(layers[name], rank=rank, scale=scale, dropout=dropout, dora=dora)
         layer.down.copy_(addition.down)
         layer.up.copy_(addition.up)
         if layer.lengths is not None and addition.lengths is not None:

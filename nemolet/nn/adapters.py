@@ -85,6 +85,7 @@ class AdaptedLinear(NeuralModule):
     ) -> None:
         super().__init__(**base.bindings)
         self.rank, self.scale, self.dropout, self.merged = rank, scale, dropout, False
+        self.training = base.training
         base.requires_grad_(False)
         weight = self.weight = base.weight
         self.bias = base.bias

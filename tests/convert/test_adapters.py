@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from nemolet.errors import ConfigError, NemoletError
 from nemolet.language import Decoding, PromptTuned, Sampling, load_prompt, save_prompt
 from nemolet.nn import Adapter, adapt, adapted_layers
 from nemolet.nn.adapter_files import load_adapter
+from nemolet.nn.adapter_settings import lora_settings
 
 peft = pytest.importorskip("peft", reason="peft is the reference")
 transformers = pytest.importorskip("transformers", reason="transformers is the reference")
@@ -115,6 +118,104 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
         import_adapter(read(tmp_path / "base").model, tmp_path / "adapter")
 
 
+def trained(base, folder, **settings):
+    """Theirs as if it were trained, saved; gives what PEFT finds after loading it again."""
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS["llama"], **settings)
+    theirs = peft.get_peft_model(base, config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name or ("lora_A" in name and settings.get("init_lora_weights") == "mica"):
+                parameter.add_(torch.randn(parameter.shape) * 0.3)
+        theirs.save_pretrained(folder)
+        return theirs(input_ids=TOKENS).logits
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"use_rslora": True, "rank_pattern": {"v_proj": 3}, "alpha_pattern": {"layers.1.self_attn.q_proj": 5}},
+        {"rank_pattern": {"^model.layers.0.*_proj": 1}, "use_dora": True},
+        {"fan_in_fan_out": True},
+        {"lora_dropout": 0.3},
+        {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"layers_to_transform": [1]},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "gaussian", "qalora_group_size": 8},
+        {"init_lora_weights": "mica"},
+    ],
+    ids=str,
+)
+def test_settings_are_obeyed(settings, tmp_path):
+    expected = trained(saved("llama", tmp_path / "base"), tmp_path / "adapter", **settings)
+    ours = read(tmp_path / "base").model
+    import_adapter(ours, tmp_path / "adapter")
+    with torch.no_grad():
+        assert (ours(TOKENS) - expected).abs().max() < 1e-5
+    export_adapter(ours, tmp_path / "back")
+    base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    again = peft.PeftModel.from_pretrained(base, str(tmp_path / "back")).eval()
+    with torch.no_grad():
+        assert (again(input_ids=TOKENS).logits - expected).abs().max() < 1e-5
+    assert again.peft_config["default"].lora_dropout == settings.get("lora_dropout", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fix"),
+    [
+        ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "pissa_niter_2"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "olora"}, "path_initial_model_for_weight_conversion"),
+        ({"lora_bias": True}, "merge_and_unload"),
+        ({"bias": "all"}, "merge_and_unload"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "merge_and_unload"),
+        ({"modules_to_save": ["lm_head"]}, "merge_and_unload"),
+        ({"trainable_token_indices": [3, 4]}, "merge_and_unload"),
+        ({"alora_invocation_tokens": [5], "task_type": "CAUSAL_LM"}, "train one without"),
+    ],
+    ids=str,
+)
+def test_settings_that_are_not_obeyed_are_refused(settings, fix, tmp_path):
+    trained(saved("llama", tmp_path / "base"), tmp_path / "adapter", **settings)
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))}[\\s\\S]*{fix}"):
+        import_adapter(read(tmp_path / "base").model, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("beginning", ["pissa", "olora"])
+def test_a_beginning_that_peft_has_taken_out_again(beginning, tmp_path):
+    """The advice in the error leads to an adapter that is read, with the logits that PEFT found in training."""
+    base = saved("llama", tmp_path / "base")
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS["llama"], init_lora_weights=beginning)
+    theirs = peft.get_peft_model(base, config).eval()
+    theirs.peft_config["default"].init_lora_weights = True
+    theirs.save_pretrained(tmp_path / "before")
+    theirs.peft_config["default"].init_lora_weights = beginning
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+        expected = theirs(input_ids=TOKENS).logits
+    theirs.save_pretrained(tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "before"))
+    ours = read(tmp_path / "base").model
+    import_adapter(ours, tmp_path / "adapter")
+    with torch.no_grad():
+        assert (ours(TOKENS) - expected).abs().max() < 1e-5
+
+
+def test_every_setting_of_peft_is_decided(tmp_path):
+    """What an unknown setting of a later version would do is not known: off it is read, on it is refused."""
+    config = peft.LoraConfig(target_modules=["q_proj"], runtime_config=peft.LoraRuntimeConfig()).to_dict()
+    plain = json.loads(json.dumps(config, default=list))
+    lora_settings({**plain, "of_a_later_version": None, "and_another": {}}, "here")
+    with pytest.raises(ConfigError, match="of_a_later_version=null[\\s\\S]*of_a_later_version=0.5"):
+        lora_settings({**plain, "of_a_later_version": 0.5}, "here")
+    for key, value in {"r": "8", "lora_alpha": None, "rank_pattern": {"q": 1.5}, "use_dora": 1}.items():
+        with pytest.raises(ConfigError, match=f"another type|{key}"):
+            lora_settings({**plain, key: value}, "here")
+    with pytest.raises(ConfigError, match="no pattern"):
+        lora_settings({**plain, "alpha_pattern": {"(": 1}}, "here")
+
+
 def prompted(base, folder):
     """Theirs, with a prompt of random numbers, saved."""
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
@@ -165,7 +266,7 @@ def test_a_prompt_of_another_kind_or_width_is_refused(tmp_path):
     base = read(tmp_path / "base").model
     adapt(base, Adapter(rank=2, targets=("attention.qkv",)))
     export_adapter(base, tmp_path / "lora")
-    with pytest.raises(ConfigError, match="this is no prompt"):
+    with pytest.raises(ConfigError, match="another kind of adapter"):
         load_prompt(read(tmp_path / "base").model, tmp_path / "lora")
     wide = nl.language.CausalLM(vocab_size=9, layers=1, width=8, heads=2, context=16)
     save_prompt(PromptTuned(base=wide, length=2), tmp_path / "prompt")

@@ -56,7 +56,7 @@ def test_what_is_no_adapter_is_refused(tmp_path):
     save_adapter(adapted(), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["head"]}))
-    with pytest.raises(ConfigError, match="this kind of adapter is not known"):
+    with pytest.raises(ConfigError, match="this setting of the adapter is not supported"):
         load_adapter(model(), tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     weights = tmp_path / "adapter_model.safetensors"
@@ -65,6 +65,26 @@ def test_what_is_no_adapter_is_refused(tmp_path):
         load_adapter(model(), tmp_path)
     with pytest.raises(ConfigError, match="no addition to save"):
         save_adapter(model(), tmp_path)
+
+
+def test_tensors_have_to_be_those_of_the_settings(tmp_path):
+    save_adapter(adapted(), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for changed, found in (({"r": 5}, "the settings say rank 5"), ({"use_dora": True}, "lora_magnitude_vector")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **changed}))
+        with pytest.raises(ConfigError, match=found):
+            load_adapter(model(), tmp_path)
+
+
+def test_dropout_comes_along_and_acts_in_training_only(tmp_path):
+    first, second = model(), model().eval()
+    adapt(first, Adapter(rank=3, dropout=0.5))
+    for _, layer in adapted_layers(first):
+        torch.nn.init.normal_(layer.up, std=0.3)
+    save_adapter(first, tmp_path)
+    load_adapter(second, tmp_path)
+    assert torch.equal(second(TOKENS), first.eval()(TOKENS))
+    assert not torch.equal(second.train()(TOKENS), second.eval()(TOKENS))
 
 
 def test_peft_reads_the_settings(tmp_path):
