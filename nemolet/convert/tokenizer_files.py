@@ -17,8 +17,9 @@ from nemolet.tokenizers import (
     Tokenizer,
 )
 
-VOCABULARY, ADDED, SETTINGS = "vocab.json", "added_tokens.json", "tokenizer_config.json"
-_LETTERS = (VOCABULARY, ADDED, SETTINGS, "special_tokens_map.json")  # what may speak of the letters of a recognizer
+VOCABULARY, ADDED = "vocab.json", "added_tokens.json"
+SETTINGS, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+_LETTERS = (VOCABULARY, ADDED, SETTINGS, SPECIAL_TOKENS)  # what may speak of the letters of a recognizer
 _SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -61,17 +62,17 @@ def _markers(folder: Folder, tokenizer: HuggingFaceTokenizer) -> dict[str, str |
 
     One that begins counts only where the tokenizer itself puts it: that of GPT-2 has a name for it, but does not.
     """
-    settings = folder.carried.get(SETTINGS)
-    known = parse(settings, folder.path / SETTINGS) if settings else {}
-    special = tokenizer.special_tokens
-    put = tokenizer.inner.encode("", add_special_tokens=True).ids
+    known: dict[str, Any] = {}
+    for name in (SPECIAL_TOKENS, SETTINGS):
+        known |= parse(folder.carried.get(name, b"{}"), folder.path / name)
+    special, put = tokenizer.special_tokens, tokenizer.opener
 
     def named(*keys: str) -> list[str]:
         values = [known.get(key) for key in keys]
         texts = [value.get("content") if isinstance(value, dict) else value for value in values]
         return [text for text in texts if isinstance(text, str) and text in special]
 
-    bos = next((text for text in named("bos_token", "cls_token") if put and special[text] == put[0]), None)
+    bos = next((text for text in named("bos_token", "cls_token") if special[text] == put), None)
     return {"bos": bos, "eos": next(iter(named("eos_token", "sep_token")), None)}
 
 

@@ -54,7 +54,7 @@ class TextEncoding:
     """How a text becomes ids: with the marks that the tokenizer has, and no longer than the model can read (final).
 
     Args:
-        tokenizer: makes the ids; a beginning and an end are marked where it has tokens for that.
+        tokenizer: makes the ids; a beginning and an end are marked as it says.
         context: most ids of a text.
         too_long: stop, cut the end off, or leave the text out.
         empty: stop, or leave the text out.
@@ -78,7 +78,7 @@ class TextEncoding:
         """
         if self.leaves_out(text, where):
             return None
-        begin, end = self.marks
+        begin, end = self.tokenizer.marks
         ids = self.tokenizer.encode(text)
         if not self.fits(len(begin) + len(ids) + len(end), where):
             return None
@@ -94,7 +94,7 @@ class TextEncoding:
         """
         if self.leaves_out(" ".join(words), where):
             return None
-        begin, end = self.marks
+        begin, end = self.tokenizer.marks
         ids, firsts = list(begin), []
         for index, word in enumerate(words):
             before = index > 0 if spaced is None else spaced[index]
@@ -106,12 +106,6 @@ class TextEncoding:
             firsts.append(len(ids))
             ids += piece
         return Words(ids + end, firsts)
-
-    @property
-    def marks(self) -> tuple[list[int], list[int]]:
-        """What stands before and after every text."""
-        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
-        return [] if bos is None else [bos], [] if eos is None else [eos]
 
     def leaves_out(self, text: str, where: str) -> bool:
         """Whether a text is left out because it is empty."""

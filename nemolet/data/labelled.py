@@ -224,7 +224,7 @@ def windows(question: str, context: str, encoding: TextEncoding, where: str) -> 
     Raises:
         DataError: for a question that leaves no room for the text, or an empty one.
     """
-    _, end = encoding.marks
+    _, end = encoding.tokenizer.marks
     asked = encoding.text(question, where) or []
     words = split_words(context)
     if not words or not asked:

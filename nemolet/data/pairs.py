@@ -58,12 +58,15 @@ class ParallelTexts(Examples):
     Args:
         target: the file whose lines belong to those of ``path``; None where ``path`` holds JSON lines.
         valid_target: the same for ``valid_path``.
+        start: the token before a target, of a model that has its own (``generation.start``); null for where documents
+            begin.
         source_key: where the source lies in a record of JSON lines.
         target_key: where the target lies.
     """
 
     target: str | None = None
     valid_target: str | None = None
+    start: int | None = None
     source_key: str = "source"
     target_key: str = "target"
 
@@ -93,6 +96,7 @@ class ParallelTexts(Examples):
                 fix="choose tokenizer=sentencepiece",
             )
         if source is not None and target is not None:
-            start = encoding.tokenizer.bos_id
-            inputs = target[:-1] if start is not None else [end, *target[:-1]]
-            yield {"source": source, "tokens": inputs, "labels": target[1:] if start is not None else target}
+            labels = target if target[-1] == end else [*target[: encoding.context - 1], end]
+            begun = self.start is None and labels[0] == encoding.tokenizer.bos_id
+            start = labels.pop(0) if begun else end if self.start is None else self.start
+            yield {"source": source, "tokens": [start, *labels[:-1]], "labels": labels}

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from nemolet.data.encoding import TextEncoding
 from nemolet.data.masking import mask_token
 from nemolet.errors import DataError
 from nemolet.language.tasks import in_batches
@@ -38,8 +37,7 @@ def fill(
     Raises:
         DataError: for a text without exactly one hole.
     """
-    mask, context = mask_token(tokenizer), int(getattr(model, "context", 512))
-    begin, end = TextEncoding(tokenizer, context).marks
+    mask, (begin, end) = mask_token(tokenizer), tokenizer.marks
     samples = []
     for index, text in enumerate(texts):
         parts = text.split(hole)

@@ -95,6 +95,11 @@ class Tokenizer(abc.ABC):
         document before; None where there is neither."""
         return self.eos_id if self.bos_id is None else self.bos_id
 
+    @property
+    def marks(self) -> tuple[list[int], list[int]]:
+        """What stands before and after a text that is read as a whole, as by an encoder."""
+        return [] if self.bos_id is None else [self.bos_id], [] if self.eos_id is None else [self.eos_id]
+
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of a text that begins a document: after the opener, unless the text writes that itself.
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from nemolet.errors import TokenizerError, needs
 from nemolet.tokenizers.base import StreamDecoder, Tokenizer, WindowStream
 
-_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 _EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]")
 
 
@@ -19,8 +18,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Args:
         content: the bytes of a ``tokenizer.json``.
-        bos: text of the beginning-of-text token; None looks for a usual one.
-        eos: text of the end-of-text token; None looks for a usual one.
+        bos: text of the token that begins a document; None for the one that the file's own template puts before a
+            text, if it puts one: that a token looks like a beginning does not mean that the model was trained with it.
+        eos: text of the token that ends one; None looks for a usual one.
 
     Raises:
         TokenizerError: for another file, or a token that it lacks.
@@ -50,11 +50,12 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(self.inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self.inner.get_added_tokens_decoder()
         self.special_tokens = {token.content: index for index, token in added.items() if token.special}
-        self.bos_id, self.eos_id = self._find(bos, _BOS), self._find(eos, _EOS)
+        before, _ = self._template
+        usual = next((self.special_tokens[text] for text in _EOS if text in self.special_tokens), None)
+        self.bos_id = next(iter(before), None) if bos is None else self._named(bos)
+        self.eos_id = usual if eos is None else self._named(eos)
 
-    def _find(self, name: str | None, usual: tuple[str, ...]) -> int | None:
-        if name is None:
-            return next((self.special_tokens[text] for text in usual if text in self.special_tokens), None)
+    def _named(self, name: str) -> int:
         if name not in self.special_tokens:
             raise TokenizerError(
                 "no such special token",
@@ -65,13 +66,22 @@ class HuggingFaceTokenizer(Tokenizer):
         return self.special_tokens[name]
 
     @property
+    def _template(self) -> tuple[list[int], list[int]]:
+        """What the file's own template puts before and after a text."""
+        found = self.inner.encode("a", add_special_tokens=True)
+        own = [place for place, added in enumerate(found.special_tokens_mask) if not added]
+        return found.ids[: own[0]] if own else found.ids, found.ids[own[-1] + 1 :] if own else []
+
+    @property
     def opener(self) -> int | None:
         """What the file's own template puts before a text (GPT-2: nothing), so that a converted model reads what it
         was trained on; of a file without one its beginning-of-text token."""
-        if self.inner.post_processor is None:
-            return self.bos_id
-        plain, full = (self.inner.encode("a", add_special_tokens=added).ids for added in (False, True))
-        return full[0] if full[:1] != plain[:1] else None
+        before, _ = self._template
+        return self.bos_id if self.inner.post_processor is None else next(iter(before), None)
+
+    @property
+    def marks(self) -> tuple[list[int], list[int]]:
+        return super().marks if self.inner.post_processor is None else self._template
 
     def stream(self) -> StreamDecoder:
         return WindowStream(self)
