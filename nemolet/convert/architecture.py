@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from nemolet.convert.fields import Config, Part, first_difference, read_config, settled, write_config
+from nemolet.convert.differences import differences, settled
+from nemolet.convert.fields import Config, Part, read_config, write_config
 from nemolet.convert.mapping import Rule
 from nemolet.errors import ConversionError, nearest
 
@@ -41,6 +42,7 @@ class Architecture:
         target: our class.
         parts: the config.
         rules: the tensors.
+        defaults: what a key means that ``config.json`` leaves out, as the config class of transformers says.
         prefix: what the names of the body begin with where it was saved with a head; files are read with and without.
         ignored: regular expressions of tensors that are not read: constants, copies, other heads.
     """
@@ -50,39 +52,41 @@ class Architecture:
     target: str
     parts: tuple[Part, ...]
     rules: tuple[Rule, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = ""
     ignored: tuple[str, ...] = ()
 
     def read_config(self, theirs: Mapping[str, Any]) -> Config:
         """Our config of their model."""
-        return read_config(self.parts, theirs, self.target)
+        return read_config(self.parts, {**self.defaults, **theirs}, self.target)
 
     def write_config(self, ours: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Config:
         """Their config of our model; what is ``known`` of theirs beside it stays.
 
         Raises:
-            ConversionError: where the architecture cannot say what our model does.
+            ConversionError: where the architecture cannot say what our model does, naming all that would be lost.
         """
-        found = self.difference(ours)
-        if found is not None:
+        lost = self.lost(ours, known)
+        if lost:
             raise ConversionError(
                 f"{self.name} cannot express this model",
                 where="model",
-                found=found,
+                expected="a config that says the same when it is read back",
+                found=f"lost on the way there and back: {'; '.join(lost)}",
                 fix="choose another architecture, or keep it as a .nemolet file",
             )
         written = write_config(self.parts, ours, known)
         return {**written, "architectures": [self.name], "model_type": self.model_type}
 
-    def difference(self, ours: Mapping[str, Any]) -> str | None:
-        """What is lost on the way there and back; None where nothing is."""
+    def lost(self, ours: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> list[str]:
+        """What is not the same after writing a config and reading it back, option by option."""
         if str(ours.get("_target_")).split(".")[-1] != self.target.split(".")[-1]:
-            return f"{ours.get('_target_')}, not {self.target}"
+            return [f"{ours.get('_target_')}, not {self.target}"]
         try:
-            again = self.read_config(write_config(self.parts, ours))
+            again = self.read_config(write_config(self.parts, ours, known))
         except (ConversionError, KeyError, TypeError, ValueError) as error:
-            return str(error)
-        return first_difference(settled(ours), settled(again))
+            return [str(error)]
+        return list(differences(settled(ours), settled(again)))
 
 
 def known_architectures() -> dict[str, Architecture]:
@@ -144,14 +148,14 @@ def fitting(config: Mapping[str, Any]) -> Architecture:
     """
     reasons = {}
     for architecture in known_architectures().values():
-        reason = architecture.difference(config)
-        if reason is None:
+        lost = architecture.lost(config)
+        if not lost:
             return architecture
-        reasons[architecture.name] = reason
+        reasons[architecture.name] = "; ".join(lost)
     close = {name: reason for name, reason in reasons.items() if ", not " not in reason} or reasons
     raise ConversionError(
         "no known architecture can express this model",
         where="model",
-        found="; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in close.items())[:1500],
+        found="\n".join(f"{name}: {' '.join(reason.split())}" for name, reason in close.items())[:1500],
         fix="keep it as a .nemolet file, or add the architecture (docs/huggingface.md)",
     )

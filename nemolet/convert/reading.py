@@ -162,7 +162,7 @@ def _compare(entries: list[Entry], model: NeuralModule, architecture: Architectu
             where=str(folder.path),
             expected=f"{len(shapes)} tensors of floating-point numbers, as the config says",
             found="\n".join(lines),
-            fix=_advice(problems),
+            fix=_advice(problems, [key for key in architecture.defaults if key not in folder.config]),
         )
 
 
@@ -190,11 +190,12 @@ def _listed(names: list[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _advice(problems: Mapping[str, list[str]]) -> str:
+def _advice(problems: Mapping[str, list[str]], left_out: list[str]) -> str:
     if problems["of another type"]:
         return "quantized weights are not read: take the version in float32, float16 or bfloat16"
     if problems["of another shape"] and not problems["missing"]:
-        return "config.json belongs to another size of the model; take both from one place"
+        usual = f"; config.json leaves out {_listed(left_out)}, which means the usual" if left_out else ""
+        return f"config.json belongs to another size of the model; take both from one place{usual}"
     return "take config.json and weights from one place; a model with another head needs its own class"
 
 

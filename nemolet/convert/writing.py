@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nemolet.config import build
 from nemolet.convert.architecture import Architecture, find, fitting, named
-from nemolet.convert.fields import Config, first_difference, settled
+from nemolet.convert.differences import differences, settled
+from nemolet.convert.fields import Config
 from nemolet.convert.folder import CONFIG, EXTRACTOR, INDEX, PREPROCESSOR, PROCESSOR, WEIGHTS, as_json, described
 from nemolet.convert.mapping import Entry, Source, expand, own_tensors, theirs_from
 from nemolet.convert.reading import vocabulary
@@ -114,9 +115,9 @@ def _their_config(ours: Config, architecture: str | None, original: Config | Non
     if original is not None and architecture is None:
         came_from = find(original)
         again = came_from.read_config(original)
-        if first_difference(settled(ours), settled(again)) is None:
+        if not any(differences(settled(ours), settled(again))):
             return came_from, original
-        if came_from.difference(ours) is None:
+        if not came_from.lost(ours, original):
             return came_from, came_from.write_config(ours, original)
     chosen = fitting(ours) if architecture is None else named(architecture)
     return chosen, chosen.write_config(ours)

@@ -83,7 +83,6 @@ class CausalLM(LanguageModel):
         ("len(local.layers) == layers", "local.layers has one value for each layer"),
         ("softcap > 0", "softcap is above 0; null for none"),
         ("pad_vocab_to >= 1", "pad_vocab_to is at least 1"),
-        ("window <= context", "the attention window may not exceed the context"),
         ("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),
         ("layers >= 1 and context >= 1", "layers and context are at least 1"),
         ("width >= 1 and heads >= 1", "width and heads are at least 1"),

@@ -86,11 +86,13 @@ def test_a_classifier_with_several_labels_is_no_reward_model(folder):
     refused(folder, "no reward model", "2 labels")
 
 
-def test_a_config_without_a_key(folder):
+def test_a_config_without_a_size(folder):
+    """It means the usual size, as it does to transformers."""
     config = json.loads((folder / "config.json").read_text())
     del config["hidden_size"]
     (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, "a key is missing", "hidden_size")
+    error = refused(folder, "of another shape", "(96, 32) for (96, 4096)")
+    assert "config.json leaves out hidden_size" in error.fix
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ NATIVE = {
         "Llama",
     ),
     "window": ({"window": 8, "tied": False}, "Mistral"),
+    "wide": ({"window": 100, "tied": False}, "Mistral"),  # wider than the context, which is no error there either
     "local": (
         {"window": 8, "qk_norm": True, "local": {"layers": [False, True]}, "attention": {"head_size": 12}},
         "Qwen3",
@@ -232,6 +233,12 @@ def test_what_cannot_be_expressed_says_why(tmp_path):
     with pytest.raises(ConversionError, match="cannot express") as caught:
         write(tmp_path / "out", model=nl.language.CausalLM(**SMALL, window=8), architecture="llama")
     assert "local" in str(caught.value.found)
+    partial = nl.language.CausalLM(**SMALL, attention=nl.nn.AttentionOptions(rotary=0.5, softcap=3.0))
+    for name in ("llama", "mistral", "qwen3"):  # which rotate whole heads, whatever their config says
+        with pytest.raises(ConversionError, match="cannot express") as caught:
+            write(tmp_path / "out", model=partial, architecture=name)
+        assert "attention.rotary: 0.5 and 1.0" in str(caught.value.found)
+        assert "attention.softcap: 3.0 and None" in str(caught.value.found)
     with pytest.raises(ConversionError, match="not known"):
         write(tmp_path / "out", model=nl.language.CausalLM(**SMALL), architecture="lama")
     letters = nl.tokenizers.CharTokenizer(list("abc "))  # which are for recognizers: ids would move by one

@@ -20,7 +20,7 @@ class EmbeddingScale(Part):
     """The square root of the width, or none."""
 
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
-        ours["embedding_scale"] = math.sqrt(theirs["d_model"]) if theirs.get("scale_embedding", False) else 1.0
+        ours["embedding_scale"] = math.sqrt(theirs["d_model"]) if theirs["scale_embedding"] else 1.0
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
         theirs["scale_embedding"] = ours["embedding_scale"] != 1.0
@@ -49,12 +49,12 @@ def _config(position: Mapping[str, Any], *parts: Part) -> tuple[Part, ...]:
                 Field(f"{side}_attention_heads", f"{side}.heads"),
                 Field(f"{side}_ffn_dim", f"{side}.ffn"),
                 Field("max_position_embeddings", f"{side}.max_length"),
-                Field("dropout", f"{side}.dropout", 0.1),
-                activation("activation_function", f"{side}.activation", "gelu"),
+                Field("dropout", f"{side}.dropout"),
+                activation("activation_function", f"{side}.activation"),
             )
         ),
         EmbeddingScale(),
-        Field("tie_word_embeddings", "tied", True),
+        Field("tie_word_embeddings", "tied"),
         *parts,
     )
 
@@ -90,6 +90,18 @@ TABLE = (
 )
 _COPIES = (r"model\.(encoder|decoder)\.embed_tokens\.weight",)
 _TARGET = "nemolet.language.EncoderDecoder"
+_DEFAULTS = {
+    "vocab_size": 50265,
+    "d_model": 1024,
+    **{f"{side}_layers": 12 for side in SIDES},
+    **{f"{side}_attention_heads": 16 for side in SIDES},
+    **{f"{side}_ffn_dim": 4096 for side in SIDES},
+    "max_position_embeddings": 1024,
+    "dropout": 0.1,
+    "activation_function": "gelu",
+    "scale_embedding": False,
+    "tie_word_embeddings": True,
+}
 ARCHITECTURES = (
     Architecture(
         "bart",
@@ -100,6 +112,7 @@ ARCHITECTURES = (
             Only({"normalize_before": False, "add_final_layer_norm": False}),
         ),
         TABLE,
+        _DEFAULTS,
         ignored=_COPIES,
     ),
     Architecture(
@@ -111,6 +124,7 @@ ARCHITECTURES = (
             Only({"normalize_before": False, "share_encoder_decoder_embeddings": True}),
         ),
         TABLE,
+        {**_DEFAULTS, "vocab_size": 58101},
         ignored=(*_COPIES, r"model\.(encoder|decoder)\.embed_positions\.weight"),
     ),
 )

@@ -23,7 +23,7 @@ class RobertaPositions(Part):
     ours: str
 
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
-        offset = int(theirs.get("pad_token_id", 1)) + 1
+        offset = int(theirs["pad_token_id"]) + 1
         put(ours, f"{self.ours}positions", {"offset": offset, "skip_padding": True})
         put(ours, f"{self.ours}max_length", int(theirs["max_position_embeddings"]) - offset)
 
@@ -67,10 +67,10 @@ def _sizes(at: str) -> tuple[Part, ...]:
         Field("intermediate_size", f"{stack}ffn"),
         Field("num_hidden_layers", f"{stack}layers"),
         Field("num_attention_heads", f"{stack}heads"),
-        Field("type_vocab_size", f"{at}token_types", 2, to_theirs=_at_least_one),
-        Field("layer_norm_eps", f"{stack}norm_eps", 1e-12),
-        Field("hidden_dropout_prob", f"{stack}dropout", 0.1),
-        activation("hidden_act", f"{stack}activation", "gelu"),
+        Field("type_vocab_size", f"{at}token_types", to_theirs=_at_least_one),
+        Field("layer_norm_eps", f"{stack}norm_eps"),
+        Field("hidden_dropout_prob", f"{stack}dropout"),
+        activation("hidden_act", f"{stack}activation"),
     )
 
 
@@ -89,7 +89,7 @@ class EntryWidth(Part):
     ours: str
 
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
-        size = theirs.get("embedding_size", 128)
+        size = theirs["embedding_size"]
         put(ours, f"{self.ours}input_width", None if size == theirs["hidden_size"] else size)
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
@@ -110,16 +110,16 @@ def _distil(at: str) -> tuple[Part, ...]:
         Field("n_layers", f"{stack}layers"),
         Field("n_heads", f"{stack}heads"),
         Field("max_position_embeddings", f"{stack}max_length"),
-        Field("dropout", f"{stack}dropout", 0.1),
-        activation("activation", f"{stack}activation", "gelu"),
+        Field("dropout", f"{stack}dropout"),
+        activation("activation", f"{stack}activation"),
     )
 
 
 def _head(act: str | None, eps: str | None) -> tuple[Part, ...]:
     """The head repeats the activation and the norm of the body, or always has the same."""
     return (
-        activation(act, "activation", "gelu") if act else Fixed({"activation": "gelu"}),
-        Field(eps, "norm_eps", 1e-12) if eps else Fixed({"norm_eps": 1e-12}),
+        activation(act, "activation") if act else Fixed({"activation": "gelu"}),
+        Field(eps, "norm_eps") if eps else Fixed({"norm_eps": 1e-12}),
     )
 
 
@@ -174,19 +174,68 @@ _DISTIL_HEAD = _head_table("vocab_transform", "vocab_layer_norm", "vocab_project
 _ELECTRA_HEAD = _head_table("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias")
 
 
+_BERT = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": _BERT,
+    "roberta": {**_BERT, "vocab_size": 50265, "pad_token_id": 1},
+    "electra": {
+        **_BERT,
+        "embedding_size": 128,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_attention_heads": 4,
+    },
+    "distilbert": {
+        "vocab_size": 30522,
+        "dim": 768,
+        "hidden_dim": 3072,
+        "n_layers": 6,
+        "n_heads": 12,
+        "max_position_embeddings": 512,
+        "dropout": 0.1,
+        "activation": "gelu",
+    },
+}
+
+
 def _encoder(model_type: str, name: str, parts: tuple[Part, ...], *, pooler: bool) -> Architecture:
-    prefix = f"{model_type}."
-    parts = (*parts, Fixed({"pooler": pooler}))
-    ignored = (*_COPIES, r"cls\..*", r"lm_head\..*")
-    return Architecture(model_type, name, ENCODER, parts, _table("", "", model_type), prefix=prefix, ignored=ignored)
+    return Architecture(
+        model_type,
+        name,
+        ENCODER,
+        (*parts, Fixed({"pooler": pooler})),
+        _table("", "", model_type),
+        _DEFAULTS[model_type],
+        prefix=f"{model_type}.",
+        ignored=(*_COPIES, r"cls\..*", r"lm_head\..*"),
+    )
 
 
 def _masked(
     model_type: str, name: str, parts: tuple[Part, ...], head: tuple[Part, ...], rows: tuple[Rule, ...]
 ) -> Architecture:
     prefix = f"{model_type}."
-    table = (*_table("graph.encoder.", prefix, model_type), *rows)
-    return Architecture(model_type, name, MASKED, (*parts, *head), table, prefix=prefix, ignored=_COPIES + _OTHER_HEADS)
+    return Architecture(
+        model_type,
+        name,
+        MASKED,
+        (*parts, *head),
+        (*_table("graph.encoder.", prefix, model_type), *rows),
+        _DEFAULTS[model_type],
+        prefix=prefix,
+        ignored=_COPIES + _OTHER_HEADS,
+    )
 
 
 _USUAL = _head("hidden_act", "layer_norm_eps")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from nemolet.convert.architecture import Architecture
-from nemolet.convert.fields import Field, Fixed, Only, Part, Rope, Window, activation
+from nemolet.convert.attention_parts import Rope, Window
+from nemolet.convert.fields import Field, Fixed, Only, Part, activation
 from nemolet.convert.mapping import Rule, rules
 from nemolet.convert.operations import Heads, Rows
 
@@ -13,19 +17,42 @@ SIZES: tuple[Part, ...] = (
     Field("intermediate_size", "ffn_width"),
     Field("num_hidden_layers", "layers"),
     Field("num_attention_heads", "heads"),
-    Field("num_key_value_heads", "kv_heads", None),
+    Field("num_key_value_heads", "kv_heads"),
     Field("max_position_embeddings", "context"),
-    Field("rms_norm_eps", "norm_eps", 1e-6),
+    Field("rms_norm_eps", "norm_eps"),
 )
 USUAL: tuple[Part, ...] = (
     *SIZES,
     Fixed({"norm": "rms", "gated": True, "position": "rope"}),
-    activation("hidden_act", "activation", "silu"),
-    Field("attention_dropout", "dropout", 0.0),
-    Field("tie_word_embeddings", "tied", False),
-    Rope(),
+    activation("hidden_act", "activation"),
+    Field("attention_dropout", "dropout"),
+    Field("tie_word_embeddings", "tied"),
+    Field("head_dim", "attention.head_size"),
 )
-HEAD_SIZE = Field("head_dim", "attention.head_size", None)
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+}
+_MISTRAL = {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_QWEN = {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 TABLE = (
     Rule("graph.embed.weight", "model.embed_tokens.weight", Rows()),
     Rule("graph.head.weight", "lm_head.weight", Rows()),
@@ -48,41 +75,47 @@ TABLE = (
 )
 
 
-def _family(model_type: str, name: str, *parts: Part) -> Architecture:
+def _family(model_type: str, name: str, defaults: Mapping[str, Any], *parts: Part) -> Architecture:
     return Architecture(
         model_type,
         name,
         "nemolet.language.CausalLM",
-        (*USUAL, *parts),
+        (*USUAL, Rope(), *parts),
         TABLE,
+        {**DEFAULTS, **defaults},
         prefix="model.",
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     )
 
 
-def qwen_window() -> Window:
-    """The layers after the first few look at near tokens only, where that is switched on."""
-    return Window(usual=lambda layer, config: layer >= config.get("max_window_layers", 0), switch="use_sliding_window")
+# The layers after the first few look at near tokens only, where that is switched on.
+_QWEN_WINDOW = Window(usual=lambda layer, config: layer >= config["max_window_layers"], switch="use_sliding_window")
 
 
 ARCHITECTURES = (
     _family(
         "llama",
         "LlamaForCausalLM",
-        HEAD_SIZE,
+        {},
         Only({"mlp_bias": False}),
-        Field("attention_bias", "attention.bias", False),
-        Field("attention_bias", "attention.out_bias", False),
+        Field("attention_bias", "attention.bias"),
+        Field("attention_bias", "attention.out_bias"),
     ),
-    _family("mistral", "MistralForCausalLM", HEAD_SIZE, Window()),
-    _family("qwen2", "Qwen2ForCausalLM", Fixed({"attention.bias": True, "attention.out_bias": False}), qwen_window()),
+    _family("mistral", "MistralForCausalLM", {**_MISTRAL, "sliding_window": 4096}, Window()),
+    _family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        _QWEN,
+        Fixed({"attention.bias": True, "attention.out_bias": False}),
+        _QWEN_WINDOW,
+    ),
     _family(
         "qwen3",
         "Qwen3ForCausalLM",
-        HEAD_SIZE,
+        {**_QWEN, "head_dim": 128},
         Fixed({"qk_norm": True}),
-        Field("attention_bias", "attention.bias", False),
-        Field("attention_bias", "attention.out_bias", False),
-        qwen_window(),
+        Field("attention_bias", "attention.bias"),
+        Field("attention_bias", "attention.out_bias"),
+        _QWEN_WINDOW,
     ),
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from nemolet.convert.architecture import Architecture
 from nemolet.convert.architectures.bert import ENCODER, MASKED
-from nemolet.convert.fields import Field, Fixed, Only, Part, Rope, Window, activation
+from nemolet.convert.attention_parts import Rope, Window
+from nemolet.convert.fields import Field, Fixed, Only, Part, activation
 from nemolet.convert.mapping import Rule, rules
 from nemolet.convert.operations import Halves, Rows, Stacked
 
@@ -29,12 +30,12 @@ def _parts(at: str) -> tuple[Part, ...]:
         Field("num_hidden_layers", f"{stack}layers"),
         Field("num_attention_heads", f"{stack}heads"),
         Field("max_position_embeddings", f"{stack}max_length"),
-        Field("norm_eps", f"{stack}norm_eps", 1e-5),
-        Field("mlp_dropout", f"{stack}dropout", 0.0),
-        activation("hidden_activation", f"{stack}activation", "gelu"),
+        Field("norm_eps", f"{stack}norm_eps"),
+        Field("mlp_dropout", f"{stack}dropout"),
+        activation("hidden_activation", f"{stack}activation"),
         Window(
             ours=stack,
-            usual=lambda layer, config: layer % config.get("global_attn_every_n_layers", 3) != 0,
+            usual=lambda layer, config: layer % int(config["global_attn_every_n_layers"]) != 0,
             size="local_attention",  # theirs counts both sides, without the token itself
             to_ours=lambda size: size // 2 + 1,
             to_theirs=lambda size: 2 * (size - 1),
@@ -43,10 +44,9 @@ def _parts(at: str) -> tuple[Part, ...]:
         Rope(
             ours=stack,
             kinds=True,
-            base=160_000.0,
-            local_base=10_000.0,
             old_base="global_rope_theta",
             old_local_base="local_rope_theta",
+            old_everywhere=True,
         ),
     )
 
@@ -74,15 +74,32 @@ def _table(ours: str, theirs: str) -> tuple[Rule, ...]:
 _HEAD = (
     Fixed({"bias": False}),
     Only({"classifier_bias": False, "tie_word_embeddings": True}),
-    Field("decoder_bias", "token_bias", True),
-    Field("norm_eps", "norm_eps", 1e-5),
-    activation("classifier_activation", "activation", "gelu"),
+    Field("decoder_bias", "token_bias"),
+    Field("norm_eps", "norm_eps"),
+    activation("classifier_activation", "activation"),
 )
 _HEAD_TABLE = (
     Rule("graph.head.dense.@", "head.dense.@"),
     Rule("graph.head.norm.@", "head.norm.@"),
     Rule("graph.head.head.bias", "decoder.bias", Rows()),
 )
+_DEFAULTS = {
+    "vocab_size": 50368,
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 8192,
+    "norm_eps": 1e-5,
+    "mlp_dropout": 0.0,
+    "hidden_activation": "gelu",
+    "local_attention": 128,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160_000.0,
+    "local_rope_theta": 10_000.0,
+    "decoder_bias": True,
+    "classifier_activation": "gelu",
+}
 ARCHITECTURES = (
     Architecture(
         "modernbert",
@@ -90,6 +107,7 @@ ARCHITECTURES = (
         ENCODER,
         (*_parts(""), Fixed({"token_types": 0, "pooler": False})),
         _table("", ""),
+        _DEFAULTS,
         prefix="model.",
         ignored=(r"head\..*", r"decoder\..*"),
     ),
@@ -99,6 +117,7 @@ ARCHITECTURES = (
         MASKED,
         (*_parts("encoder."), Fixed({"encoder.token_types": 0}), *_HEAD),
         (*_table("graph.encoder.", "model."), *_HEAD_TABLE),
+        _DEFAULTS,
         prefix="model.",
         ignored=(r"decoder\.weight",),
     ),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from nemolet.convert.architecture import Architecture
+from nemolet.convert.architectures.llama import DEFAULTS, USUAL
 from nemolet.convert.architectures.llama import TABLE as LLAMA
-from nemolet.convert.architectures.llama import USUAL
-from nemolet.convert.fields import Field, Window
+from nemolet.convert.attention_parts import Rope, Window
+from nemolet.convert.fields import Field
 from nemolet.convert.mapping import rules
 from nemolet.convert.operations import Halves, Stacked
 
@@ -25,8 +26,17 @@ ARCHITECTURES = (
         "phi3",
         "Phi3ForCausalLM",
         "nemolet.language.CausalLM",
-        (*USUAL, Window(), Field("resid_pdrop", "dropout", 0.0)),
+        (*USUAL, Rope(partial=True, scalings=()), Window(), Field("resid_pdrop", "dropout")),
         TABLE,
+        {
+            **DEFAULTS,
+            "vocab_size": 32064,
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "resid_pdrop": 0.0,
+        },
         prefix="model.",
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     ),

@@ -21,18 +21,18 @@ class FeedForwardName(Part):
     """``relu``, ``gated-gelu`` and the like: activation and gate in one word."""
 
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
-        gate, _, name = str(theirs.get("feed_forward_proj", "relu")).rpartition("-")
-        name = "gelu_new" if gate and name == "gelu" else name
+        gate, _, name = str(theirs["feed_forward_proj"]).rpartition("-")
+        name = theirs.get("dense_act_fn", "gelu_new" if gate and name == "gelu" else name)
         if name not in ACTIVATIONS or gate not in ("", "gated"):
             raise ConversionError(
                 "this feed-forward is not supported",
                 where="config.json: feed_forward_proj",
-                found=theirs.get("feed_forward_proj"),
+                found=f"{theirs['feed_forward_proj']}, dense_act_fn {name}",
                 expected="an activation, or gated- and an activation",
             )
         for side in SIDES:
             put(ours, f"{side}.activation", ACTIVATIONS[name])
-            put(ours, f"{side}.gated", bool(gate))
+            put(ours, f"{side}.gated", bool(theirs.get("is_gated_act", gate)))
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
         back = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
@@ -47,17 +47,15 @@ class HeadScale(Part):
     """A tied head is scaled by the inverse square root of the width."""
 
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
-        tied = theirs.get("tie_word_embeddings", True)
-        scaled = theirs.get("scale_decoder_outputs", tied)
+        scaled = theirs.get("scale_decoder_outputs", theirs["tie_word_embeddings"] is not False)
         ours["head_scale"] = theirs["d_model"] ** -0.5 if scaled else 1.0
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
         theirs["scale_decoder_outputs"] = ours["head_scale"] != 1.0
 
 
-def _both(theirs: str, ours: str, default: Any = ...) -> tuple[Field, ...]:
-    rest = () if default is ... else (default,)
-    return tuple(Field(theirs, f"{side}.{ours}", *rest) for side in SIDES)
+def _both(theirs: str, ours: str) -> tuple[Field, ...]:
+    return tuple(Field(theirs, f"{side}.{ours}") for side in SIDES)
 
 
 CONFIG: tuple[Part, ...] = (
@@ -80,13 +78,13 @@ CONFIG: tuple[Part, ...] = (
     *_both("num_heads", "heads"),
     *_both("d_kv", "attention.head_size"),
     *_both("d_ff", "ffn"),
-    *_both("layer_norm_epsilon", "norm_eps", 1e-6),
-    *_both("dropout_rate", "dropout", 0.1),
-    *_both("relative_attention_num_buckets", "positions.buckets", 32),
-    *_both("relative_attention_max_distance", "positions.max_distance", 128),
+    *_both("layer_norm_epsilon", "norm_eps"),
+    *_both("dropout_rate", "dropout"),
+    *_both("relative_attention_num_buckets", "positions.buckets"),
+    *_both("relative_attention_max_distance", "positions.max_distance"),
     FeedForwardName(),
     HeadScale(),
-    Field("tie_word_embeddings", "tied", True),
+    Field("tie_word_embeddings", "tied", lambda tied: tied is not False),
 )
 
 
@@ -138,6 +136,20 @@ ARCHITECTURES = (
         "nemolet.language.EncoderDecoder",
         CONFIG,
         TABLE,
+        {
+            "vocab_size": 32128,
+            "d_model": 512,
+            "d_kv": 64,
+            "d_ff": 2048,
+            "num_layers": 6,
+            "num_heads": 8,
+            "feed_forward_proj": "relu",
+            "layer_norm_epsilon": 1e-6,
+            "dropout_rate": 0.1,
+            "relative_attention_num_buckets": 32,
+            "relative_attention_max_distance": 128,
+            "tie_word_embeddings": True,
+        },
         ignored=(
             r"(encoder|decoder)\.embed_tokens\.weight",
             r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",

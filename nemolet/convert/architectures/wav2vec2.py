@@ -48,7 +48,7 @@ class NormOrder(Part):
     ours: str
 
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
-        put(ours, f"{self.ours}stack.residual", dict(_NORMS[bool(theirs.get("do_stable_layer_norm", False))]))
+        put(ours, f"{self.ours}stack.residual", dict(_NORMS[bool(theirs["do_stable_layer_norm"])]))
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
         theirs["do_stable_layer_norm"] = get(ours, f"{self.ours}stack.residual.order") == "pre"
@@ -61,7 +61,7 @@ class MaskVector(Part):
     ours: str
 
     def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
-        shares = (theirs.get("mask_time_prob", 0.05), theirs.get("mask_feature_prob", 0.0))
+        shares = (theirs["mask_time_prob"], theirs["mask_feature_prob"])
         put(ours, f"{self.ours}mask_vector", any(share > 0 for share in shares))
 
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
@@ -116,24 +116,45 @@ def _config(at: str) -> tuple[Part, ...]:
             }
         ),
         Convolutions(at),
-        Field("feat_extract_norm", f"{at}stem.norm", "group"),
-        Field("conv_bias", f"{at}stem.bias", False),
-        activation("feat_extract_activation", f"{at}stem.activation", "gelu"),
+        Field("feat_extract_norm", f"{at}stem.norm"),
+        Field("conv_bias", f"{at}stem.bias"),
+        activation("feat_extract_activation", f"{at}stem.activation"),
         Field("hidden_size", f"{stack}width"),
         Field("num_hidden_layers", f"{stack}layers"),
         Field("num_attention_heads", f"{stack}heads"),
         Field("intermediate_size", f"{stack}ffn"),
-        Field("layer_norm_eps", f"{stack}norm_eps", 1e-5),
-        Field("layer_norm_eps", f"{at}norm_eps", 1e-5),
-        Field("hidden_dropout", f"{stack}dropout", 0.1),
-        activation("hidden_act", f"{stack}activation", "gelu"),
+        Field("layer_norm_eps", f"{stack}norm_eps"),
+        Field("layer_norm_eps", f"{at}norm_eps"),
+        Field("hidden_dropout", f"{stack}dropout"),
+        activation("hidden_act", f"{stack}activation"),
         NormOrder(at),
-        Field("num_conv_pos_embeddings", f"{at}position_kernel", 128),
-        Field("num_conv_pos_embedding_groups", f"{at}position_groups", 16),
+        Field("num_conv_pos_embeddings", f"{at}position_kernel"),
+        Field("num_conv_pos_embedding_groups", f"{at}position_groups"),
         MaskVector(at),
     )
 
 
+_DEFAULTS = {
+    "vocab_size": 32,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-5,
+    "hidden_dropout": 0.1,
+    "hidden_act": "gelu",
+    "conv_dim": (512,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+    "conv_bias": False,
+    "feat_extract_norm": "group",
+    "feat_extract_activation": "gelu",
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "do_stable_layer_norm": False,
+    "mask_time_prob": 0.05,
+    "mask_feature_prob": 0.0,
+}
 _LAYER = {
     "attention.qkv.@": (("attention.q_proj.@", "attention.k_proj.@", "attention.v_proj.@"), Heads()),
     "attention.out.@": "attention.out_proj.@",
@@ -169,15 +190,15 @@ _HEADS = (r"quantizer\..*", r"project_(hid|q)\..*", r"projector\..*", r"classifi
 
 def _encoder(model_type: str, name: str, *parts: Part) -> Architecture:
     prefix, ignored = f"{model_type}.", (*_HEADS, r"lm_head\..*")
-    return Architecture(model_type, name, ENCODER, (*_config(""), *parts), _table("", ""), prefix, ignored)
+    return Architecture(model_type, name, ENCODER, (*_config(""), *parts), _table("", ""), _DEFAULTS, prefix, ignored)
 
 
 def _recognizer(model_type: str, name: str, *parts: Part) -> Architecture:
     prefix = f"{model_type}."
-    head = (Field("vocab_size", "vocab_size", 32, lambda n: n - 1, lambda n: n + 1), Fixed({"bias": True}))
+    head = (Field("vocab_size", "vocab_size", lambda n: n - 1, lambda n: n + 1), Fixed({"bias": True}))
     table = (*_table("encoder.", prefix), Rule("head.@", "lm_head.@", BlankLast()))
     config = (*_config("encoder."), *parts, Listening(), *head)
-    return Architecture(model_type, name, "nemolet.speech.CTCRecognizer", config, table, prefix, _HEADS)
+    return Architecture(model_type, name, "nemolet.speech.CTCRecognizer", config, table, _DEFAULTS, prefix, _HEADS)
 
 
 _WAV2VEC2 = Only({"add_adapter": False, "adapter_attn_dim": None})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nemolet.convert.architecture import Architecture
-from nemolet.convert.architectures.bart import EmbeddingScale
 from nemolet.convert.fields import Field, Fixed, Part, activation
 from nemolet.convert.mapping import Rule, rules
 from nemolet.convert.operations import Heads, Rows
@@ -19,8 +18,8 @@ def _side(side: str, positions: str) -> tuple[Part, ...]:
         Field(f"{side}_attention_heads", f"{side}.heads"),
         Field(f"{side}_ffn_dim", f"{side}.ffn"),
         Field(positions, f"{side}.max_length"),
-        Field("dropout", f"{side}.dropout", 0.0),
-        activation("activation_function", f"{side}.activation", "gelu"),
+        Field("dropout", f"{side}.dropout"),
+        activation("activation_function", f"{side}.activation"),
     )
 
 
@@ -30,6 +29,7 @@ CONFIG = (
             "encoder._target_": "nemolet.nn.Encoder",
             "decoder._target_": "nemolet.nn.Decoder",
             "decoder.cross": True,
+            "embedding_scale": 1.0,  # theirs has a key for it, but does not scale
             **{f"{side}.{name}": value for side in SIDES for name, value in _USUAL.items()},
         }
     ),
@@ -37,8 +37,7 @@ CONFIG = (
     Field("num_mel_bins", "bins"),
     *_side("encoder", "max_source_positions"),
     *_side("decoder", "max_target_positions"),
-    EmbeddingScale(),
-    Field("tie_word_embeddings", "tied", True),
+    Field("tie_word_embeddings", "tied"),
 )
 _LAYER = {
     "attention.qkv.weight": (
@@ -79,6 +78,19 @@ ARCHITECTURES = (
         "nemolet.speech.SpectrogramToText",
         CONFIG,
         TABLE,
+        {
+            "vocab_size": 51865,
+            "num_mel_bins": 80,
+            "d_model": 384,
+            **{f"{side}_layers": 4 for side in SIDES},
+            **{f"{side}_attention_heads": 6 for side in SIDES},
+            **{f"{side}_ffn_dim": 1536 for side in SIDES},
+            "max_source_positions": 1500,
+            "max_target_positions": 448,
+            "dropout": 0.0,
+            "activation_function": "gelu",
+            "tie_word_embeddings": True,
+        },
         prefix="model.",
         ignored=(r"proj_out\.weight",),
     ),
