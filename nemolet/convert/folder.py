@@ -21,16 +21,10 @@ CONFIG, GENERATION, WEIGHTS, INDEX = (
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 EXTRACTOR = "feature_extractor"  # its settings, beside those of the model in what :func:`described` gives
 # Small files that say how a model is used; they are carried along unchanged.
-CARRIED = (
-    CONFIG,
-    GENERATION,
+TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    PREPROCESSOR,
-    PROCESSOR,
     "vocab.json",
     "vocab.txt",
     "merges.txt",
@@ -38,7 +32,9 @@ CARRIED = (
     "target.spm",
     "sentencepiece.bpe.model",  # XLM-R's, whose ids are shifted
 )
+CARRIED = (CONFIG, GENERATION, "chat_template.jinja", "chat_template.json", PREPROCESSOR, PROCESSOR, *TOKENIZER_FILES)
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")  # whose ids are those of the file
+_OURS = ("sentencepiece.model", "characters.json", "words.json")  # beside the tokenizer.json of one of our tokenizers
 _LARGEST_TEXT = 64 << 20
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
@@ -71,7 +67,7 @@ def located(name: str | Path) -> Path:
         return Path(name)
     with needs("huggingface_hub", extra="hf"):
         from huggingface_hub import snapshot_download
-    wanted = ["*.safetensors", "*.safetensors.index.json", "tokenizer.json", *SENTENCEPIECE, *CARRIED]
+    wanted = ["*.safetensors", "*.safetensors.index.json", "tokenizer.json", *SENTENCEPIECE, *_OURS, *CARRIED]
     try:
         return Path(snapshot_download(match[1], revision=match[2], allow_patterns=wanted))
     except Exception as error:  # of the network or the Hub; kept as the cause

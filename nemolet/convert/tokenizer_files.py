@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemolet.convert.folder import SENTENCEPIECE, Folder, as_json, parse, small_file
+from nemolet.convert.folder import SENTENCEPIECE, TOKENIZER_FILES, Folder, as_json, parse, small_file
 from nemolet.errors import ConversionError, TokenizerError
 from nemolet.tokenizers import (
     CharTokenizer,
@@ -15,11 +15,14 @@ from nemolet.tokenizers import (
     LetterTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
+    files_for_others,
+    original,
 )
 
 VOCABULARY, ADDED = "vocab.json", "added_tokens.json"
 SETTINGS, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
-_LETTERS = (VOCABULARY, ADDED, SETTINGS, SPECIAL_TOKENS)  # what may speak of the letters of a recognizer
+# transformers 5 takes only the vocabulary of any tokenizer.json beside a model of these types, and cuts texts as Qwen
+_OWN_CLASS_ONLY = ("qwen2",)
 _SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -30,20 +33,23 @@ def read_tokenizer(folder: Folder, *, vocab_size: int) -> Tokenizer | None:
         ConversionError: for one that has more tokens than the model.
         TokenizerError: for a broken one.
     """
+    tokenizer = original(folder.path) or _of_others(folder)
+    if tokenizer is not None:
+        _check_size(tokenizer, vocab_size, where=str(folder.path))
+    return tokenizer
+
+
+def _of_others(folder: Folder) -> Tokenizer | None:
     path = folder.path
-    tokenizer: Tokenizer | None = None
     if (path / "tokenizer.json").is_file():
         plain = HuggingFaceTokenizer(small_file(path / "tokenizer.json"))
-        tokenizer = HuggingFaceTokenizer(plain.content, **_markers(folder, plain))
-    else:
-        file = next((path / name for name in SENTENCEPIECE if (path / name).is_file()), None)
-        if file is not None:
-            tokenizer = SentencePieceTokenizer(small_file(file))
-        elif any(name.endswith("ForCTC") for name in folder.config.get("architectures") or ()):
-            tokenizer = read_letters(folder.carried, path, blank=folder.config.get("pad_token_id") or 0)
-    if tokenizer is not None:
-        _check_size(tokenizer, vocab_size, where=str(path))
-    return tokenizer
+        return HuggingFaceTokenizer(plain.content, **_markers(folder, plain))
+    file = next((path / name for name in SENTENCEPIECE if (path / name).is_file()), None)
+    if file is not None:
+        return SentencePieceTokenizer(small_file(file))
+    if any(name.endswith("ForCTC") for name in folder.config.get("architectures") or ()):
+        return read_letters(folder.carried, path, blank=folder.config.get("pad_token_id") or 0)
+    return None
 
 
 def _check_size(tokenizer: Tokenizer, vocab_size: int, *, where: str) -> None:
@@ -146,7 +152,7 @@ def letter_files(tokenizer: LetterTokenizer | CharTokenizer, blank: int) -> dict
             where="tokenizer",
             expected="single characters without | and without bytes for others",
             found=repr(letters)[:200],
-            fix="leave the tokenizer out (tokenizer=null), and keep the .nemolet file for it",
+            fix="leave the tokenizer out (tokenizer=false), and keep the .nemolet file for it",
         )
     return files
 
@@ -181,7 +187,13 @@ def marker_ids(tokenizer: Tokenizer | None, theirs: Mapping[str, Any]) -> dict[s
 
 
 def tokenizer_files(
-    tokenizer: Tokenizer | None, extra: Mapping[str, bytes], *, blank: int | None, vocab_size: int
+    tokenizer: Tokenizer | None,
+    extra: Mapping[str, bytes],
+    *,
+    blank: int | None,
+    vocab_size: int,
+    model_type: str,
+    continues: bool,
 ) -> dict[str, bytes]:
     """The small files that came with a model, and those of its tokenizer in the place of what speaks of another.
 
@@ -190,39 +202,52 @@ def tokenizer_files(
         extra: the files that came with it.
         blank: id of the blank, of a recognizer; None for a model whose tokenizer is not of letters.
         vocab_size: tokens of the model.
+        model_type: of the model in transformers.
+        continues: whether the model goes on with a text; others read a whole one, with a mark behind it.
 
     Raises:
         ConversionError: for one that theirs cannot be.
+        TokenizerError: for one of which a ``tokenizer.json`` cannot say what it does.
     """
+    if tokenizer is None:
+        return dict(extra)
     if blank is not None and isinstance(tokenizer, LetterTokenizer | CharTokenizer):
         files = dict(extra)
         if not _say(extra, tokenizer, blank):
-            kept = {name: content for name, content in extra.items() if name not in _LETTERS}
-            files = {**kept, **letter_files(tokenizer, blank)}
-        _check_size(tokenizer, vocab_size, where="tokenizer")
-        return files
-    return {**extra, **_own_files(tokenizer, extra)}
+            files = {**_beside(extra), **letter_files(tokenizer, blank)}
+    elif blank is not None:
+        raise _no_counterpart(tokenizer, "the letters of a recognizer, as its labels are numbered around the blank")
+    elif isinstance(tokenizer, HuggingFaceTokenizer):
+        files = {**_settings(tokenizer), **extra, **tokenizer.files()}
+    elif isinstance(tokenizer, SentencePieceTokenizer) and not tokenizer.lossless and SETTINGS in extra:
+        files = {**extra, "tokenizer.model": tokenizer.model}  # it came with these settings
+    elif model_type in _OWN_CLASS_ONLY:
+        raise _no_counterpart(tokenizer, f"a tokenizer.json, as transformers reads any of {model_type} as its own")
+    else:
+        opener = [] if tokenizer.opener is None else [tokenizer.opener]
+        before, after = (opener, []) if continues else tokenizer.marks
+        files = {**_beside(extra), **files_for_others(tokenizer, before=before, after=after)}
+    _check_size(tokenizer, vocab_size, where="tokenizer")
+    return files
 
 
-def _own_files(tokenizer: Tokenizer | None, extra: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files of a tokenizer of many tokens, beside those that came with it."""
-    if tokenizer is None:
-        return {}
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        files = tokenizer.files()
-        if SETTINGS not in extra:
-            ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-            names = {index: text for text, index in tokenizer.special_tokens.items()}
-            settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-            settings |= {key: names[index] for key, index in ids.items() if index is not None}
-            files[SETTINGS] = as_json(settings)
-        return files
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return {"tokenizer.model": tokenizer.model}
-    raise ConversionError(
+def _beside(extra: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files that speak of no tokenizer."""
+    return {name: content for name, content in extra.items() if name not in TOKENIZER_FILES}
+
+
+def _settings(tokenizer: HuggingFaceTokenizer) -> dict[str, bytes]:
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    names = {index: text for text, index in tokenizer.special_tokens.items()}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {SETTINGS: as_json(settings | {key: names[index] for key, index in ids.items() if index is not None})}
+
+
+def _no_counterpart(tokenizer: Tokenizer, expected: str) -> ConversionError:
+    return ConversionError(
         "this kind of tokenizer has no counterpart in Hugging Face",
         where="tokenizer",
-        expected="huggingface, sentencepiece, or the letters of a recognizer",
+        expected=expected,
         found=tokenizer.kind,
-        fix="leave it out (tokenizer=null), and keep the .nemolet file for it",
+        fix="leave it out (tokenizer=false), and keep the .nemolet file for it",
     )

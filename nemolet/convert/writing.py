@@ -19,6 +19,7 @@ from nemolet.convert.mapping import Entry, Source, expand, own_tensors, theirs_f
 from nemolet.convert.reading import vocabulary
 from nemolet.convert.tokenizer_files import marker_ids, tokenizer_files
 from nemolet.errors import ConversionError
+from nemolet.language.language_model import LanguageModel
 from nemolet.module import NeuralModule
 from nemolet.tensor_files import Spec, shards, tensor_bytes
 from nemolet.tokenizers import Tokenizer
@@ -51,13 +52,14 @@ def write(
     Args:
         folder: a new or empty one.
         model: of a class and config that some architecture can express.
-        tokenizer: a ``tokenizer.json`` or SentencePiece one; None for none.
+        tokenizer: of the model; None for none. One of ours becomes a ``tokenizer.json`` (extra ``hf``).
         architecture: class or model type in transformers; None for the one it came from, or the first that fits.
         extra: small files it came with; a config that still says what the model is stays as it was.
         shard_bytes: largest file of weights.
 
     Raises:
         ConversionError: for a model that cannot be expressed, or a folder that is not empty.
+        TokenizerError: for a tokenizer of which a ``tokenizer.json`` cannot say what it does.
     """
     own = own_tensors(model)
     source = Held(own)
@@ -95,7 +97,14 @@ def write_folder(
     entries = expand(chosen.rules, shape, vocab=vocab, blank=blank)
     specs = _specs(entries, shape, dtypes)
     letters = any(name.endswith("ForCTC") for name in theirs.get("architectures") or ())
-    files = tokenizer_files(tokenizer, extra, blank=blank if letters else None, vocab_size=vocab)
+    files = tokenizer_files(
+        tokenizer,
+        extra,
+        blank=blank if letters else None,
+        vocab_size=vocab,
+        model_type=chosen.model_type,
+        continues=isinstance(shape, LanguageModel),
+    )
     if theirs is not original:
         theirs = {**theirs, **marker_ids(tokenizer, theirs), "torch_dtype": _dtype_name(specs)}
         extractor = theirs.pop(EXTRACTOR, None)

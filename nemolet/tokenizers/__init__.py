@@ -5,7 +5,15 @@ from nemolet.tokenizers.huggingface import HuggingFaceTokenizer
 from nemolet.tokenizers.letters import LetterTokenizer
 from nemolet.tokenizers.sentencepiece import SentencePieceTokenizer
 from nemolet.tokenizers.simple import ByteTokenizer, CharTokenizer
-from nemolet.tokenizers.storage import describe, load_tokenizer, rebuild, save_tokenizer
+from nemolet.tokenizers.storage import (
+    describe,
+    files_for_others,
+    load_tokenizer,
+    original,
+    rebuild,
+    save_tokenizer,
+)
+from nemolet.tokenizers.tokenizer_json import tokenizer_json
 from nemolet.tokenizers.words import PhoneTokenizer, WordTokenizer
 
 __all__ = [
@@ -19,7 +27,10 @@ __all__ = [
     "Tokenizer",
     "WordTokenizer",
     "describe",
+    "files_for_others",
     "load_tokenizer",
+    "original",
     "rebuild",
     "save_tokenizer",
+    "tokenizer_json",
 ]

@@ -68,7 +68,11 @@ class HuggingFaceTokenizer(Tokenizer):
     @property
     def _template(self) -> tuple[list[int], list[int]]:
         """What the file's own template puts before and after a text."""
-        found = self.inner.encode("a", add_special_tokens=True)
+        text = "a"
+        if type(self.inner.model).__name__ == "WordLevel":  # which may refuse any other word
+            words = self.inner.get_vocab(with_added_tokens=False)
+            text = next((word for word in words if word not in self.special_tokens), "")
+        found = self.inner.encode(text, add_special_tokens=True)
         own = [place for place, added in enumerate(found.special_tokens_mask) if not added]
         return found.ids[: own[0]] if own else found.ids, found.ids[own[-1] + 1 :] if own else []
 
@@ -97,7 +101,15 @@ class HuggingFaceTokenizer(Tokenizer):
         return cls(files["tokenizer.json"], **settings)
 
     def _encode(self, text: str) -> list[int]:
-        return self.inner.encode(text, add_special_tokens=False).ids
+        try:
+            return self.inner.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # of Rust, which raises plain Exception; kept as the cause
+            raise TokenizerError(
+                "this text has no ids",
+                where=f"{self.kind} tokenizer",
+                expected="words of the vocabulary, which has none for others",
+                found=f"{text[:60]!r}: {error}",
+            ) from error
 
     def _decode(self, tokens: list[int], special: bool) -> str:
         return self.inner.decode(tokens, skip_special_tokens=not special)

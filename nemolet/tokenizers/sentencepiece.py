@@ -12,10 +12,10 @@ import sentencepiece
 
 from nemolet.errors import TokenizerError
 from nemolet.tokenizers.base import StreamDecoder, TableTokenizer, WindowStream
+from nemolet.tokenizers.sentencepiece_model import with_exact_scores
 
 _SPACE = "\u2581"  # how sentencepiece writes a space
 _LONGEST = 4000  # bytes of a training sentence; sentencepiece leaves out longer ones
-_RUN = 256  # characters
 
 
 class SentencePieceTokenizer(TableTokenizer):
@@ -27,8 +27,8 @@ class SentencePieceTokenizer(TableTokenizer):
     Args:
         model: a serialized SentencePiece model.
         lossless: whether any text comes back exactly, as with models trained here.
-        independent_lines: whether a line end is always a token of its own, as in byte-pair models trained here. Long
-            texts are then encoded a few lines at a time, which gives the same ids faster.
+        independent_lines: whether lines are encoded one by one, as with models trained here, of which a line end is
+            always a token of its own.
 
     Raises:
         TokenizerError: for bytes that are no model.
@@ -124,8 +124,8 @@ class SentencePieceTokenizer(TableTokenizer):
             )
         except RuntimeError as error:
             raise _explain(error, vocab_size) from error
-        # A unigram model may break ties between equally likely splits in another way.
-        return cls(target.getvalue(), lossless=True, independent_lines=model == "bpe")
+        learned = target.getvalue()
+        return cls(with_exact_scores(learned) if model == "unigram" else learned, lossless=True, independent_lines=True)
 
     def files(self) -> dict[str, bytes]:
         return {"sentencepiece.model": self.model}
@@ -152,23 +152,20 @@ class SentencePieceTokenizer(TableTokenizer):
         )
 
     def _encode(self, text: str) -> list[int]:
+        if not self.lossless:  # a model of others decides what the character means by which it writes a space
+            return self.processor.encode(text)  # type: ignore[no-any-return]
         if _SPACE not in text:
-            if not self.independent_lines or len(text) < 2 * _RUN:
-                return self.processor.encode(text)  # type: ignore[no-any-return]
-            return list(itertools.chain.from_iterable(self.processor.encode(_runs(text))))
-        ids: list[int] = []  # the character by which sentencepiece writes a space is written as bytes
+            return self._plain(text)
+        ids: list[int] = []  # written as bytes, so that it is not taken for a space
         for index, part in enumerate(text.split(_SPACE)):
-            ids += (self._space_mark if index else []) + self.processor.encode(part)
+            ids += (self._space_mark if index else []) + self._plain(part)
         return ids
 
-
-def _runs(text: str) -> list[str]:
-    """Cut a text after line ends, into runs of about the length that sentencepiece encodes fastest."""
-    runs, start = [], 0
-    while (end := text.find("\n", start + _RUN)) >= 0:
-        runs.append(text[start : end + 1])
-        start = end + 1
-    return [*runs, text[start:]]
+    def _plain(self, text: str) -> list[int]:
+        if not self.independent_lines or "\n" not in text:
+            return self.processor.encode(text)  # type: ignore[no-any-return]
+        *lines, rest = text.split("\n")
+        return list(itertools.chain.from_iterable(self.processor.encode([*(f"{line}\n" for line in lines), rest])))
 
 
 def _bytes_of(processor: sentencepiece.SentencePieceProcessor, index: int) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nemolet.tokenizers.huggingface import HuggingFaceTokenizer
 from nemolet.tokenizers.letters import LetterTokenizer
 from nemolet.tokenizers.sentencepiece import SentencePieceTokenizer
 from nemolet.tokenizers.simple import ByteTokenizer, CharTokenizer
+from nemolet.tokenizers.tokenizer_json import tokenizer_json
 from nemolet.tokenizers.words import PhoneTokenizer, WordTokenizer
 
 KINDS: dict[str, type[Tokenizer]] = {
@@ -28,7 +30,9 @@ KINDS: dict[str, type[Tokenizer]] = {
         HuggingFaceTokenizer,
     )
 }
-SETTINGS = "tokenizer_config.json"
+SETTINGS, TABLE, NAMES = "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"
+_ORIGIN = "nemolet"  # the key in SETTINGS under which a folder for others says which tokenizer of ours it was made of
+_USUAL = {"unk_token": ("<unk>", "[UNK]"), "pad_token": ("<pad>", "[PAD]")}
 
 
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -71,6 +75,67 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         partial = folder / f".{name}.partial"
         partial.write_bytes(content)
         partial.replace(folder / name)
+
+
+def files_for_others(
+    tokenizer: Tokenizer, *, before: Sequence[int] = (), after: Sequence[int] = ()
+) -> dict[str, bytes]:
+    """The files of a tokenizer of ours with which transformers reads it too (extra ``hf``).
+
+    :func:`load_tokenizer` makes the tokenizer itself of them again, as long as none was changed.
+
+    Args:
+        tokenizer: of ours.
+        before: ids that transformers puts before a text, unless it is told not to.
+        after: ids that it puts behind.
+
+    Raises:
+        TokenizerError: for a tokenizer that only we understand.
+    """
+    files = {**tokenizer.files(), TABLE: tokenizer_json(tokenizer, before=before, after=after)}
+    marks = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    texts = {index: text for text, index in tokenizer.special_tokens.items()}
+    named = {key: texts[index] for key, index in marks.items() if index is not None}
+    for key, usual in _USUAL.items():
+        named.update((key, text) for text in usual if text in tokenizer.special_tokens)
+    origin = {"tokenizer": describe(tokenizer), "sha256": {name: _digest(files[name]) for name in sorted(files)}}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # which takes the file as it is
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **named,
+        _ORIGIN: origin,
+    }
+    return {**files, SETTINGS: _as_json(settings), NAMES: _as_json(named)}
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def original(folder: str | Path) -> Tokenizer | None:
+    """The tokenizer of ours that a folder for others was made of; None where it was not, or was changed since.
+
+    Raises:
+        TokenizerError: for a broken file.
+    """
+    folder = Path(folder)
+    settings = folder / SETTINGS
+    origin = _described(settings).get(_ORIGIN) if settings.is_file() else None
+    digests = origin.get("sha256") if isinstance(origin, dict) else None
+    if not isinstance(origin, dict) or not isinstance(digests, dict) or TABLE not in digests:
+        return None
+    if any(Path(name).name != name or not (folder / name).is_file() for name in digests):
+        return None
+    files = {name: (folder / name).read_bytes() for name in digests}
+    if any(_digest(content) != digests[name] for name, content in files.items()):
+        return None
+    with _named(folder):
+        return rebuild(origin.get("tokenizer") or {}, {name: files[name] for name in files if name != TABLE})
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -128,6 +193,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             files = {f.name: f.read_bytes() for f in path.iterdir() if f.is_file() and f != settings}
             with _named(path):
                 return rebuild(description, files)
+        if (found := original(path)) is not None:
+            return found
         for name in ("tokenizer.json", "tokenizer.model", "sentencepiece.model"):
             if (path / name).is_file():
                 return load_tokenizer(path / name)
