@@ -45,6 +45,8 @@ _EXPORTS = {
     "Sampling": "nemolet.language.sampling",
     "SentenceEmbedder": "nemolet.language.embedding",
     "SpanF1": "nemolet.language.spans",
+    "SpelledEmbedding": "nemolet.language.spelling",
+    "SpellingEncoder": "nemolet.language.spelling",
     "TagLoss": "nemolet.language.tagging",
     "TaskModel": "nemolet.language.tasks",
     "TextClassifier": "nemolet.language.classification",
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
     from nemolet.language.scores import bleu, chrf, exact_match, word_f1
     from nemolet.language.seq2seq import EncoderDecoder
     from nemolet.language.spans import SpanF1, span_score, spans_of
+    from nemolet.language.spelling import SpelledEmbedding, SpellingEncoder
     from nemolet.language.tagging import IntentAccuracy, RequestLoss, RequestTagger, TagLoss, TokenClassifier
     from nemolet.language.tasks import TaskModel
     from nemolet.language.translation import Translator

@@ -16,7 +16,7 @@ from nemolet.nn.norm import LayerNorm
 from nemolet.nn.transformer import Encoder
 from nemolet.types import HiddenBTD, MaskBT, TokenIdsBT
 
-_PRIME, _BIG = 1_000_003, 2_038_074_743
+PRIME, BIG = 1_000_003, 2_038_074_743
 
 
 class NgramEmbedding(NeuralModule):
@@ -65,11 +65,16 @@ class NgramEmbedding(NeuralModule):
 
     def rows(self, tokens_BT: Tensor, order: int) -> Tensor:
         """The row of the run of ``order`` tokens that ends at each position."""
-        mixed = torch.full_like(tokens_BT, order)
-        for back in range(order):
-            shifted = F.pad(tokens_BT + 1, (back, 0))[:, : tokens_BT.shape[1]]
-            mixed = (mixed * _PRIME + shifted) % _BIG
-        return mixed % self.buckets
+        return run_rows(tokens_BT, order, self.buckets)
+
+
+def run_rows(ids_BT: Tensor, order: int, buckets: int) -> Tensor:
+    """The row of the run of ``order`` ids that ends at each position, in a table that runs share by hashing."""
+    mixed = torch.full_like(ids_BT, order)
+    for back in range(order):
+        shifted = F.pad(ids_BT + 1, (back, 0))[:, : ids_BT.shape[1]]
+        mixed = (mixed * PRIME + shifted) % BIG
+    return mixed % buckets
 
 
 class Neighbours(NeuralModule):

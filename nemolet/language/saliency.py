@@ -105,6 +105,13 @@ def _scaled(model: TextClassifier, tokens_BT: Tensor, index: int, factor: float)
             hook.remove()
     if not scaled:
         raise ConfigError("the encoder has no embedding", where="model.encoder", expected="a nemolet.nn.Embedding")
+    if any(vectors.shape[:2] != tokens_BT.shape for vectors in scaled):
+        raise ConfigError(
+            "the vectors belong to no token",
+            where="model.encoder",
+            expected="an encoder that looks up a vector for each token, as NgramEncoder and TextEncoder",
+            found=type(model.encoder).__name__,
+        )
     gradients = torch.autograd.grad(score, scaled, allow_unused=True)
     parts = [(g * w)[0].sum(-1) for g, w in zip(gradients, whole) if g is not None]
     return torch.stack(parts).sum(0).cpu()
