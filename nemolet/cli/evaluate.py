@@ -29,7 +29,8 @@ class Settings:
         context: tokens or words that are read together, so that each is predicted from what is before it in its window;
             null for ``data.sequence_length`` where that is set, and otherwise all that the model can read.
         out: a file of JSON lines for what was said and what was heard, of a model of speech; null for none.
-        beam: hypotheses that a recognizer searches; 1 takes the likeliest label at each step.
+        beam: hypotheses that a recognizer or a translator searches, 1 being greedy; null for what its archive says (of
+            a recognizer 1).
         by_ctc: whether a recognizer with a transducer and CTC is heard by its CTC; null for what its archive says.
         max_batches: stop after so many; null for the whole text.
         device: where to compute.
@@ -40,7 +41,7 @@ class Settings:
     data: ModuleConfig
     context: int | None = None
     out: str | None = None
-    beam: int = 1
+    beam: int | None = None
     by_ctc: bool | None = None
     max_batches: int | None = None
     device: str = "cpu"
@@ -56,23 +57,28 @@ class Settings:
 def run(settings: Settings) -> None:
     """Print loss, perplexity and bits per byte; of a model of a task or of speech, the numbers of its task."""
     from nemolet.archive import load
+    from nemolet.cli.predict import search_as_asked
+    from nemolet.language.translation import in_use
     from nemolet.nn.prepacking import pack
     from nemolet.speech.evaluation import evaluates
 
     archive = load(settings.archive, device=settings.device)
     pack(archive.model)
-    search = _search(settings, archive.model)
     if evaluates(archive.model):
+        search = _search(settings, archive.model)
         _speech(settings, archive, search)
         return
     if archive.tokenizer is None:
         raise ConfigError(
             "the archive has no tokenizer", where=settings.archive, fix="save it with nl.save(..., tokenizer=...)"
         )
-    if hasattr(archive.model, "objective") or hasattr(build(settings.data, where="data"), "with_names"):
-        _print_task(archive.model, archive.tokenizer, settings)
+    model = in_use(archive.model)
+    search_as_asked(model, size=settings.beam)
+    _refuse(settings.by_ctc is not None, "by_ctc", "a recognizer with a transducer and CTC", model)
+    if hasattr(model, "objective") or hasattr(build(settings.data, where="data"), "with_names"):
+        _print_task(model, archive.tokenizer, settings)
     else:
-        _print_language(archive.model, archive.tokenizer, settings)
+        _print_language(model, archive.tokenizer, settings)
 
 
 def _print_language(model: Any, tokenizer: Any, settings: Settings) -> None:
@@ -127,23 +133,21 @@ def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
 
 
 def _search(settings: Settings, model: Any) -> Any:
-    """How a recognizer is decoded where that is not its own way; None for its own, and for other models."""
+    """How a recognizer is decoded where that is not its own way; None for its own, and for other models of speech."""
     from nemolet.speech.beam import Beam
     from nemolet.speech.models import HybridRecognizer, Recognizer
 
-    fits = {"beam": settings.beam == 1 or isinstance(model, Recognizer)}
-    fits["by_ctc"] = settings.by_ctc is None or isinstance(model, HybridRecognizer)
-    for name, right in fits.items():
-        if not right:
-            raise ConfigError(
-                "this model has no such setting",
-                where=name,
-                expected={"beam": "a recognizer", "by_ctc": "a recognizer with a transducer and CTC"}[name],
-                found=type(model).__name__,
-            )
+    beam, hybrid = settings.beam or 1, isinstance(model, HybridRecognizer)
+    _refuse(beam > 1 and not isinstance(model, Recognizer), "beam", "a recognizer", model)
+    _refuse(settings.by_ctc is not None and not hybrid, "by_ctc", "a recognizer with a transducer and CTC", model)
     if settings.by_ctc is not None:
         model.decode_by_ctc = settings.by_ctc
-    return functools.partial(Beam(settings.beam), model) if settings.beam > 1 else None
+    return functools.partial(Beam(beam), model) if beam > 1 else None
+
+
+def _refuse(wrong: bool, where: str, expected: str, model: Any) -> None:
+    if wrong:
+        raise ConfigError("this model has no such setting", where=where, expected=expected, found=type(model).__name__)
 
 
 def _speech(settings: Settings, archive: Archive, search: Any) -> None:

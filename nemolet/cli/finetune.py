@@ -19,6 +19,7 @@ from nemolet.training.optim import Optim
 from nemolet.training.rates import LayeredOptim
 from nemolet.training.schedule import Schedule
 from nemolet.training.settings import Training
+from nemolet.types import Hidden, NeuralType
 
 if TYPE_CHECKING:
     from nemolet.archive import Archive
@@ -202,6 +203,8 @@ def _model(settings: Settings, base: Any, sizes: Any) -> Any:
 def _with_head(config: ModuleConfig, base: Any, sizes: Any) -> Any:
     named = {name.rpartition(".")[2]: module for name, module in reversed(list(base.named_modules())) if name}
     parts = {"base": base, **{name: named[name] for name in ("encoder", "front_end") if name in named}}
+    if _gives_hidden(base):
+        parts.setdefault("encoder", base)
     if "encoder" not in parts and config.get("encoder") == {"_ref_": "encoder"}:
         raise ConfigError(
             "the archive has no encoder to put this head on",
@@ -210,6 +213,12 @@ def _with_head(config: ModuleConfig, base: Any, sizes: Any) -> Any:
             found=type(base).__name__,
         )
     return build(with_sizes(config, sizes), parts=parts, where="model").train()
+
+
+def _gives_hidden(model: Any) -> bool:
+    """Whether a model is an encoder itself."""
+    types = [port.type for port in model.output_ports.values()]
+    return len(types) == 1 and isinstance(types[0], NeuralType) and isinstance(types[0].element, Hidden)
 
 
 def _changed(model: Any, settings: Settings) -> Any:

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ class Settings:
     """What to answer to what.
 
     Args:
-        archive: a ``.nemolet`` file with a task model.
+        archive: a ``.nemolet`` file or a Hugging Face folder with a task model, or an encoder-decoder.
         input: JSON lines, or a ``.txt`` file with one text in a line; compressed or not.
         out: JSON lines with the answers, in the order of the input.
+        beam: hypotheses that a translator searches, 1 being greedy; null for as many as its archive says.
+        length_penalty: of that search, 0 favouring short texts; null likewise.
+        max_length: most tokens that it writes; null likewise.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
     """
@@ -34,28 +37,39 @@ class Settings:
     archive: str
     input: str
     out: str
+    beam: int | None = None
+    length_penalty: float | None = None
+    max_length: int | None = None
     device: str = "cpu"
     imports: list[str] | None = None
+
+    CONFIG_RULES = (
+        ("beam >= 1", "beam is at least 1"),
+        ("length_penalty >= 0", "length_penalty is at least 0"),
+        ("max_length >= 1", "max_length is at least 1"),
+    )
 
 
 def run(settings: Settings) -> None:
     """Write one answer for each record; what an earlier run has written is kept."""
     from nemolet.archive import load
+    from nemolet.language.translation import in_use
     from nemolet.nn.prepacking import pack
 
     archive = load(settings.archive, device=settings.device)
     pack(archive.model)
-    model: Any = archive.model
+    model: Any = in_use(archive.model)
     if archive.tokenizer is None or not hasattr(model, "predict"):
         raise ConfigError(
             "the archive holds no task model with its tokenizer",
             where=settings.archive,
             expected="for example a nemolet.language.TextClassifier",
             found=type(model).__name__,
-            fix="use nemolet generate for language models",
+            fix="use nemolet generate for language models; nemolet finetune task=... puts a head on an encoder",
         )
-    out = Path(settings.out)
-    partial = _Partial(out, [model.came_from, archive.tokenizer.fingerprint, _digest(settings.input)])
+    search_as_asked(model, size=settings.beam, length_penalty=settings.length_penalty, max_length=settings.max_length)
+    out, how = Path(settings.out), repr(getattr(model, "beam", None))
+    partial = _Partial(out, [archive.model.came_from, archive.tokenizer.fingerprint, _digest(settings.input), how])
     total = sum(1 for _ in _records(settings.input, model.READS))
     done = partial.resume()
     bar = _bar(total, done)
@@ -70,6 +84,24 @@ def run(settings: Settings) -> None:
     partial.finish()
     resumed = f", {done:,} of them from an earlier run" if done else ""
     print(f"{total:,} answers{resumed}: {out}")
+
+
+def search_as_asked(model: Any, **asked: float | None) -> None:
+    """Let a translator look for its texts otherwise; what is None stays as it is.
+
+    Raises:
+        ConfigError: for a model that does not search.
+    """
+    said = {name: value for name, value in asked.items() if value is not None}
+    if said and not hasattr(model, "beam"):
+        raise ConfigError(
+            "this model does not search",
+            where={"size": "beam"}.get(next(iter(said)), next(iter(said))),
+            expected="a model that writes texts, such as nemolet.language.Translator",
+            found=type(model).__name__,
+        )
+    if said:
+        model.beam = replace(model.beam, **said)
 
 
 class _Partial:

@@ -16,6 +16,7 @@ from nemolet.errors import ConfigError, nearest
 PLACES: dict[str, tuple[str, ...]] = {
     "generate": ("archive", "prompt..."),
     "chat": ("archive",),
+    "finetune": ("archive",),
     "evaluate": ("archive",),
     "predict": ("archive", "input", "out"),
     "transcribe": ("archive", "audio..."),
@@ -24,7 +25,6 @@ PLACES: dict[str, tuple[str, ...]] = {
 # The setting of other verbs that a file without a key is likely meant for.
 _FILES = {
     "train": "data.path",
-    "finetune": "data.path",
     "overfit": "data.path",
     "check": "data.path",
     "plan": "data.path",

@@ -183,7 +183,10 @@ def marker_ids(tokenizer: Tokenizer | None, theirs: Mapping[str, Any]) -> dict[s
         "eos_token_id": None if tokenizer is None else tokenizer.eos_id,
         "pad_token_id": next((special[text] for text in _PADS if text in special), None),
     }
-    return {key: value for key, value in ids.items() if key not in theirs}
+    found = {key: value for key, value in ids.items() if key not in theirs}
+    if tokenizer is not None and theirs.get("decoder_start_token_id", 0) is None:
+        found["decoder_start_token_id"] = next(iter([*tokenizer.marks[0], tokenizer.eos_id]))  # as it begins texts
+    return found
 
 
 def tokenizer_files(

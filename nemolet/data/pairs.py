@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from nemolet.data.batches import Sample
 from nemolet.data.encoding import TextEncoding
@@ -53,13 +53,12 @@ class SimilarTexts(Examples):
 class ParallelTexts(Examples):
     """Texts and their translations, or summaries: two files side by side, or JSON lines (final).
 
-    The tokens of the target begin where documents begin; its labels are the same tokens one step ahead, and the end.
+    The tokens of the target begin with ``start``; its labels are the same tokens one step ahead, and the end.
 
     Args:
         target: the file whose lines belong to those of ``path``; None where ``path`` holds JSON lines.
         valid_target: the same for ``valid_path``.
-        start: the token before a target, of a model that has its own (``generation.start``); null for where documents
-            begin.
+        start: the token before a target; None for that of the model, or else for where documents begin.
         source_key: where the source lies in a record of JSON lines.
         target_key: where the target lies.
     """
@@ -100,3 +99,7 @@ class ParallelTexts(Examples):
             begun = self.start is None and labels[0] == encoding.tokenizer.bos_id
             start = labels.pop(0) if begun else end if self.start is None else self.start
             yield {"source": source, "tokens": [start, *labels[:-1]], "labels": labels}
+
+    def with_names(self, model: Any) -> ParallelTexts:
+        """The same source, with targets that begin as those of the model."""
+        return self if self.start is not None else replace(self, start=getattr(model, "start", None))

@@ -50,7 +50,7 @@ class RewardModel(NeuralModule):
         super().__init__()
         self.vocab_size, self.context, self.template = backbone.vocab_size, backbone.context, template
         embed, decoder = (cast(NeuralModule, backbone.graph.get_submodule(name)) for name in ("embed", "decoder"))
-        width = width_of(decoder)
+        width = width_of(decoder, reads="hidden")
         score = Linear("D", "P", width, 1, init_std=0.02)
         inputs = inputs_of(self)
         hidden = decoder(embed(inputs.pop("tokens")), **inputs)

@@ -30,6 +30,7 @@ class EncoderDecoder(NeuralModule):
         head_bias: whether each token has a bias.
         head_scale: factor of the hidden states before the head (T5: the inverse square root of the width).
         pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
+        start: the token that stands before what is written; None for the one that the tokenizer begins texts with.
 
     Shape: source_BS, tokens_BT -> logits_BTV.
 
@@ -58,6 +59,7 @@ class EncoderDecoder(NeuralModule):
         head_bias: bool = False,
         head_scale: float = 1.0,
         pad_vocab_to: int = 1,
+        start: int | None = None,
     ) -> None:
         if not decoder.cross or encoder.width != decoder.width:
             raise ShapeError(
@@ -69,7 +71,7 @@ class EncoderDecoder(NeuralModule):
             )
         super().__init__(V=vocab_size)
         width = encoder.width
-        self.vocab_size, self.context = vocab_size, decoder.max_length
+        self.vocab_size, self.context, self.start = vocab_size, decoder.max_length, start
         embed = Embedding("V", "D", vocab_size, width, pad_to_multiple_of=pad_vocab_to, scale=embedding_scale)
         options: dict[str, Any] = {"bias": head_bias, "scale": head_scale}
         if tied:

@@ -35,11 +35,15 @@ class TaskModel(Protocol):
         """Answers to raw records, in their order, as plain data."""
 
 
-def width_of(encoder: NeuralModule) -> int:
+def width_of(encoder: NeuralModule, *, reads: str = "tokens") -> int:
     """The size of an encoder's hidden states, from its declaration.
 
+    Args:
+        encoder: any module with one output.
+        reads: an input that it has to have.
+
     Raises:
-        DeclarationError: for a module that has no single output with a known width.
+        DeclarationError: for a module that has no single output with a known width, or reads something else.
 
     Example:
         >>> import nemolet as nl
@@ -57,6 +61,14 @@ def width_of(encoder: NeuralModule) -> int:
             expected="one output such as B T D=256 Hidden",
             found=", ".join(map(str, ports)) or "nothing",
             fix="bind the width: super().__init__(D=width)",
+        )
+    if reads not in encoder.input_ports:
+        raise DeclarationError(
+            f"this encoder does not read {reads}",
+            where=encoder.label,
+            expected=f"an input {reads}",
+            found=", ".join(encoder.input_ports),
+            fix="take an encoder of text, such as BERT's",
         )
     return size
 

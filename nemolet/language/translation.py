@@ -20,6 +20,8 @@ from nemolet.module import NeuralModule
 from nemolet.tokenizers import Tokenizer
 from nemolet.types import LogitsBTV, MaskBS, TokenIdsBS, TokenIdsBT
 
+_LONGEST = 512  # tokens of a source, for a model that says nothing
+
 
 class Translator(NeuralModule):
     """Write one text after reading another (final).
@@ -28,6 +30,8 @@ class Translator(NeuralModule):
         model: an encoder and a decoder.
         context: longest source in tokens; the end of longer ones is not read.
         label_smoothing: of the loss.
+
+    Its attribute ``beam`` says how far :meth:`translate` looks.
 
     Shape: source_BS, tokens_BT, source_mask_BS -> logits_BTV.
 
@@ -47,8 +51,14 @@ class Translator(NeuralModule):
 
     def __init__(self, *, model: EncoderDecoder, context: int = 128, label_smoothing: float = 0.1) -> None:
         super().__init__(V=model.vocab_size)
+        self.beam = Beam(max_length=context)
         self.context, self.label_smoothing, self.vocab_size = context, label_smoothing, model.vocab_size
         self.model = model
+
+    @property
+    def start(self) -> int | None:
+        """The token that stands before a translation; None for that of the tokenizer."""
+        return self.model.start
 
     def forward(self, source: TokenIdsBS, tokens: TokenIdsBT, source_mask: MaskBS | None = None) -> LogitsBTV:
         logits: Tensor = self.model(source=source, tokens=tokens, source_mask=source_mask)
@@ -77,7 +87,7 @@ class Translator(NeuralModule):
         Args:
             tokenizer: the one the model was trained with.
             texts: none of them empty.
-            beam: how far the search looks.
+            beam: how far the search looks; None for the model's own ``beam``.
             batch_size: texts at once.
             forced: words or phrases that every translation contains, as they are written within a sentence.
             forbidden: words or phrases that no translation contains, not even as a part of a word.
@@ -86,11 +96,11 @@ class Translator(NeuralModule):
             DataError: for an empty text, naming its place.
             GenerationError: for a tokenizer without an end-of-text token, or where no translation obeys.
         """
-        beam = beam or Beam(max_length=self.context)
+        beam = beam or self.beam
         end = tokenizer.eos_id
         if end is None:
             raise GenerationError("the tokenizer has no end-of-text token", where="tokenizer")
-        start = end if tokenizer.bos_id is None else tokenizer.bos_id
+        start = next(token for token in (self.start, *tokenizer.marks[0], end) if token is not None)
         encoding = TextEncoding(tokenizer, self.context, "truncate")
         samples = [{"source": encoding.text(text, f"text {i}")} for i, text in enumerate(texts)]
 
@@ -121,6 +131,18 @@ class Translator(NeuralModule):
         said = self.translate(tokenizer, [record["source"] for record in records])
         real = [record["target"] for record in records]
         return {"bleu": bleu(said, real).score, "chrf": chrf(said, real)}
+
+
+def in_use(model: Any) -> Any:
+    """An encoder-decoder as a translator, whatever it writes: translations, summaries, answers; others as they are.
+
+    Example:
+        >>> in_use("another model")
+        'another model'
+    """
+    if not isinstance(model, EncoderDecoder):
+        return model
+    return Translator(model=model, context=model.context or _LONGEST, label_smoothing=0.0).train(model.training)
 
 
 def _constraints(tokenizer: Tokenizer, forced: Sequence[str], forbidden: Sequence[str]) -> Constraints:

@@ -202,6 +202,26 @@ def test_an_encoder_gets_a_new_head_and_layers_their_own_rates(tmp_path, capsys)
     assert "accuracy" in succeed(capsys, *again)
 
 
+@pytest.mark.parametrize("task, data", [("classify", "labelled"), ("embed", "similar")])
+def test_an_archive_that_is_an_encoder_gets_a_head(tmp_path, capsys, task, data):
+    encoder = nl.language.TextEncoder(vocab_size=257, stack=nl.nn.Encoder(layers=1, width=16, heads=2))
+    nl.save(tmp_path / "encoder.nemolet", model=encoder, tokenizer=ByteTokenizer())
+    rows = [{"text": w, "other": w, "label": w[0]} for w in ("aa", "ab", "ba", "bb") * 6]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    succeed(capsys, "finetune", "encoder.nemolet", f"task={task}", f"data={data}", "data.path=t.jsonl", *SHORT)
+    assert isinstance(nl.load("runs/finetune/model.nemolet").model.encoder, nl.language.TextEncoder)
+
+
+def test_an_encoder_that_reads_no_tokens_is_refused(tmp_path, capsys):
+    parts = {"encoder": nl.nn.Encoder(layers=1, width=8, heads=2)}
+    parts["decoder"] = nl.nn.Decoder(layers=1, width=8, heads=2, cross=True)
+    nl.save("m.nemolet", model=nl.language.EncoderDecoder(vocab_size=257, **parts), tokenizer=ByteTokenizer())
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": "b"}\n' * 20)
+    command = ["finetune", "m.nemolet", "task=classify", "data=labelled", "data.path=t.jsonl", *SHORT]
+    assert main(command) == 1
+    assert "does not read tokens" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_refused(base, chats, capsys):
     command = ["finetune", f"archive={base}", f"data.path={chats}", *SHORT]
     assert main([*command, "adapter=lora", "adapter.targets=[q_proj]"]) == 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemolet.convert.architecture import Architecture
-from nemolet.convert.fields import Config, Field, Fixed, Only, Part, activation
+from nemolet.convert.fields import START, Config, Field, Fixed, Only, Part, activation
 from nemolet.convert.mapping import Rule, rules
 from nemolet.convert.operations import Flatten, Heads, Rows, chain
 
@@ -55,6 +55,7 @@ def _config(position: Mapping[str, Any], *parts: Part) -> tuple[Part, ...]:
         ),
         EmbeddingScale(),
         Field("tie_word_embeddings", "tied"),
+        START,
         *parts,
     )
 
@@ -101,6 +102,7 @@ _DEFAULTS = {
     "activation_function": "gelu",
     "scale_embedding": False,
     "tie_word_embeddings": True,
+    "decoder_start_token_id": 2,
 }
 ARCHITECTURES = (
     Architecture(
@@ -124,7 +126,7 @@ ARCHITECTURES = (
             Only({"normalize_before": False, "share_encoder_decoder_embeddings": True}),
         ),
         TABLE,
-        {**_DEFAULTS, "vocab_size": 58101},
+        {**_DEFAULTS, "vocab_size": 58101, "decoder_start_token_id": 58100},
         ignored=(*_COPIES, r"model\.(encoder|decoder)\.embed_positions\.weight"),
     ),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemolet.convert.architecture import Architecture
-from nemolet.convert.fields import ACTIVATIONS, Config, Field, Fixed, Part, get, put
+from nemolet.convert.fields import ACTIVATIONS, START, Config, Field, Fixed, Part, get, put
 from nemolet.convert.mapping import Rule, rules
 from nemolet.convert.operations import Heads, Rows
 from nemolet.errors import ConversionError
@@ -85,6 +85,7 @@ CONFIG: tuple[Part, ...] = (
     FeedForwardName(),
     HeadScale(),
     Field("tie_word_embeddings", "tied", lambda tied: tied is not False),
+    START,
 )
 
 
@@ -149,6 +150,7 @@ ARCHITECTURES = (
             "relative_attention_num_buckets": 32,
             "relative_attention_max_distance": 128,
             "tie_word_embeddings": True,
+            "decoder_start_token_id": None,
         },
         ignored=(
             r"(encoder|decoder)\.embed_tokens\.weight",
