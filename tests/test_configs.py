@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import nemolet as nl
 from nemolet.cli import SUPPLIED, VERBS, home, main
@@ -198,6 +199,12 @@ def test_the_file_of_a_verb_knows_only_its_settings(verb):
     assert problems == []
     schema = schema_of(home(verb), "Settings")
     assert set(config) <= set(schema.parameters)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_value_has_the_name_of_a_group(verb):
+    """Hydra takes ``task=...`` for a choice wherever there is a folder of that name."""
+    assert OmegaConf.load(config_folder() / f"{verb}.yaml").keys().isdisjoint(GROUPS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -15,7 +15,7 @@ class Settings:
         to: of the other kind; what ends in .nemolet is a file.
         base: of an adapter, the model it belongs to: a .nemolet file or a Hugging Face folder; null for a whole model.
         architecture: class or model type of transformers for the folder; null for the one that fits.
-        tokenizer: whether the tokenizer comes along.
+        with_tokenizer: whether the tokenizer comes along.
         pickles: whether weights of torch.save may be read where there are no others (tensors only).
         shard_gb: largest file of weights.
         imports: modules of yours that register classes which the archive names.
@@ -25,7 +25,7 @@ class Settings:
     to: str
     base: str | None = None
     architecture: str | None = None
-    tokenizer: bool = True
+    with_tokenizer: bool = True
     pickles: bool = False
     shard_gb: float = 5.0
     imports: list[str] | None = None
@@ -48,7 +48,7 @@ def _model(settings: Settings) -> Path:
         settings.from_,
         settings.to,
         architecture=settings.architecture,
-        tokenizer=settings.tokenizer,
+        tokenizer=settings.with_tokenizer,
         pickles=settings.pickles,
         shard_bytes=int(settings.shard_gb * 1e9),
     )

@@ -39,7 +39,7 @@ class Settings:
         stream: seconds of the pieces in which audio arrives, to see what a live model writes when; null for whole
             recordings.
         language: code of the spoken language, such as ``de``, for Whisper; null to let it find out.
-        task: ``translate`` lets Whisper write English whatever is spoken.
+        to_english: whether Whisper writes English whatever is spoken.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
     """
@@ -60,7 +60,7 @@ class Settings:
     boost_weight: float = 1.0
     stream: float | None = None
     language: str | None = None
-    task: Literal["transcribe", "translate"] = "transcribe"
+    to_english: bool = False
     device: str = "cpu"
     imports: list[str] | None = None
 
@@ -169,7 +169,7 @@ def _opened(settings: Settings) -> tuple[Any, Any]:
             found=type(model).__name__ + ("" if tokenizer else " without a tokenizer"),
         )
     whisper = isinstance(model, SpectrogramToText)
-    usual: dict[str, Any] = {"language": None, "task": "transcribe"}
+    usual: dict[str, Any] = {"language": None, "to_english": None}
     if whisper:
         usual = {"beam": 1, "language_model": None, "boost": None, "stream": None, "pictures": None}
     odd = [name for name, value in usual.items() if (getattr(settings, name) or None) != value]
@@ -177,12 +177,13 @@ def _opened(settings: Settings) -> tuple[Any, Any]:
         raise ConfigError(
             "this model has no such setting",
             where=", ".join(odd),
-            expected="greedy text from Whisper; language and task for Whisper alone",
+            expected="greedy text from Whisper; language and to_english for Whisper alone",
             found=", ".join(str(getattr(settings, name)) for name in odd),
         )
     if isinstance(model, SpectrogramToText):
         rules = WritingRules.read(archive.extra, settings.archive)
-        return Writer(model, tokenizer, rules, language=settings.language, task=settings.task), tokenizer
+        task: Literal["translate", "transcribe"] = "translate" if settings.to_english else "transcribe"
+        return Writer(model, tokenizer, rules, language=settings.language, task=task), tokenizer
     return model, tokenizer
 
 

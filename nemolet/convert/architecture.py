@@ -45,6 +45,7 @@ class Architecture:
         defaults: what a key means that ``config.json`` leaves out, as the config class of transformers says.
         prefix: what the names of the body begin with where it was saved with a head; files are read with and without.
         ignored: regular expressions of tensors that are not read: constants, copies, other heads.
+        unsaid: arguments of ours that ``config.json`` has no word for, and that no output depends on.
     """
 
     model_type: str
@@ -55,6 +56,7 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
 
     def read_config(self, theirs: Mapping[str, Any]) -> Config:
         """Our config of their model."""
@@ -86,7 +88,12 @@ class Architecture:
             again = self.read_config(write_config(self.parts, ours, known))
         except (ConversionError, KeyError, TypeError, ValueError) as error:
             return [str(error)]
-        return list(differences(settled(ours), settled(again)))
+        return self.compared(ours, again)
+
+    def compared(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+        """Where two configs of ours differ, option by option, apart from what their side has no word for."""
+        both = [{k: v for k, v in settled(config).items() if k not in self.unsaid} for config in (one, other)]
+        return list(differences(*both))
 
 
 def known_architectures() -> dict[str, Architecture]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from nemolet.config import build
 from nemolet.convert.architecture import Architecture, find, fitting, named
-from nemolet.convert.differences import differences, settled
 from nemolet.convert.fields import Config
 from nemolet.convert.folder import CONFIG, EXTRACTOR, INDEX, PREPROCESSOR, PROCESSOR, WEIGHTS, as_json, described
 from nemolet.convert.mapping import Entry, Source, expand, own_tensors, theirs_from
@@ -124,7 +123,7 @@ def _their_config(ours: Config, architecture: str | None, original: Config | Non
     if original is not None and architecture is None:
         came_from = find(original)
         again = came_from.read_config(original)
-        if not any(differences(settled(ours), settled(again))):
+        if not came_from.compared(ours, again):
             return came_from, original
         if not came_from.lost(ours, original):
             return came_from, came_from.write_config(ours, original)

@@ -72,7 +72,8 @@ class QuestionAnswerer(NeuralModule):
         self.head = Linear("D", "P", width, 2, bias=True, init_std=0.02)
 
     def forward(self, tokens: TokenIdsBT, readable: MaskBT, mask: MaskBT | None = None) -> AnswerScores:
-        types = {"types": readable.long()} if "types" in self.encoder.input_ports else {}  # BERT tells the two apart
+        # BERT tells the two apart: all from the text on, its end included, is of the second type.
+        types = {"types": readable.cumsum(1).clamp(max=1)} if getattr(self.encoder, "token_types", 0) > 1 else {}
         hidden = F.dropout(self.encoder(tokens=tokens, mask=mask, **types), self.dropout, self.training)
         scores = self.head(hidden).masked_fill(~readable[..., None], torch.finfo(hidden.dtype).min)
         return AnswerScores(scores[..., 0], scores[..., 1])

@@ -16,9 +16,11 @@ from nemolet.language.losses import TokenLoss
 from nemolet.language.tasks import in_batches, label_scores, width_of
 from nemolet.metrics import Accuracy, Share
 from nemolet.module import NeuralModule
+from nemolet.nn.feed_forward import ACTIVATIONS, ActivationName
 from nemolet.nn.linear import Linear
+from nemolet.nn.norm import make_norm
 from nemolet.tokenizers import Tokenizer
-from nemolet.types import IGNORED, HiddenBTD, LabelsB, LogitsBV, MaskBT, TokenIdsBT
+from nemolet.types import IGNORED, HiddenBTD, HiddenRestD, LabelsB, LogitsBV, MaskBT, TokenIdsBT
 
 Pooling = Literal["mean", "max", "first"]
 
@@ -47,6 +49,32 @@ class Pool(NeuralModule):
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
+class Transform(NeuralModule):
+    """One more layer before a decision, as wide as what it reads (final).
+
+    Args:
+        width: of the hidden states.
+        activation: after the linear layer.
+        norm: whether a norm follows; neither it nor the linear layer has a bias then (ModernBERT).
+
+    Shape: hidden_..D -> hidden_..D.
+
+    Example:
+        >>> Transform(width=4, activation="tanh")(torch.zeros(2, 4)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, *, width: int, activation: ActivationName, norm: bool = False) -> None:
+        super().__init__(D=width)
+        self.activate = ACTIVATIONS[activation]
+        self.dense = Linear("D", "D", width, width, bias=not norm, init_std=0.02)
+        self.norm = make_norm("layer", "D", width, bias=False) if norm else None
+
+    def forward(self, hidden: HiddenRestD) -> HiddenRestD:
+        changed: Tensor = self.activate(self.dense(hidden))
+        return changed if self.norm is None else self.norm(changed)
+
+
 @dataclass(frozen=True)
 class Classified:
     """What a text was classified as."""
@@ -70,6 +98,9 @@ class TextClassifier(NeuralModule):
         pooling: how hidden states become one vector.
         multi_label: whether a text may have any number of labels.
         dropout: before the linear layer, in training.
+        transform: activation of one more layer before the classes, as the classifiers of transformers have it (BERT:
+            ``tanh``, with ``pooling="first"``); None for no such layer.
+        transform_norm: whether a norm follows it (ModernBERT).
 
     Shape: tokens_BT, mask_BT -> logits_BV.
 
@@ -95,11 +126,14 @@ class TextClassifier(NeuralModule):
         pooling: Pooling = "mean",
         multi_label: bool = False,
         dropout: float = 0.1,
+        transform: ActivationName | None = None,
+        transform_norm: bool = False,
     ) -> None:
         width = width_of(encoder)
         super().__init__(V=len(labels), D=width)
         self.labels, self.context, self.multi_label, self.dropout = tuple(labels), context, multi_label, dropout
         self.encoder, self.pool = encoder, Pool(how=pooling)
+        self.transform = Transform(width=width, activation=transform, norm=transform_norm) if transform else None
         self.head = Linear("D", "V", width, len(labels), bias=True, init_std=0.02)
 
     def forward(self, tokens: TokenIdsBT, mask: MaskBT | None = None) -> LogitsBV:
@@ -107,7 +141,10 @@ class TextClassifier(NeuralModule):
 
     def scores(self, hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Logits from hidden states; apart, so that one can look at what they depend on."""
-        pooled_BD = F.dropout(self.pool(hidden_BTD, mask_BT), self.dropout, self.training)
+        pooled_BD = self.pool(hidden_BTD, mask_BT)
+        if self.transform is not None:
+            pooled_BD = self.transform(pooled_BD)
+        pooled_BD = F.dropout(pooled_BD, self.dropout, self.training)
         logits_BV: Tensor = self.head(pooled_BD)
         return logits_BV
 

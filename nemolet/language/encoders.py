@@ -53,6 +53,7 @@ class TextEncoder(NeuralModule):
         width, entry = stack.width, stack.entry_width
         super().__init__(V=vocab_size, D=width)
         self.vocab_size, self.width, self.context = vocab_size, width, stack.max_length
+        self.token_types = token_types
         embed = TextEmbedding(vocab_size, entry, types=token_types, pad_to_multiple_of=pad_vocab_to)
         inputs = inputs_of(self)
         hidden = embed(inputs.pop("tokens"), inputs.pop("types"))

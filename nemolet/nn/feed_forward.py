@@ -12,7 +12,7 @@ from nemolet.module import NeuralModule
 from nemolet.nn.linear import Linear
 from nemolet.types import HiddenBTD
 
-ActivationName = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+ActivationName = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh"]
 
 
 def _gelu_tanh(hidden: Tensor) -> Tensor:
@@ -29,6 +29,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": _relu2,
     "silu": F.silu,
+    "tanh": F.tanh,
 }
 
 

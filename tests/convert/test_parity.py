@@ -11,7 +11,7 @@ from nemolet.language.decoding import Decoding
 from nemolet.language.sampling import Sampling
 
 from .conftest import MODELS, VOCAB, Pair
-from .tiny_models import example
+from .tiny_models import HEADS, example
 
 LENGTH, PADS = 20, 7
 
@@ -283,5 +283,5 @@ def test_the_table_lists_all_models(pairs, table):
 
 
 def test_every_architecture_is_tested():
-    tested = {model for model, _, _ in MODELS.values()}
+    tested = {model for model, _, _ in MODELS.values()} | set(HEADS)
     assert set(known_architectures()) == tested

@@ -177,6 +177,17 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hubert-ctc": ("HubertForCTC", "HubertConfig", {**WAVE, **LETTERS}),
 }
 
+DISTIL = MODELS["distilbert"][2]
+ENCODERS = {
+    "Bert": MANY,
+    "Roberta": MODELS["roberta"][2],
+    "DistilBert": DISTIL,
+    "Electra": {**MANY, "embedding_size": 20},
+}
+TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
+# class of a model with the head of a task -> class of its config, its arguments
+HEADS = {f"{family}For{task}": (f"{family}Config", sizes) for family, sizes in ENCODERS.items() for task in TASKS}
+
 
 def example(kind: str, rows: int = 2, length: int = 20, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a model of ours reads, by the name of its class, and the same for theirs."""
@@ -210,6 +221,18 @@ def save(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     config = getattr(transformers, config_class)(**arguments)
     shaken(getattr(transformers, model_class)(config)).save_pretrained(folder)
+    return folder
+
+
+def save_head(name: str, folder: Path, **arguments: Any) -> Path:
+    """The same for one of the ``HEADS``, with three labels where it has any."""
+    import transformers
+
+    config_class, sizes = HEADS[name]
+    labels = {} if name.endswith("Answering") else {"id2label": {0: "O", 1: "B-x", 2: "I-x"}}
+    torch.manual_seed(0)
+    config = getattr(transformers, config_class)(**sizes, **labels, **arguments)
+    shaken(getattr(transformers, name)(config)).save_pretrained(folder)
     return folder
 
 

@@ -361,7 +361,7 @@ def test_the_loss_of_half_precision_logits_is_summed_in_single():
         {"heads": 4, "kv_heads": 3},
         {"width": 12},
         {"rope_scaling": {"kind": "linear", "size": 2.0}},
-        {"activation": "tanh"},
+        {"activation": "softmax"},
         {"checkpointing": "half"},
     ],
     ids=str,

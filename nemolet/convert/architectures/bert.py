@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemolet.convert.architecture import Architecture
+from nemolet.convert.architectures.heads import heads
 from nemolet.convert.fields import Config, Field, Fixed, Only, Part, activation, get, put
 from nemolet.convert.mapping import Rule, rules
 from nemolet.convert.operations import Heads, Rows
+from nemolet.nn.feed_forward import ActivationName
 
 ENCODER, MASKED = "nemolet.language.TextEncoder", "nemolet.language.MaskedLM"
 _COPIES = (r".*position_ids", r"cls\.predictions\.decoder\.(weight|bias)", r"lm_head\.decoder\.(weight|bias)")
@@ -238,6 +240,25 @@ def _masked(
     )
 
 
+def _tasks(
+    model_type: str, family: str, parts: tuple[Part, ...], activation: ActivationName, dense: str, classes: str
+) -> tuple[Architecture, ...]:
+    """The heads of tasks; a classifier has a layer ``dense`` before its ``classes``."""
+    prefix = f"{model_type}."
+    body = (*parts, Fixed({"encoder.pooler": False}))
+    head = (Rule("transform.dense.@", f"{dense}.@"), Rule("head.@", f"{classes}.@"))
+    return heads(
+        model_type,
+        family,
+        body,
+        _table("encoder.", prefix, model_type),
+        Fixed({"pooling": "first", "transform": activation, "transform_norm": False}),
+        head,
+        _DEFAULTS[model_type],
+        ignored=(r".*position_ids", r".*\.pooler\..*"),
+    )
+
+
 _USUAL = _head("hidden_act", "layer_norm_eps")
 ARCHITECTURES = (
     _encoder("bert", "BertModel", _bert(""), pooler=True),
@@ -248,4 +269,8 @@ ARCHITECTURES = (
     _masked("distilbert", "DistilBertForMaskedLM", _distil("encoder."), _head("activation", None), _DISTIL_HEAD),
     _encoder("electra", "ElectraModel", _electra(""), pooler=False),
     _masked("electra", "ElectraForMaskedLM", _electra("encoder."), _head(None, "layer_norm_eps"), _ELECTRA_HEAD),
+    *_tasks("bert", "Bert", _bert("encoder."), "tanh", "bert.pooler.dense", "classifier"),
+    *_tasks("roberta", "Roberta", _roberta("encoder."), "tanh", "classifier.dense", "classifier.out_proj"),
+    *_tasks("distilbert", "DistilBert", _distil("encoder."), "relu", "pre_classifier", "classifier"),
+    *_tasks("electra", "Electra", _electra("encoder."), "gelu", "classifier.dense", "classifier.out_proj"),
 )
