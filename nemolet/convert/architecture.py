@@ -92,8 +92,8 @@ class Architecture:
 
     def compared(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         """Where two configs of ours differ, option by option, apart from what their side has no word for."""
-        both = [{k: v for k, v in settled(config).items() if k not in self.unsaid} for config in (one, other)]
-        return list(differences(*both))
+        ours, again = ({k: v for k, v in settled(config).items() if k not in self.unsaid} for config in (one, other))
+        return list(differences(ours, again))
 
 
 def known_architectures() -> dict[str, Architecture]:

@@ -62,13 +62,15 @@ class Transform(NeuralModule):
     Example:
         >>> Transform(width=4, activation="tanh")(torch.zeros(2, 4)).shape
         torch.Size([2, 4])
+        >>> [name for name, _ in Transform(width=4, activation="gelu", norm=True).named_parameters()]
+        ['dense.weight', 'norm.weight']
     """
 
     def __init__(self, *, width: int, activation: ActivationName, norm: bool = False) -> None:
         super().__init__(D=width)
         self.activate = ACTIVATIONS[activation]
         self.dense = Linear("D", "D", width, width, bias=not norm, init_std=0.02)
-        self.norm = make_norm("layer", "D", width, bias=False) if norm else None
+        self.norm = make_norm("layer", "D", width, eps=1e-5, bias=False) if norm else None
 
     def forward(self, hidden: HiddenRestD) -> HiddenRestD:
         changed: Tensor = self.activate(self.dense(hidden))
