@@ -126,12 +126,14 @@ class TensorFile:
             whole = self._file.size - start if size is None else size
             length = int.from_bytes(self._file.read(start, 8), "little")
             if whole < 8 or not 2 <= length <= min(longest_header, whole - 8):
-                raise self._error("this is no safetensors file, or it is cut short", f"{whole} bytes")
+                expected = "a length, a header and the numbers that it announces"
+                raise self._error("this is no safetensors file, or it is cut short", f"{whole} bytes", expected)
             header = parse_json(self._file.read(start + 8, length))
             header.pop("__metadata__", None)
             places = {name: self._place(name, entry) for name, entry in header.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise self._error("the header of this safetensors file cannot be read", repr(error)[:200]) from error
+            what, expected = "the header of this safetensors file cannot be read", "a JSON object of types and places"
+            raise self._error(what, repr(error)[:200], expected) from error
         self.specs = {name: spec for name, (spec, _) in places.items()}
         self._starts = {name: start + 8 + length + begin for name, (_, begin) in places.items()}
         end = 0
@@ -190,7 +192,11 @@ class Shards:
             twice = sorted(self._home.keys() & file.specs.keys())
             if twice:
                 raise ConversionError(
-                    "two files hold the same tensor", where=str(file.path), found=", ".join(twice[:8])
+                    "two files hold the same tensor",
+                    where=str(file.path),
+                    expected=f"each tensor in one file; these are in {self._home[twice[0]].path.name} too",
+                    found=", ".join(twice[:8]),
+                    fix="remove the file that does not belong here, or download the folder again",
                 )
             self._home |= dict.fromkeys(file.specs, file)
         self.specs = {name: file.specs[name] for name, file in self._home.items()}

@@ -36,6 +36,8 @@ CARRIED = (CONFIG, GENERATION, "chat_template.jinja", "chat_template.json", PREP
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")  # whose ids are those of the file
 _OURS = ("sentencepiece.model", "characters.json", "words.json")  # beside the tokenizer.json of one of our tokenizers
 _LARGEST_TEXT = 64 << 20
+_OBJECT, _AGAIN = "a JSON object, {...}", "download or copy the folder again"
+_SHARD = re.compile(r"[\w.-]*\w[\w.-]*")  # a name in the folder, and never another place
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
@@ -110,7 +112,13 @@ def small_file(path: Path) -> bytes:
         ConversionError: where it is.
     """
     if path.stat().st_size > _LARGEST_TEXT:
-        raise ConversionError("this file is too large for what it is", where=str(path), found=path.stat().st_size)
+        raise ConversionError(
+            "this file is too large for what it is",
+            where=str(path),
+            expected=f"at most {_LARGEST_TEXT:,} bytes",
+            found=f"{path.stat().st_size:,} bytes",
+            fix=_AGAIN,
+        )
     return path.read_bytes()
 
 
@@ -123,9 +131,11 @@ def parse(content: bytes, where: str | Path) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ConversionError("this is no JSON", where=str(where), found=str(error)[:200]) from error
+        found = str(error)[:200]
+        raise ConversionError("this is no JSON", where=str(where), expected=_OBJECT, found=found, fix=_AGAIN) from error
     if not isinstance(value, dict):
-        raise ConversionError("this is no JSON object", where=str(where), found=type(value).__name__)
+        found = f"a {type(value).__name__}"
+        raise ConversionError("this is no JSON object", where=str(where), expected=_OBJECT, found=found, fix=_AGAIN)
     return value
 
 
@@ -157,6 +167,7 @@ def _weights(folder: Path, pickles: bool) -> Shards:
             "these weights are pickled, and a pickle can run code",
             where=str(old[0]),
             expected=f"{WEIGHTS} or {INDEX}",
+            found=", ".join(path.name for path in old[:8]),
             fix="ask for a safetensors version, or read them on your own word with pickles=true",
         )
     raise ConversionError(
@@ -170,16 +181,34 @@ def _weights(folder: Path, pickles: bool) -> Shards:
 
 def _sharded(folder: Path) -> Shards:
     index = parse(small_file(folder / INDEX), folder / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(n, str) and "/" not in n for n in index.values()):
-        raise ConversionError("the index has no map of weights", where=str(folder / INDEX), expected="weight_map")
+    places = index.values() if isinstance(index, dict) else [index]
+    odd = next((place for place in places if not (isinstance(place, str) and _SHARD.fullmatch(place))), None)
+    if not isinstance(index, dict) or odd is not None:
+        raise ConversionError(
+            "the index has no map of weights",
+            where=str(folder / INDEX),
+            expected="a weight_map from each tensor to a file in this folder",
+            found=json.dumps(odd)[:200],
+            fix=_AGAIN,
+        )
     names = sorted(set(index.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ConversionError(
-            "shards are missing", where=str(folder), found=", ".join(missing), fix="download the folder again"
+            "shards are missing",
+            where=str(folder),
+            expected=f"{len(names)} files, as {INDEX} says",
+            found=f"no {', '.join(missing[:8])}" + (f" and {len(missing) - 8} more" if len(missing) > 8 else ""),
+            fix=_AGAIN,
         )
     shards = Shards(TensorFile(folder / name) for name in names)
-    odd = sorted(index.keys() ^ shards.specs.keys())
-    if odd:
-        raise ConversionError("the index and the shards disagree", where=str(folder / INDEX), found=", ".join(odd[:8]))
+    odds = sorted(index.keys() ^ shards.specs.keys())
+    if odds:
+        raise ConversionError(
+            "the index and the shards disagree",
+            where=str(folder / INDEX),
+            expected="the same tensors in both",
+            found="only in one: " + ", ".join(odds[:8]),
+            fix=_AGAIN,
+        )
     return shards

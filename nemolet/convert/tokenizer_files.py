@@ -18,6 +18,7 @@ from nemolet.tokenizers import (
     files_for_others,
     original,
 )
+from nemolet.tokenizers.storage import naming
 
 VOCABULARY, ADDED = "vocab.json", "added_tokens.json"
 SETTINGS, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
@@ -42,11 +43,13 @@ def read_tokenizer(folder: Folder, *, vocab_size: int) -> Tokenizer | None:
 def _of_others(folder: Folder) -> Tokenizer | None:
     path = folder.path
     if (path / "tokenizer.json").is_file():
-        plain = HuggingFaceTokenizer(small_file(path / "tokenizer.json"))
+        with naming(path / "tokenizer.json"):
+            plain = HuggingFaceTokenizer(small_file(path / "tokenizer.json"))
         return HuggingFaceTokenizer(plain.content, **_markers(folder, plain))
     file = next((path / name for name in SENTENCEPIECE if (path / name).is_file()), None)
     if file is not None:
-        return SentencePieceTokenizer(small_file(file))
+        with naming(file):
+            return SentencePieceTokenizer(small_file(file))
     if any(name.endswith("ForCTC") for name in folder.config.get("architectures") or ()):
         return read_letters(folder.carried, path, blank=folder.config.get("pad_token_id") or 0)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,11 +111,10 @@ def write_folder(
         files[CONFIG] = as_json(theirs)
         if extractor is not None and PROCESSOR not in extra:
             files[PREPROCESSOR] = as_json(extractor)
-    _check_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(folder, specs, theirs_from(entries, source), shard_bytes)
-    for name, content in files.items():
-        _replace(folder / name, [content])
+    with _whole_or_empty(folder):
+        _write_weights(folder, specs, theirs_from(entries, source), shard_bytes)
+        for name in sorted(files, key=lambda name: name == CONFIG):  # without which a folder is none
+            _replace(folder / name, [files[name]])
     return folder
 
 
@@ -147,13 +147,40 @@ def _dtype_name(specs: Mapping[str, Spec]) -> str:
     return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
 
 
-def _check_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+@contextmanager
+def _whole_or_empty(folder: Path) -> Iterator[None]:
+    """An empty folder for a while; where writing fails, nothing is left in it."""
+    existed = folder.exists()
+    if existed and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(
             "the folder is not empty",
             where=str(folder),
+            expected="a new or empty folder",
+            found="a file" if not folder.is_dir() else ", ".join(sorted(file.name for file in folder.iterdir())[:8]),
             fix="name a new folder: what is left of an older model would be read as part of this one",
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_written(folder, error) from error
+    try:
+        yield
+    except BaseException:
+        for file in folder.iterdir():
+            file.unlink()
+        if not existed:
+            folder.rmdir()
+        raise
+
+
+def _not_written(path: Path, error: OSError) -> ConversionError:
+    return ConversionError(
+        "this cannot be written",
+        where=str(path),
+        expected="a place with enough space that may be written to",
+        found=error.strerror or str(error),
+        fix="free space, or name another folder",
+    )
 
 
 def _write_weights(
@@ -190,8 +217,6 @@ def _replace(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise ConversionError(
-            "the file cannot be written", where=str(path), found=error.strerror, fix="free space, or choose a folder"
-        ) from error
+        raise _not_written(path, error) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -39,6 +39,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise TokenizerError(
                 "this is no tokenizer.json",
                 where="HuggingFaceTokenizer",
+                expected="what the tokenizers library writes",
                 found=str(error)[:200],
                 fix="pass the tokenizer.json of a Hugging Face model",
             ) from error

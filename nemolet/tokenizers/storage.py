@@ -134,7 +134,7 @@ def original(folder: str | Path) -> Tokenizer | None:
     files = {name: (folder / name).read_bytes() for name in digests}
     if any(_digest(content) != digests[name] for name, content in files.items()):
         return None
-    with _named(folder):
+    with naming(folder):
         return rebuild(origin.get("tokenizer") or {}, {name: files[name] for name in files if name != TABLE})
 
 
@@ -161,7 +161,7 @@ _AGAIN = "copy the file again, or save the tokenizer anew with nemolet.tokenizer
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Errors of a tokenizer's content name the file or folder that holds it."""
     try:
         yield
@@ -191,7 +191,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         description = _described(settings) if settings.is_file() else {}
         if description.get("kind") in KINDS:
             files = {f.name: f.read_bytes() for f in path.iterdir() if f.is_file() and f != settings}
-            with _named(path):
+            with naming(path):
                 return rebuild(description, files)
         if (found := original(path)) is not None:
             return found
@@ -208,7 +208,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
                 found=repr(content[:40])[1:] or "nothing",
                 fix=f"to train one on this text: tokenizer=sentencepiece data.path={path}",
             )
-        with _named(path):
+        with naming(path):
             return SentencePieceTokenizer(content) if path.suffix == ".model" else HuggingFaceTokenizer(content)
     raise TokenizerError(
         "there is no tokenizer here",
