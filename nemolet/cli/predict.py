@@ -25,7 +25,7 @@ class Settings:
 
     Args:
         archive: a ``.nemolet`` file or a Hugging Face folder with a task model, or an encoder-decoder.
-        input: JSON lines, or a ``.txt`` file with one text in a line; compressed or not.
+        input: JSON lines, a ``.csv`` or ``.tsv`` table, or a ``.txt`` file with one text in a line; compressed or not.
         out: JSON lines with the answers, in the order of the input.
         beam: hypotheses that a translator searches, 1 being greedy; null for as many as its archive says.
         length_penalty: of that search, 0 favouring short texts; null likewise.
@@ -148,13 +148,12 @@ def _records(path: str, reads: tuple[tuple[str, ...], ...]) -> Iterator[Mapping[
     Raises:
         DataError: naming file and line.
     """
-    from nemolet.data.records import lines, read_json
+    from nemolet.data.records import ending, lines, read_records
 
-    name = Path(path).name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")
-    if name.endswith(".txt"):
+    if ending(path) == ".txt":
         found: Iterable[tuple[str, Mapping[str, Any]]] = ((f"{path}:{n}", {"text": line}) for n, line in lines(path))
     else:
-        found = read_json(path, {})
+        found = read_records(path, {})
     for where, values in found:
         if not any(all(_is_there(values.get(key)) for key in keys) for keys in reads):
             raise DataError(

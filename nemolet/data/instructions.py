@@ -11,7 +11,7 @@ from nemolet.data.chat import ChatTemplate, Learned, Message, encode_chat, lint
 from nemolet.data.encoding import TextEncoding
 from nemolet.data.examples import Examples, Known
 from nemolet.data.ports import LabelsBS
-from nemolet.data.records import Record, read_json
+from nemolet.data.records import Record, read_records
 from nemolet.errors import DataError
 from nemolet.types import IGNORED, LabelsBT, PositionsBT, SegmentsBT, TokenIdsBS, TokenIdsBT
 
@@ -35,7 +35,7 @@ class Instructions(Examples):
     PORTS: ClassVar = {"tokens": TokenIdsBT, "labels": LabelsBT, "segments": SegmentsBT, "positions": PositionsBT}
 
     def read(self, path: str) -> Iterable[Record]:
-        for where, values in read_json(path, {}):
+        for where, values in read_records(path, {}):
             for messages in conversations(values, where):
                 yield Record(where, {"messages": messages})
 
@@ -77,7 +77,7 @@ class Preferences(Examples):
     }
 
     def read(self, path: str) -> Iterable[Record]:
-        return read_json(path, {"prompt": (str, list), "chosen": str, "rejected": str})
+        return read_records(path, {"prompt": (str, list), "chosen": str, "rejected": str})
 
     def texts(self, record: Record) -> Iterable[str]:
         return [record.values["chosen"], record.values["rejected"]]

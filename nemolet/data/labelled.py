@@ -10,7 +10,7 @@ from nemolet.data.batches import Sample
 from nemolet.data.encoding import Span, TextEncoding, split_words
 from nemolet.data.examples import Examples, Known
 from nemolet.data.ports import ClassesB, LabelsBU, LabelsBV, PlacesB, WordsBU
-from nemolet.data.records import Record, read_columns, read_json, read_squad
+from nemolet.data.records import Record, read_columns, read_records, read_squad
 from nemolet.errors import DataError
 from nemolet.types import LabelsB, MaskBT, TokenIdsBT
 
@@ -39,7 +39,7 @@ class LabelledTexts(Examples):
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT, "labels": LabelsB}
 
     def read(self, path: str) -> Iterable[Record]:
-        records = read_json(path, {self.text_key: str, self.label_key: str})
+        records = read_records(path, {self.text_key: str, self.label_key: str})
         return [record for record in records if record.values[self.label_key] not in self.without]
 
     def texts(self, record: Record) -> Iterable[str]:
@@ -75,7 +75,7 @@ class MultiLabelledTexts(Examples):
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT, "labels": LabelsBV}
 
     def read(self, path: str) -> Iterable[Record]:
-        return read_json(path, {self.text_key: str, self.label_key: list})
+        return read_records(path, {self.text_key: str, self.label_key: list})
 
     def texts(self, record: Record) -> Iterable[str]:
         return [record.values[self.text_key]]
@@ -119,7 +119,7 @@ class IntentsAndSlots(Examples):
     }
 
     def read(self, path: str) -> Iterable[Record]:
-        for where, values in read_json(path, dict.fromkeys((self.text_key, self.tags_key, self.intent_key), str)):
+        for where, values in read_records(path, dict.fromkeys((self.text_key, self.tags_key, self.intent_key), str)):
             words, tags = values[self.text_key].split(), values[self.tags_key].split()
             _check_tags(words, tags, where)
             yield Record(where, {"words": words, "tags": tags, "intent": values[self.intent_key]})

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from nemolet.data.batches import Sample
 from nemolet.data.encoding import TextEncoding
 from nemolet.data.examples import Examples, Known
-from nemolet.data.records import Record, SideBySide, read_json, read_squad
+from nemolet.data.records import Record, SideBySide, read_records, read_squad
 from nemolet.errors import DataError
 from nemolet.types import LabelsBT, MaskBS, MaskBT, TokenIdsBS, TokenIdsBT
 
@@ -38,7 +38,7 @@ class SimilarTexts(Examples):
             for where, values in read_squad(path):
                 yield Record(where, {self.text_key: values["question"], self.other_key: values["context"]})
         else:
-            yield from read_json(path, {self.text_key: str, self.other_key: str})
+            yield from read_records(path, {self.text_key: str, self.other_key: str})
 
     def texts(self, record: Record) -> Iterable[str]:
         return [record.values[self.text_key], record.values[self.other_key]]
@@ -77,7 +77,7 @@ class ParallelTexts(Examples):
         if beside is not None:
             yield from SideBySide(path, beside).records()
             return
-        for where, values in read_json(path, {self.source_key: str, self.target_key: str}):
+        for where, values in read_records(path, {self.source_key: str, self.target_key: str}):
             yield Record(where, {"source": values[self.source_key], "target": values[self.target_key]})
 
     def texts(self, record: Record) -> Iterable[str]:

@@ -1,7 +1,8 @@
-"""Records out of files that people label: JSON lines, columns of words and tags, SQuAD, lines side by side."""
+"""Records out of files that people label: tables, columns of words and tags, SQuAD, lines side by side."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,11 +58,13 @@ def lines(path: str | Path) -> Iterator[tuple[int, str]]:
         raise DataError("the file is empty", where=str(path), expected="examples", found="nothing")
 
 
-def read_json(path: str | Path, keys: Mapping[str, type | tuple[type, ...]]) -> Iterator[Record]:
-    """Records of a JSON lines file.
+def read_records(path: str | Path, keys: Mapping[str, type | tuple[type, ...]]) -> Iterator[Record]:
+    """Records of a table: JSON lines, or below a line of names values between commas (``.csv``) or tabs (``.tsv``).
+
+    In a ``.csv``, values in quotes may hold commas, quotes and line ends; in a ``.tsv`` a quote is a letter.
 
     Args:
-        path: of the file.
+        path: of the file, compressed or not.
         keys: what each record has to hold, and as what.
 
     Raises:
@@ -71,9 +74,70 @@ def read_json(path: str | Path, keys: Mapping[str, type | tuple[type, ...]]) -> 
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.jsonl"
         >>> _ = path.write_text('{"text": "hello", "label": "greeting"}')
-        >>> [record.values["label"] for record in read_json(path, {"text": str, "label": str})]
+        >>> [record.values["label"] for record in read_records(path, {"text": str, "label": str})]
         ['greeting']
     """
+    kind = ending(path)
+    for record in _separated(path, kind) if kind in _FORMS else _json(path):
+        for key, types in keys.items():
+            _check(record.values, key, types if isinstance(types, tuple) else (types,), record.where)
+        yield record
+
+
+def ending(path: str | Path) -> str:
+    """How the name of a file ends, before it was compressed.
+
+    Example:
+        >>> ending("a/b.csv.gz")
+        '.csv'
+    """
+    endings = [suffix for suffix in Path(path).suffixes if suffix not in (".gz", ".bz2", ".xz")]
+    return endings[-1].lower() if endings else ""
+
+
+class _Commas(csv.excel):
+    strict = True
+
+
+class _Tabs(csv.excel_tab):
+    strict, quoting = True, csv.QUOTE_NONE
+
+
+_FORMS = {".csv": _Commas, ".tsv": _Tabs}
+
+
+def _separated(path: str | Path, kind: str) -> Iterator[Record]:
+    def texts() -> Iterator[str]:
+        for number, line in lines(path):
+            yield (line.removeprefix("\ufeff") if number == 1 else line) + "\n"
+
+    rows = csv.reader(texts(), _FORMS[kind])
+    names: list[str] = []
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise DataError(
+                "the line cannot be read", where=f"{path}:{rows.line_num}", found=str(error), fix="repair it"
+            ) from None
+        if row is None:
+            return
+        where = f"{path}:{rows.line_num}"
+        if names and row and len(row) != len(names):
+            raise DataError(
+                "the line has another number of values than there are names",
+                where=where,
+                expected=f"{len(names)}: {', '.join(names)}"[:300],
+                found=f"{len(row)}: {', '.join(row)}"[:300],
+                fix="put quotes around values with commas" if kind == ".csv" else "remove tabs within values",
+            )
+        if names and row:
+            yield Record(where, dict(zip(names, row, strict=True)))
+        elif row:
+            names = [name.strip() for name in row]
+
+
+def _json(path: str | Path) -> Iterator[Record]:
     for number, line in lines(path):
         if not line.strip():
             continue
@@ -82,14 +146,16 @@ def read_json(path: str | Path, keys: Mapping[str, type | tuple[type, ...]]) -> 
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                "the line is no JSON", where=where, expected="one JSON object", found=str(error), fix="repair it"
+                "the line is no JSON",
+                where=where,
+                expected="one JSON object",
+                found=str(error),
+                fix="repair it, or let the name of a table say that it is one: .csv or .tsv",
             ) from None
         if "\\ud" in line.lower():  # an escape that may be half a character
             _check_surrogates(values, where)
         if not isinstance(values, dict):
             raise DataError("the line is no record", where=where, expected="a JSON object", found=type(values).__name__)
-        for key, kind in keys.items():
-            _check(values, key, kind if isinstance(kind, tuple) else (kind,), where)
         yield Record(where, values)
 
 

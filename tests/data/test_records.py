@@ -7,14 +7,14 @@ import json
 
 import pytest
 
-from nemolet.data.records import SideBySide, read_columns, read_json, read_squad
+from nemolet.data.records import SideBySide, read_columns, read_records, read_squad
 from nemolet.errors import DataError
 
 
 def test_json_lines_with_their_places(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n\n{"text": "two"}\n')
-    assert [(r.where, r.values["text"]) for r in read_json(path, {"text": str})] == [
+    assert [(r.where, r.values["text"]) for r in read_records(path, {"text": str})] == [
         (f"{path}:1", "one"),
         (f"{path}:3", "two"),
     ]
@@ -36,13 +36,13 @@ def test_bad_json_lines_are_refused_with_their_line(tmp_path, content, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
-        list(read_json(path, {"text": str}))
+        list(read_records(path, {"text": str}))
 
 
 def test_a_missing_file_suggests_its_neighbour(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
     with pytest.raises(DataError, match=r"did you mean .*train.jsonl"):
-        list(read_json(tmp_path / "trian.jsonl", {}))
+        list(read_records(tmp_path / "trian.jsonl", {}))
 
 
 def test_columns_make_sentences(tmp_path):
@@ -91,4 +91,34 @@ def test_a_damaged_file_is_named(tmp_path):
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):
-            list(read_json(tmp_path / name, {}))
+            list(read_records(tmp_path / name, {}))
+
+
+TABLES = {
+    "a.csv": '\ufefftext,label\n"Yes, ""it"" is",good\n\n"two\nlines",bad\n',
+    "a.tsv": 'text\tlabel\nYes, "it" is\tgood\ntwo lines\tbad\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_with_commas_and_tabs(tmp_path, name):
+    (tmp_path / name).write_text(TABLES[name])
+    found = list(read_records(tmp_path / name, {"text": str, "label": str}))
+    second = "two\nlines" if name == "a.csv" else "two lines"
+    assert [r.values for r in found] == [{"text": 'Yes, "it" is', "label": "good"}, {"text": second, "label": "bad"}]
+    assert found[1].where.endswith(":5" if name == "a.csv" else ":3")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("text,label\nYes, it is,good\n", "another number of values"),
+        ('text,label\n"Yes,good\n', "cannot be read"),
+        ("sentence,label\nYes,good\n", "has no 'text'"),
+    ],
+)
+def test_broken_tables_are_refused(tmp_path, text, said):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=said) as error:
+        list(read_records(tmp_path / "a.csv", {"text": str}))
+    assert "a.csv:2" in str(error.value)
