@@ -127,9 +127,9 @@ def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
     found = measure(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
     if hasattr(model, "score_texts"):
         found |= model.score_texts(tokenizer, [record.values for record in source.read(source.path)])
-    print(
-        "  ".join(f"{name} {value:.4f}" for name, value in found.items()) + f"  over {len(prepared.valid):,} examples"
-    )
+    counts = prepared.counts
+    over = f"over {counts.valid - counts.left_out:,} examples{counts.changes}"
+    print("  ".join([*(f"{name} {value:.4f}" for name, value in found.items()), over]))
 
 
 def _search(settings: Settings, model: Any) -> Any:

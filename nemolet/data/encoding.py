@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from nemolet.errors import DataError
@@ -58,6 +58,7 @@ class TextEncoding:
         context: most ids of a text.
         too_long: stop, cut the end off, or leave the text out.
         empty: stop, or leave the text out.
+        changed: is told what was left out or cut, and why, by the place of each text.
 
     Example:
         >>> from nemolet.tokenizers import ByteTokenizer
@@ -69,6 +70,7 @@ class TextEncoding:
     context: int = 512
     too_long: TooLong = "error"
     empty: Empty = "error"
+    changed: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def text(self, text: str, where: str) -> list[int] | None:
         """Ids of a text, or None where it is left out.
@@ -112,6 +114,7 @@ class TextEncoding:
         if text.strip():
             return False
         if self.empty == "skip":
+            self.changed[where] = "left out (empty)"
             return True
         raise DataError(
             "the text is empty",
@@ -123,9 +126,13 @@ class TextEncoding:
 
     def fits(self, length: int, where: str) -> bool:
         """Whether a text is read, if only its beginning."""
-        if length <= self.context or self.too_long == "truncate":
+        if length <= self.context:
+            return True
+        if self.too_long == "truncate":
+            self.changed.setdefault(where, f"cut after {self.context} tokens")
             return True
         if self.too_long == "skip":
+            self.changed[where] = f"left out (longer than {self.context} tokens)"
             return False
         raise DataError(
             "the text is longer than the context",

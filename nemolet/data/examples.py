@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -22,11 +23,25 @@ Known = Mapping[str, Sequence[str]]  # names that a model has to know, by the na
 
 
 class Counts(NamedTuple):
-    """How many examples there are for training and validation, and how many were left out."""
+    """How many examples there are for training and validation, and what was left out or cut: why, by place."""
 
     train: int
     valid: int
-    left_out: int
+    changed: Mapping[str, str]
+
+    @property
+    def left_out(self) -> int:
+        """Examples of both parts that are not used."""
+        return sum(why.startswith("left out") for why in self.changed.values())
+
+    @property
+    def changes(self) -> str:
+        """Of each reason how many examples it concerns, and where the first of them are."""
+        told = []
+        for why, count in Counter(self.changed.values()).most_common():
+            places = [place for place, reason in self.changed.items() if reason == why][:3]
+            told.append(f"; {count:,} {why}: {', '.join(places)}" + (", ..." if count > 3 else ""))
+        return "".join(told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +127,15 @@ class Examples(Checked, abc.ABC):
         chosen = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.make(_Texts(self, train))
         encoding = TextEncoding(chosen, self.context, self.too_long, self.empty)
         parts = [[s for record in part for s in self.encode(record, encoding, known)] for part in (train, valid)]
-        counts = Counts(len(train), len(valid), len(train) + len(valid) - sum(map(len, parts)))
+        counts = Counts(len(train), len(valid), encoding.changed)
+        if not all(parts):
+            raise DataError(
+                "no example is left",
+                where=self.path if not parts[0] else self.valid_path or f"{self.path}, the part for validation",
+                expected=f"some of at most {self.context} tokens, with words",
+                found=f"{len(train) + len(valid):,} examples{counts.changes}",
+                fix="set a larger data.context if the model can read it, or data.too_long=truncate",
+            )
         kept, aside = (tuple(self.arrange(part)) for part in parts)
         return PreparedExamples(self, chosen, kept, aside, known, counts)
 
@@ -198,8 +221,7 @@ class PreparedExamples:
     def summary(self) -> str:
         """For a card."""
         names = "".join(f", {len(values)} {name}" for name, values in self.known.items())
-        skipped = f", {self.counts.left_out} left out" if self.counts.left_out > 0 else ""
-        return f"{self.source.path} ({self.counts.train:,} examples{names}{skipped})"
+        return f"{self.source.path} ({self.counts.train:,} examples{names}{self.counts.changes})"
 
     @property
     def identity(self) -> dict[str, Any]:

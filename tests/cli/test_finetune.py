@@ -53,6 +53,24 @@ def weights(path):
     return nl.load(path).model.state_dict()
 
 
+def test_what_is_left_out_of_instructions_is_counted_and_named(base, chats, capsys):
+    """Beside the number why and where, of the examples for training and of those that are measured."""
+    rows = chats.read_text().splitlines()
+    for line in (3, 7, 8, 20):
+        rows[line - 1] = json.dumps({"prompt": "a" * 70, "response": "x"})
+    chats.write_text("\n".join(rows))
+    held = chats.with_name("held.jsonl")
+    held.write_text("\n".join(rows[:8]))
+    command = ["finetune", "experiment=instruct", f"archive={base}", f"data.path={chats}", f"data.valid_path={held}"]
+    out = succeed(capsys, *command, "folder=run", *SHORT)
+    named = [f"{chats}:{line}" for line in (3, 7, 8)]
+    assert f"{chats} (24 examples; 7 left out (longer than 64 tokens): {', '.join(named)}, ...)" in out
+    assert "7 left out (longer than 64 tokens)" in nl.load("run").card
+    counted = succeed(capsys, "evaluate", "archive=run", "data=instructions", f"data.path={held}", "data.too_long=skip")
+    named = [f"{held}:{line}" for line in (3, 7, 8)]
+    assert counted.endswith(f"over 5 examples; 3 left out (longer than 64 tokens): {', '.join(named)}\n")
+
+
 @pytest.mark.parametrize("adapter", [None, "lora", "dora", "qlora"])
 def test_instructions_with_and_without_an_addition(base, chats, capsys, adapter):
     if adapter == "qlora":

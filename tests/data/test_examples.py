@@ -127,13 +127,27 @@ def test_empty_and_long_texts_are_refused_or_left_out(tmp_path, text, policy):
         LabelledTexts(path=path, context=16).prepare(BYTES)
     data = LabelledTexts(path=path, context=16, **{policy: "skip"}).prepare(BYTES)
     assert len(data.train) + len(data.valid) == 20
-    assert "1 left out" in data.summary
+    reason = "empty" if policy == "empty" else "longer than 16 tokens"
+    assert f"; 1 left out ({reason}): {path}:21)" in data.summary and data.counts.left_out == 1
 
 
 def test_long_texts_may_be_cut(tmp_path):
     path = table(tmp_path / "t.jsonl", [{"text": "abcdefgh", "label": "a"}] * 20)
     data = LabelledTexts(path=path, context=4, too_long="truncate").prepare(BYTES)
     assert data.train[0]["tokens"] == [*b"abc", 256]
+    assert f"; 20 cut after 4 tokens: {path}:1, {path}:2, {path}:3, ...)" in data.summary
+    assert data.counts.left_out == 0
+
+
+def test_where_no_example_is_left_it_is_said_why(tmp_path):
+    path = table(tmp_path / "t.jsonl", [{"text": "abcdefgh", "label": "a"}] * 20)
+    with pytest.raises(DataError, match="no example is left") as caught:
+        LabelledTexts(path=path, context=4, too_long="skip").prepare(BYTES)
+    assert "20 examples; 20 left out (longer than 4 tokens)" in caught.value.found
+    other = table(tmp_path / "v.jsonl", [{"text": "abcdefgh", "label": "a"}])
+    short = table(tmp_path / "s.jsonl", [{"text": "abc", "label": "a"}])
+    with pytest.raises(DataError, match="v.jsonl: no example is left"):
+        LabelledTexts(path=short, valid_path=other, context=4, too_long="skip").prepare(BYTES)
 
 
 def test_several_labels(tmp_path):
