@@ -46,6 +46,7 @@ class Architecture:
         prefix: what the names of the body begin with where it was saved with a head; files are read with and without.
         ignored: regular expressions of tensors that are not read: constants, copies, other heads.
         unsaid: arguments of ours that ``config.json`` has no word for, and that no output depends on.
+        bodies_of: further classes that are read, without their heads; a model is never written as one of them.
     """
 
     model_type: str
@@ -57,6 +58,7 @@ class Architecture:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     unsaid: tuple[str, ...] = ()
+    bodies_of: tuple[str, ...] = ()
 
     def read_config(self, theirs: Mapping[str, Any]) -> Config:
         """Our config of their model."""
@@ -120,6 +122,9 @@ def find(config: Mapping[str, Any]) -> Architecture:
     for name in config.get("architectures") or ():
         if name in known:
             return known[name]
+        body = next((architecture for architecture in known.values() if name in architecture.bodies_of), None)
+        if body is not None:
+            return body
     kind, names = config.get("model_type"), config.get("architectures") or []
     same = [architecture for architecture in known.values() if architecture.model_type == kind]
     if same and (not names or all(name.endswith("Model") for name in names)):

@@ -123,7 +123,8 @@ def _their_config(ours: Config, architecture: str | None, original: Config | Non
     if original is not None and architecture is None:
         came_from = find(original)
         again = came_from.read_config(original)
-        if not came_from.compared(ours, again):
+        named_so = not set(original.get("architectures") or ()) & set(came_from.bodies_of)
+        if named_so and not came_from.compared(ours, again):
             return came_from, original
         if not came_from.lost(ours, original):
             return came_from, came_from.write_config(ours, original)

@@ -204,3 +204,22 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ConversionError, match="does not fit the model"):
         write(tmp_path / "c", model=model, tokenizer=CharTokenizer(list("abcdefghi")), extra=extra)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("options", [{}, LARGE])
+def test_the_encoder_of_pretraining_is_read_without_its_quantizer(tmp_path, options):
+    torch.manual_seed(0)
+    sizes = {"num_codevectors_per_group": 8, "codevector_dim": 12, "proj_codevector_dim": 10}
+    theirs = shaken(transformers.Wav2Vec2ForPreTraining(transformers.Wav2Vec2Config(**WAVE, **options, **sizes))).eval()
+    theirs.save_pretrained(tmp_path / "folder")
+    assert any(name.startswith("quantizer.") for name in load_file(tmp_path / "folder" / "model.safetensors"))
+    archive, audio = nl.load(tmp_path / "folder"), torch.randn(2, 900)
+    with torch.no_grad():
+        expected = theirs.wav2vec2(audio).last_hidden_state
+        torch.testing.assert_close(archive.model(audio[..., None]).hidden, expected, rtol=0, atol=1e-5)
+        out = write(tmp_path / "out", model=archive.model, extra=archive.extra)
+        assert json.loads((out / "config.json").read_text())["architectures"] == ["Wav2Vec2Model"]
+        again = transformers.AutoModel.from_pretrained(out).eval()
+        assert torch.equal(again(audio).last_hidden_state, expected)
+    with pytest.raises(ConversionError, match="not known"):
+        write(tmp_path / "other", model=archive.model, architecture="Wav2Vec2ForPreTraining")

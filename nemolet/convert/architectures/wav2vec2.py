@@ -188,9 +188,11 @@ def _table(ours: str, theirs: str) -> tuple[Rule, ...]:
 _HEADS = (r"quantizer\..*", r"project_(hid|q)\..*", r"projector\..*", r"classifier\..*")
 
 
-def _encoder(model_type: str, name: str, *parts: Part) -> Architecture:
-    prefix, ignored = f"{model_type}.", (*_HEADS, r"lm_head\..*")
-    return Architecture(model_type, name, ENCODER, (*_config(""), *parts), _table("", ""), _DEFAULTS, prefix, ignored)
+def _encoder(model_type: str, name: str, *parts: Part, bodies_of: tuple[str, ...] = ()) -> Architecture:
+    config, table, ignored = (*_config(""), *parts), _table("", ""), (*_HEADS, r"lm_head\..*")
+    return Architecture(
+        model_type, name, ENCODER, config, table, _DEFAULTS, f"{model_type}.", ignored, bodies_of=bodies_of
+    )
 
 
 def _recognizer(model_type: str, name: str, *parts: Part) -> Architecture:
@@ -204,7 +206,8 @@ def _recognizer(model_type: str, name: str, *parts: Part) -> Architecture:
 _WAV2VEC2 = Only({"add_adapter": False, "adapter_attn_dim": None})
 _HUBERT = Only({"feat_proj_layer_norm": True, "conv_pos_batch_norm": False})
 ARCHITECTURES = (
-    _encoder("wav2vec2", "Wav2Vec2Model", _WAV2VEC2),
+    # What its quantizer is for is pre-training only.
+    _encoder("wav2vec2", "Wav2Vec2Model", _WAV2VEC2, bodies_of=("Wav2Vec2ForPreTraining",)),
     _encoder("hubert", "HubertModel", _HUBERT),
     _recognizer("wav2vec2", "Wav2Vec2ForCTC", _WAV2VEC2),
     _recognizer("hubert", "HubertForCTC", _HUBERT),
