@@ -44,7 +44,11 @@ class Architecture:
         rules: the tensors.
         defaults: what a key means that ``config.json`` leaves out, as the config class of transformers says.
         prefix: what the names of the body begin with where it was saved with a head; files are read with and without.
-        ignored: regular expressions of tensors that are not read: constants, copies, other heads.
+        ignored: regular expressions of tensors that are not read: constants, other heads.
+        copies: other names of tensors, which files may have instead, or too: what is tied. A tied head is known
+            without.
+        apart: those of them that theirs keeps apart where the head is not tied.
+        head_by_file: whether the head is tied is told by the weights, whatever the config says.
         unsaid: arguments of ours that ``config.json`` has no word for, and that no output depends on.
         bodies_of: further classes that are read, without their heads; a model is never written as one of them.
     """
@@ -59,6 +63,22 @@ class Architecture:
     ignored: tuple[str, ...] = ()
     unsaid: tuple[str, ...] = ()
     bodies_of: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
+    apart: tuple[str, ...] = ()
+    head_by_file: bool = False
+
+    def head(self) -> str | None:
+        """Their name of the weight of the head, where it can be one of its own."""
+        return self._theirs("graph.head.weight")
+
+    def all_copies(self) -> dict[str, str]:
+        """Other names of tensors, that of a tied head included."""
+        head, embedding = self.head(), self._theirs("graph.embed.weight")
+        return {**self.copies, **({head: embedding} if head and embedding else {})}
+
+    def _theirs(self, ours: str) -> str | None:
+        found = [rule.theirs for rule in self.rules if rule.ours == ours]
+        return found[0] if found and isinstance(found[0], str) else None
 
     def read_config(self, theirs: Mapping[str, Any]) -> Config:
         """Our config of their model."""

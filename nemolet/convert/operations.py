@@ -176,6 +176,23 @@ class Stack(Operation):
 
 
 @dataclass(frozen=True)
+class Repeated(Operation):
+    """Theirs is stored several times, ours once; which are equal is seen before (:mod:`nemolet.convert.copies`).
+
+    Args:
+        times: how often beside the first.
+    """
+
+    times: int
+
+    def take(self, theirs: Tensors, layout: Layout) -> Tensors:
+        return theirs[: -self.times]
+
+    def give(self, ours: Tensors, layout: Layout) -> Tensors:
+        return [*ours, *(tensor.clone() for tensor in ours for _ in range(self.times))]
+
+
+@dataclass(frozen=True)
 class Interleaved(Operation):
     """Rotary pairs that lie side by side become halves of a head, as ours are (the layout of GPT-J).
 

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from nemolet.archive import Archive
 from nemolet.config import build
 from nemolet.convert.architecture import Architecture, find
+from nemolet.convert.copies import Named, as_named, check_copies, head_is_tied
 from nemolet.convert.fields import Config
 from nemolet.convert.folder import Folder, described, open_folder
 from nemolet.convert.mapping import Entry, expand, expected_shapes, ours_from
@@ -23,15 +24,7 @@ from nemolet.convert.tokenizer_files import read_tokenizer
 from nemolet.errors import ConversionError, NemoletError
 from nemolet.module import NeuralModule
 from nemolet.nn.adapter_files import fingerprint
-from nemolet.tensor_files import Spec
-from nemolet.types import Axis
 
-_RENAMED = {
-    "LayerNorm.weight": "LayerNorm.gamma",
-    "LayerNorm.bias": "LayerNorm.beta",
-    "parametrizations.weight.original0": "weight_g",
-    "parametrizations.weight.original1": "weight_v",
-}
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -94,6 +87,8 @@ def plan_for(folder: Folder) -> Plan:
     """
     architecture = find(folder.config)
     config = architecture.read_config(described(folder.carried, folder.path))
+    if architecture.head_by_file:
+        config["tied"] = head_is_tied(architecture, folder)
     try:
         with torch.device("meta"):
             model: NeuralModule = build(config, where="model")
@@ -103,10 +98,10 @@ def plan_for(folder: Folder) -> Plan:
         ) from error
     blank = folder.config.get("pad_token_id") or 0
     entries = expand(architecture.rules, model, vocab=vocabulary(config), blank=blank)
-    entries = _as_named(entries, architecture, folder.weights.specs)
-    _compare(entries, model, architecture, folder)
-    _check_copies(entries, folder)
-    return Plan(architecture, config, model, entries)
+    named = as_named(entries, architecture, folder.weights.specs)
+    _compare(named, model, architecture, folder)
+    check_copies(named, folder)
+    return Plan(architecture, config, model, named.entries)
 
 
 def vocabulary(config: Mapping[str, Any]) -> int:
@@ -119,33 +114,10 @@ def vocabulary(config: Mapping[str, Any]) -> int:
     return max((int(value) for value in found if value), default=0)
 
 
-def _as_named(entries: list[Entry], architecture: Architecture, specs: Mapping[str, Spec]) -> list[Entry]:
-    """The entries with names as in the file: a body has a prefix where it was saved with a head, and none else."""
-    prefix = architecture.prefix
-    bare = [replace(e, theirs=tuple(name.removeprefix(prefix) for name in e.theirs)) for e in entries]
-    full = [replace(e, theirs=tuple(prefix + name.removeprefix(prefix) for name in e.theirs)) for e in entries]
-
-    def found(candidate: list[Entry]) -> int:
-        return sum(name in specs for entry in candidate for name in entry.theirs)
-
-    best = max((entries, bare, full), key=found)  # of several alike the first
-    old = [replace(e, theirs=tuple(_old_name(name, specs) for name in e.theirs)) for e in best]
-    return old if found(old) > found(best) else best
-
-
-def _old_name(name: str, specs: Mapping[str, Spec]) -> str:
-    """The name in old files: before norms had weights and biases, and lengths of filters were parametrizations."""
-    old = name
-    for new, before in _RENAMED.items():
-        old = old.replace(new, before)
-    return old if old in specs else name
-
-
-def _compare(entries: list[Entry], model: NeuralModule, architecture: Architecture, folder: Folder) -> None:
-    specs, shapes = folder.weights.specs, expected_shapes(entries, model)
+def _compare(named: Named, model: NeuralModule, architecture: Architecture, folder: Folder) -> None:
+    specs, shapes = folder.weights.specs, expected_shapes(named.entries, model)
     known = [re.compile(pattern) for pattern in architecture.ignored]
-    copies = {"lm_head.weight"} if "graph.head.weight" not in {n for e in entries for n in e.ours} else set()
-    extra = [n for n in specs if n not in shapes and n not in copies and not any(p.fullmatch(n) for p in known)]
+    extra = [n for n in specs if n not in shapes and n not in named.copies and not any(p.fullmatch(n) for p in known)]
     present = [(name, specs[name], shape) for name, shape in shapes.items() if name in specs]
     problems = {
         "missing": sorted(shapes.keys() - specs.keys()),
@@ -162,40 +134,27 @@ def _compare(entries: list[Entry], model: NeuralModule, architecture: Architectu
             where=str(folder.path),
             expected=f"{len(shapes)} tensors of floating-point numbers, as the config says",
             found="\n".join(lines),
-            fix=_advice(problems, [key for key in architecture.defaults if key not in folder.config]),
+            fix=_advice(problems, architecture, folder.config),
         )
-
-
-def _check_copies(entries: list[Entry], folder: Folder) -> None:
-    """What is stored a second time, such as a tied head, has to be the same: it is not read."""
-    tables = [e.theirs[0] for e in entries if isinstance(f := e.layout.dims[0][0], Axis) and f.letter == "V"]
-    known, specs = {name for entry in entries for name in entry.theirs}, folder.weights.specs
-    for table in tables[:1]:
-        content = None
-        for name in sorted(specs.keys() - known):
-            if specs[name] != specs[table]:
-                continue
-            content = folder.weights.get(table) if content is None else content
-            if not torch.equal(folder.weights.get(name), content):
-                raise ConversionError(
-                    "this tensor should be a copy of the embedding, but is another one",
-                    where=f"{folder.path}: {name}",
-                    expected=f"the numbers of {table}, as tie_word_embeddings says",
-                    found="other numbers",
-                    fix="set tie_word_embeddings to false in config.json if the model has a head of its own",
-                )
 
 
 def _listed(names: list[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _advice(problems: Mapping[str, list[str]], left_out: list[str]) -> str:
+def _advice(problems: Mapping[str, list[str]], architecture: Architecture, config: Mapping[str, Any]) -> str:
     if problems["of another type"]:
         return "quantized weights are not read: take the version in float32, float16 or bfloat16"
     if problems["of another shape"] and not problems["missing"]:
+        left_out = [key for key in architecture.defaults if key not in config]
         usual = f"; config.json leaves out {_listed(left_out)}, which means the usual" if left_out else ""
         return f"config.json belongs to another size of the model; take both from one place{usual}"
+    named = config.get("architectures")
+    if named and architecture.name not in named:
+        return (
+            f"config.json names {', '.join(map(str, named))}, which is read as {architecture.name}: "
+            "take the model with that head"
+        )
     return "take config.json and weights from one place; a model with another head needs its own class"
 
 

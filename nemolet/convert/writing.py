@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nemolet.config import build
 from nemolet.convert.architecture import Architecture, find, fitting, named
+from nemolet.convert.copies import with_copies
 from nemolet.convert.fields import Config
 from nemolet.convert.folder import CONFIG, EXTRACTOR, INDEX, PREPROCESSOR, PROCESSOR, WEIGHTS, as_json, described
 from nemolet.convert.mapping import Entry, Source, expand, own_tensors, theirs_from
@@ -94,7 +95,7 @@ def write_folder(
         shape: NeuralModule = build(config, where="model")
     blank = theirs.get("pad_token_id") or 0
     vocab = vocabulary(config)
-    entries = expand(chosen.rules, shape, vocab=vocab, blank=blank)
+    entries = with_copies(expand(chosen.rules, shape, vocab=vocab, blank=blank), chosen)
     specs = _specs(entries, shape, dtypes)
     letters = any(name.endswith("ForCTC") for name in theirs.get("architectures") or ())
     files = tokenizer_files(
@@ -123,13 +124,18 @@ def _their_config(ours: Config, architecture: str | None, original: Config | Non
     if original is not None and architecture is None:
         came_from = find(original)
         again = came_from.read_config(original)
-        named_so = not set(original.get("architectures") or ()) & set(came_from.bodies_of)
-        if named_so and not came_from.compared(ours, again):
-            return came_from, original
+        if not came_from.compared(ours, again):
+            return came_from, _of_class(original, came_from)
         if not came_from.lost(ours, original):
             return came_from, came_from.write_config(ours, original)
     chosen = fitting(ours) if architecture is None else named(architecture)
     return chosen, chosen.write_config(ours)
+
+
+def _of_class(original: Config, architecture: Architecture) -> Config:
+    """The config it came with, which names the class whose weights are written: another may have had another head."""
+    named = original.get("architectures")
+    return original if not named or architecture.name in named else {**original, "architectures": [architecture.name]}
 
 
 def _specs(entries: Iterable[Entry], model: NeuralModule, dtypes: Mapping[str, torch.dtype]) -> dict[str, Spec]:

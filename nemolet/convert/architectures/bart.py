@@ -89,7 +89,7 @@ TABLE = (
     *_side("encoder"),
     *_side("decoder"),
 )
-_COPIES = (r"model\.(encoder|decoder)\.embed_tokens\.weight",)
+_COPIES = {f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in SIDES}
 _TARGET = "nemolet.language.EncoderDecoder"
 _DEFAULTS = {
     "vocab_size": 50265,
@@ -115,7 +115,9 @@ ARCHITECTURES = (
         ),
         TABLE,
         _DEFAULTS,
-        ignored=_COPIES,
+        prefix="model.",
+        copies=_COPIES,
+        apart=tuple(_COPIES),
     ),
     Architecture(
         "marian",
@@ -127,6 +129,9 @@ ARCHITECTURES = (
         ),
         TABLE,
         {**_DEFAULTS, "vocab_size": 58101, "decoder_start_token_id": 58100},
-        ignored=(*_COPIES, r"model\.(encoder|decoder)\.embed_positions\.weight"),
+        prefix="model.",
+        ignored=(r"model\.(encoder|decoder)\.embed_positions\.weight",),
+        copies=_COPIES,
+        apart=tuple(_COPIES),
     ),
 )

@@ -14,8 +14,8 @@ from nemolet.convert.operations import Heads, Rows
 from nemolet.nn.feed_forward import ActivationName
 
 ENCODER, MASKED = "nemolet.language.TextEncoder", "nemolet.language.MaskedLM"
-_COPIES = (r".*position_ids", r"cls\.predictions\.decoder\.(weight|bias)", r"lm_head\.decoder\.(weight|bias)")
-_OTHER_HEADS = (r".*\.pooler\..*", r"cls\.seq_relationship\..*")
+_CONSTANTS = (r".*position_ids",)
+_OTHER_HEADS = (r".*\.pooler\..*", r"cls\.seq_relationship\..*", r"discriminator_predictions\..*")
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,21 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# The weight of the embedding and the bias of the head under the names of a layer that has both.
+_COPIES = {
+    "bert": {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    "roberta": {
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    },
+    "distilbert": {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+    "electra": {"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+}
+
+
 def _encoder(model_type: str, name: str, parts: tuple[Part, ...], *, pooler: bool) -> Architecture:
     return Architecture(
         model_type,
@@ -220,7 +235,8 @@ def _encoder(model_type: str, name: str, parts: tuple[Part, ...], *, pooler: boo
         _table("", "", model_type),
         _DEFAULTS[model_type],
         prefix=f"{model_type}.",
-        ignored=(*_COPIES, r"cls\..*", r"lm_head\..*"),
+        ignored=(*_CONSTANTS, *_OTHER_HEADS, r"cls\..*", r"lm_head\..*", r"generator_.*", r"vocab_.*"),
+        bodies_of=("ElectraForPreTraining",) if model_type == "electra" else (),
     )
 
 
@@ -232,11 +248,13 @@ def _masked(
         model_type,
         name,
         MASKED,
-        (*parts, *head),
+        (*parts, *head, Only({"tie_word_embeddings": True})),
         (*_table("graph.encoder.", prefix, model_type), *rows),
         _DEFAULTS[model_type],
         prefix=prefix,
-        ignored=_COPIES + _OTHER_HEADS,
+        ignored=(*_CONSTANTS, *_OTHER_HEADS),
+        copies=_COPIES[model_type],
+        bodies_of=("BertForPreTraining",) if model_type == "bert" else (),
     )
 
 

@@ -119,6 +119,6 @@ ARCHITECTURES = (
         (*_table("graph.encoder.", "model."), *_HEAD_TABLE),
         _DEFAULTS,
         prefix="model.",
-        ignored=(r"decoder\.weight",),
+        copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
     ),
 )

@@ -39,7 +39,11 @@ def _scored(model: Architecture) -> Architecture:
         name=re.sub("ForCausalLM|LMHeadModel", "ForSequenceClassification", model.name),
         target="nemolet.language.RewardModel",
         parts=(Inside("backbone", model.target, model.parts), OneLabel()),
-        rules=(*model.rules, Rule("graph.score.weight", "score.weight")),
+        rules=(
+            *(rule for rule in model.rules if rule.ours != "graph.head.weight"),
+            Rule("graph.score.weight", "score.weight"),
+        ),
+        ignored=(*model.ignored, r"lm_head\.weight"),
     )
 
 

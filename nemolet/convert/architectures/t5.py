@@ -152,9 +152,8 @@ ARCHITECTURES = (
             "tie_word_embeddings": True,
             "decoder_start_token_id": None,
         },
-        ignored=(
-            r"(encoder|decoder)\.embed_tokens\.weight",
-            r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
-        ),
+        ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+        copies={f"{side}.embed_tokens.weight": "shared.weight" for side in SIDES},
+        head_by_file=True,
     ),
 )

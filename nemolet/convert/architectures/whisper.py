@@ -92,6 +92,5 @@ ARCHITECTURES = (
             "tie_word_embeddings": True,
         },
         prefix="model.",
-        ignored=(r"proj_out\.weight",),
     ),
 )
