@@ -120,7 +120,9 @@ def read_container(path: Path, version: int) -> tuple[dict[str, Member], int]:
     except OSError as error:  # a name that no file can have
         found = error.strerror
     if found is not None:
-        raise ArchiveError("there is no such file", where=str(path), expected="a .nemolet file", found=found)
+        raise ArchiveError(
+            "there is no such file", where=str(path), expected="a .nemolet file or a folder", found=found
+        )
     try:
         file = OpenFile(path)
     except OSError as error:

@@ -170,7 +170,9 @@ def _no_flag(verb: str, name: str) -> ConfigError:
 
     close = nearest(name, [flag for flag in (*_FLAGS, *_ALIASES) if flag.startswith("--")])
     schema = schema_of(home(verb), "Settings")
-    setting = nearest(name.lstrip("-").replace("-", "_"), schema.parameters if schema else ())
+    word, settings = name.lstrip("-").replace("-", "_"), schema.parameters if schema else ()
+    setting = nearest(word, settings)
+    close = None if word in settings else close
     fix = f"did you mean {close}?" if close else f"did you mean {setting}=...?" if setting else None
     if verb in PLACES and not close:
         fix = (f"{fix} " if fix else "") + f"A text that begins with a dash comes last, after --: -- {name!r}"

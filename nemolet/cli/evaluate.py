@@ -24,8 +24,10 @@ class Settings:
 
     Args:
         archive: a ``.nemolet`` file.
-        data: the text or the examples, all of which count; or recordings, of which those set aside for validation
-            count.
+        data: the text or the examples, all of which count; or recordings and features, of which those set aside for
+            validation count.
+        loss: what is averaged; null for that of the model, which a graph of your own does not know.
+        metrics: what is measured beside it; those of the model where nothing is named.
         context: tokens or words that are read together, so that each is predicted from what is before it in its window;
             null for ``data.sequence_length`` where that is set, and otherwise all that the model can read.
         out: a file of JSON lines for what was said and what was heard, of a model of speech; null for none.
@@ -39,6 +41,8 @@ class Settings:
 
     archive: str
     data: ModuleConfig
+    loss: ModuleConfig | None = None
+    metrics: dict[str, ModuleConfig] | None = None
     context: int | None = None
     out: str | None = None
     beam: int | None = None
@@ -58,6 +62,7 @@ def run(settings: Settings) -> None:
     """Print loss, perplexity and bits per byte; of a model of a task or of speech, the numbers of its task."""
     from nemolet.archive import load
     from nemolet.cli.predict import search_as_asked
+    from nemolet.data.corpus import Corpus
     from nemolet.language.translation import in_use
     from nemolet.nn.prepacking import pack
     from nemolet.speech.evaluation import evaluates
@@ -75,18 +80,19 @@ def run(settings: Settings) -> None:
     model = in_use(archive.model)
     search_as_asked(model, size=settings.beam)
     _refuse(settings.by_ctc is not None, "by_ctc", "a recognizer with a transducer and CTC", model)
-    if hasattr(model, "objective") or hasattr(build(settings.data, where="data"), "with_names"):
-        _print_task(model, archive.tokenizer, settings)
+    source = build(settings.data, where="data")
+    if isinstance(source, Corpus) and settings.loss is None and not hasattr(model, "objective"):
+        _print_language(model, archive.tokenizer, source, settings)
     else:
-        _print_language(model, archive.tokenizer, settings)
+        _print_measures(model, archive.tokenizer, source, settings)
 
 
-def _print_language(model: Any, tokenizer: Any, settings: Settings) -> None:
+def _print_language(model: Any, tokenizer: Any, source: Any, settings: Settings) -> None:
     from nemolet.language.losses import CrossEntropy
     from nemolet.training.evaluation import score
     from nemolet.training.graphs import training_graph
 
-    prepared = _in_windows(build(settings.data, where="data"), model, settings).prepare(tokenizer, split=False)
+    prepared = _in_windows(source, model, settings).prepare(tokenizer, split=False)
     graph = training_graph(model, CrossEntropy()).eval()
     batches = prepared.valid_loader(max_batches=settings.max_batches)
     print(score(graph, batches, settings.device, count_bytes=tokenizer.count_bytes))
@@ -105,31 +111,35 @@ def _in_windows(data: Any, model: Any, settings: Settings) -> Any:
     return replace(data, sequence_length=own, batch_size=max(1, data.batch_size * _USUAL // max(own, _USUAL)))
 
 
-def _print_task(model: Any, tokenizer: Any, settings: Settings) -> None:
+def _print_measures(model: Any, tokenizer: Any, source: Any, settings: Settings) -> None:
     """Loss and measures on all examples; where texts can be scored, those scores too."""
+    from nemolet.cli.finetune import own_loss
     from nemolet.cli.train import measures
-    from nemolet.language.losses import CrossEntropy
+    from nemolet.data.feature_corpus import FeatureCorpus
     from nemolet.training.evaluation import measure
     from nemolet.training.graphs import training_graph
 
-    source = build(settings.data, where="data")
-    if not hasattr(source, "with_names"):
+    examples = hasattr(source, "with_names")
+    if hasattr(model, "objective") and not examples:
         raise ConfigError(
             "this data has no examples",
             where="data",
             expected="data=labelled, requests, tagged, questions, similar or parallel, with data.path=...",
             found=type(source).__name__,
         )
-    source = replace(source.with_names(model), context=settings.context or getattr(model, "context", source.context))
-    loss = model.objective() if hasattr(model, "objective") else CrossEntropy()  # a language model on conversations
-    prepared = source.prepare(tokenizer, split=False)
-    graph = training_graph(model, loss, measures(model), prepared.fields).eval()
+    if examples:
+        length = settings.context or getattr(model, "context", None) or source.context
+        source = replace(source.with_names(model), context=length)
+    loss = build(settings.loss, where="loss") if settings.loss else own_loss(model)
+    metrics = build(settings.metrics, where="metrics") if settings.metrics else measures(model)
+    prepared = source.prepare(tokenizer, **({} if isinstance(source, FeatureCorpus) else {"split": False}))
+    graph = training_graph(model, loss, metrics, prepared.fields).eval()
     found = measure(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
-    if hasattr(model, "score_texts"):
+    if examples and hasattr(model, "score_texts"):
         found |= model.score_texts(tokenizer, [record.values for record in source.read(source.path)])
-    counts = prepared.counts
-    over = f"over {counts.valid - counts.left_out:,} examples{counts.changes}"
-    print("  ".join([*(f"{name} {value:.4f}" for name, value in found.items()), over]))
+    changes = prepared.counts.changes if examples else ""
+    over = [f"over {len(prepared.valid):,} examples{changes}"] if hasattr(prepared, "valid") else []
+    print("  ".join([*(f"{name} {value:.4f}" for name, value in found.items()), *over]))
 
 
 def _search(settings: Settings, model: Any) -> Any:

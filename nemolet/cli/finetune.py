@@ -122,7 +122,7 @@ def run(settings: Settings) -> int:
         print(f"{trained / 1e6:.3f}M parameters are trained; {data.summary}; folder {folder}", flush=True)
     result = fit(
         around,
-        build(settings.loss, where="loss") if settings.loss else _own_loss(around),
+        build(settings.loss, where="loss") if settings.loss else own_loss(around),
         data,
         folder=folder,
         metrics=build(settings.metrics, where="metrics") if settings.metrics else measures(around),
@@ -191,6 +191,13 @@ def _source(settings: Settings, model: Any) -> Any:
 def _model(settings: Settings, base: Any, sizes: Any) -> Any:
     from nemolet.nn.adapters import adapt, freeze
 
+    if settings.model is None and settings.loss is None and _gives_hidden(base):
+        raise ConfigError(
+            "an encoder alone predicts nothing",
+            where="task",
+            expected="a head: task=classify, tag, request, answer or embed",
+            found=f"null, for an archive that is a {type(base).__name__}",
+        )
     model = base.train() if settings.model is None else _with_head(settings.model, base, sizes)
     if settings.adapter is not None:
         adapt(_changed(model, settings), settings.adapter)
@@ -254,7 +261,8 @@ def _around(settings: Settings, model: Any, deferred: Deferred | None) -> Any:
     return RewardPairs(model=model) if isinstance(model, RewardModel) else PreferenceModel(policy=model)
 
 
-def _own_loss(model: Any) -> Any:
+def own_loss(model: Any) -> Any:
+    """The loss that a model of a task knows; cross-entropy of tokens for others."""
     from nemolet.language.losses import CrossEntropy
 
     return model.objective() if hasattr(model, "objective") else CrossEntropy()

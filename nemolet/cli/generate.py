@@ -104,7 +104,8 @@ def opened(path: str, device: str) -> tuple[Any, Any]:
             where=path,
             expected="a model that continues texts, such as nemolet.language.CausalLM",
             found=type(archive.model).__name__,
-            fix="use nemolet transcribe for recognizers, nemolet predict for models of a task",
+            fix="use nemolet transcribe for recognizers, nemolet predict for models of a task and encoder-decoders, and"
+            " nemolet.language.masked.fill for masked language models",
         )
     if archive.tokenizer is None:
         raise ConfigError(
@@ -117,12 +118,13 @@ def opened(path: str, device: str) -> tuple[Any, Any]:
 
 def _continues_texts(model: Any) -> bool:
     """Whether tokens are all that a model needs, and it scores the next one at each place."""
+    from nemolet.language.encoders import MaskedLM
     from nemolet.types import Logits, NeuralType
 
     needed = [name for name, port in model.input_ports.items() if not port.optional]
     outputs = [port.type for port in model.output_ports.values() if isinstance(port.type, NeuralType)]
     scores = [[axis.letter for axis in kind.axes] for kind in outputs if isinstance(kind.element, Logits)]
-    return needed == ["tokens"] and ["B", "T", "V"] in scores
+    return needed == ["tokens"] and ["B", "T", "V"] in scores and not isinstance(model, MaskedLM)
 
 
 def sampling(settings: Any) -> Any:

@@ -69,6 +69,10 @@ def run(settings: Settings) -> None:
         )
     search_as_asked(model, size=settings.beam, length_penalty=settings.length_penalty, max_length=settings.max_length)
     out, how = Path(settings.out), repr(getattr(model, "beam", None))
+    if out.is_dir():
+        raise ConfigError(
+            "the answers need a file", where="out", expected="the name of a file", found=f"a folder: {out}"
+        )
     known = str(archive.model.came_from)
     partial = _Partial(out, [known, archive.tokenizer.fingerprint, _digest(settings.input), how])
     total = sum(1 for _ in _records(settings.input, model.READS))
@@ -136,8 +140,9 @@ class _Partial:
 
 
 def _digest(path: str) -> str:
-    if not Path(path).is_file():
-        raise DataError("there is no such file", where=path, found="nothing")
+    from nemolet.data.records import lines
+
+    next(lines(path))  # or say what is wrong with the file
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

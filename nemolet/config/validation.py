@@ -72,7 +72,7 @@ def check_block(
             continue
         if name not in schema.parameters:
             if not schema.open:
-                close = nearest(str(name), schema.parameters)
+                close = _deeper(schema, values, str(name)) or nearest(str(name), schema.parameters)
                 problems.append(
                     Problem(
                         here,
@@ -89,6 +89,27 @@ def check_block(
         if default is REQUIRED and name not in values and here not in supplied:
             problems.append(Problem(here, "a value is missing", expected=str(kind), fix=f"set {here}=..."))
     return problems + _broken_rules(schema, values, path)
+
+
+def _deeper(schema: Schema, values: Mapping[str, Any], name: str) -> str | None:
+    """Where below a block a setting of this name is."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = _schema_below(schema.parameters[key][0] if key in schema.parameters else None, value)
+            if inner is not None and name in inner.parameters:
+                return f"{key}.{name}"
+    return None
+
+
+def _schema_below(kind: Type | None, value: Mapping[str, Any]) -> Schema | None:
+    """What a block of a config is checked against, where that is known."""
+    if "_target_" in value:
+        try:
+            return schema_of_target(value["_target_"], "")
+        except ConfigError:  # reported where it stands
+            return None
+    options = kind.options if isinstance(kind, Either) else (kind,)
+    return next((option.schema for option in options if isinstance(option, Block)), None)
 
 
 def check_value(kind: Type, value: Any, path: str, supplied: Collection[str] = ()) -> list[Problem]:

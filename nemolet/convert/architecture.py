@@ -150,14 +150,13 @@ def find(config: Mapping[str, Any]) -> Architecture:
     if same and (not names or all(name.endswith("Model") for name in names)):
         return same[0]
     kinds = sorted({architecture.model_type for architecture in known.values()})
-    close = nearest(str((names or [kind])[0]), known)
+    close = nearest(str((names or [kind])[0]), [architecture.name for architecture in same] or known)
     raise ConversionError(
         "this architecture is not known",
         where="config.json",
-        expected=f"one of {', '.join(known)} (model types {', '.join(kinds)})",
+        expected=", ".join(architecture.name for architecture in same) or f"a model of {', '.join(kinds)}",
         found=f"{', '.join(map(str, names)) or 'no class'}, model type {kind}",
-        fix=(f"is it {close}? " if close else "")
-        + "To add one, write its two tables in nemolet/convert/architectures (docs/huggingface.md shows it)",
+        fix=(f"is it {close}? " if close else "") + "docs/huggingface.md lists all, and shows how to add one",
     )
 
 
@@ -184,10 +183,11 @@ def fitting(config: Mapping[str, Any]) -> Architecture:
         if not lost:
             return architecture
         reasons[architecture.name] = "; ".join(lost)
-    close = {name: reason for name, reason in reasons.items() if ", not " not in reason} or reasons
+    close = {name: reason for name, reason in reasons.items() if ", not " not in reason}
     raise ConversionError(
         "no known architecture can express this model",
         where="model",
-        found="\n".join(f"{name}: {' '.join(reason.split())}" for name, reason in close.items())[:1500],
+        found="\n".join(f"{name}: {' '.join(reason.split())}" for name, reason in close.items())[:1500]
+        or f"a {config.get('_target_')}, which transformers has no class for",
         fix="keep it as a .nemolet file, or add the architecture (docs/huggingface.md)",
     )

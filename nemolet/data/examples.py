@@ -15,7 +15,7 @@ from nemolet.data.encoding import Empty, TextEncoding, TooLong
 from nemolet.data.prepared import Progress, Unit, digest, lasting
 from nemolet.data.records import Record
 from nemolet.data.sources import Piece
-from nemolet.errors import DataError, nearest
+from nemolet.errors import ConfigError, DataError, nearest
 from nemolet.rules import Checked
 from nemolet.tokenizers import Tokenizer
 
@@ -140,9 +140,22 @@ class Examples(Checked, abc.ABC):
         return PreparedExamples(self, chosen, kept, aside, known, counts)
 
     def with_names(self, model: Any) -> Examples:
-        """The same source, with the label sets of a model that knows them."""
-        mine = {field.name for field in dataclasses.fields(self)}
+        """The same source, with the label sets of a model that knows them.
+
+        Raises:
+            ConfigError: where the settings say other ones.
+        """
+        mine = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         names = {name: tuple(model_names) for name, model_names in _names_of(model).items() if name in mine}
+        for name, theirs in names.items():
+            if mine[name] is not None and tuple(mine[name]) != theirs:
+                raise ConfigError(
+                    "the model has other names",
+                    where=f"data.{name}",
+                    expected=", ".join(theirs),
+                    found=", ".join(mine[name]),
+                    fix="leave them to the model, or put a new head on it with task=...",
+                )
         return dataclasses.replace(self, **names)  # type: ignore[arg-type]
 
     def _check_labels(self, records: Sequence[Record], known: Known) -> None:

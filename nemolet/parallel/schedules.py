@@ -38,18 +38,10 @@ def one_forward_one_backward(rank: int, ranks: int, each: int, micros: int) -> l
 def interleaved(rank: int, ranks: int, each: int, micros: int) -> list[Action]:
     """The same with several stages on each rank, which makes the bubble shorter (Narayanan et al., 2021).
 
-    Raises:
-        ParallelError: where the micro-batches cannot be gone through in equal rounds.
+    Micro-batches are gone through in equal rounds, as many as there can be: a number without divisors makes one round,
+    which keeps more of them alive.
     """
-    rounds = max(1, micros // ranks)
-    if micros % rounds:
-        raise ParallelError(
-            "the micro-batches do not fill equal rounds",
-            where="parallel.schedule",
-            expected=f"fewer than {2 * ranks} micro-batches, or a multiple of {rounds}",
-            found=micros,
-            fix=f"set parallel.microbatches={micros // ranks * ranks}, or parallel.schedule=1f1b",
-        )
+    rounds = max(d for d in range(1, max(1, micros // ranks) + 1) if micros % d == 0)
     group, total = micros // rounds, each * micros
     ahead = min(total, (each - 1) * group + 2 * (ranks - 1 - rank))
 

@@ -68,6 +68,12 @@ class Parallel(Checked):
 
     CONFIG_RULES = (
         ("tp >= 1 and pp >= 1 and cp >= 1 and ep >= 1", "tp, pp, cp and ep are at least 1"),
+        (
+            "checkpointing == 'none' and not compile and not cpu_offload"
+            " or tp > 1 or pp > 1 or cp > 1 or ep > 1 or dp_shard != 1 or dp_replicate != 1",
+            "checkpointing, compile and cpu_offload of a layout are for several ranks; one has model.checkpointing and"
+            " trainer.compile",
+        ),
         ("microbatches >= 1", "microbatches is at least 1; null for twice as many as stages"),
     )
 

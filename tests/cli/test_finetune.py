@@ -240,6 +240,20 @@ def test_an_encoder_that_reads_no_tokens_is_refused(tmp_path, capsys):
     assert "does not read tokens" in capsys.readouterr().err
 
 
+def test_labels_are_those_of_the_model_and_an_encoder_needs_a_head(tmp_path, capsys):
+    encoder = nl.language.TextEncoder(vocab_size=257, stack=nl.nn.Encoder(layers=1, width=16, heads=2))
+    nl.save("encoder.nemolet", model=encoder, tokenizer=ByteTokenizer())
+    nl.save(
+        "m.nemolet", model=nl.language.TextClassifier(encoder=encoder, labels=["a", "b"]), tokenizer=ByteTokenizer()
+    )
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": "b"}\n' * 20)
+    data = ["data=labelled", "data.path=t.jsonl", *SHORT]
+    assert main(["finetune", "m.nemolet", *data, "data.labels=[b,c]"]) == 2
+    assert "the model has other names" in capsys.readouterr().err
+    assert main(["finetune", "encoder.nemolet", *data]) == 2
+    assert "an encoder alone predicts nothing" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_refused(base, chats, capsys):
     command = ["finetune", f"archive={base}", f"data.path={chats}", *SHORT]
     assert main([*command, "adapter=lora", "adapter.targets=[q_proj]"]) == 2

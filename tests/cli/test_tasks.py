@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 
+import numpy as np
 import pytest
 
 import nemolet as nl
@@ -150,6 +151,33 @@ def test_bad_records_are_refused_with_their_line(trained, capsys, tmp_path, name
     command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", f"input={wanted}", "out=a.jsonl"]
     assert message in fail(capsys, status, *command)
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_what_guesses_masked_tokens_is_evaluated_and_writes_nothing(tmp_path, capsys):
+    tokenizer = nl.tokenizers.SentencePieceTokenizer.train(["a b"] * 9, vocab_size=263, special_tokens=["<mask>"])
+    stack = nl.nn.Encoder(layers=1, width=16, heads=2)
+    encoder = nl.language.TextEncoder(vocab_size=tokenizer.vocab_size, stack=stack)
+    nl.save("m.nemolet", model=nl.language.MaskedLM(encoder=encoder), tokenizer=tokenizer)
+    (tmp_path / "t.txt").write_text("abc def\n" * 100)
+    command = ["evaluate", "m.nemolet", "data=masked", "data.text.sequence_length=16"]
+    assert succeed(capsys, *command, "data.text.path=t.txt").startswith("loss")
+    assert "did you mean data.text.path?" in fail(capsys, 2, *command, "data.path=t.txt")
+    assert "does not hold a language model" in fail(capsys, 2, "generate", "m.nemolet", "abc")
+
+
+def test_a_graph_of_your_own_is_evaluated_with_its_loss(tmp_path, capsys):
+    """Features are those of the speakers that training set aside."""
+    frames = {f"u{n}": np.random.default_rng(n).normal(size=(40, 5)).astype("float32") for n in range(4)}
+    np.savez(tmp_path / "f.npz", **frames)
+    rows = [{"utt": name, "text": "ab", "speaker": name} for name in frames]
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["data=features", "data.path=f.jsonl", "data.arrays=f.npz"]
+    small = {"bins": 5, "layers": 1, "width": 8, "hidden": 8, "channels": 4}
+    sizes = [f"model.modules.encoder.{name}={size}" for name, size in small.items()]
+    short = ["optim.lr=1e-2", "schedule.warmup_steps=1", "trainer.max_steps=2", "trainer.loggers=[]", "folder=run"]
+    train = ["model=features_ctc", "loss=ctc", "tokenizer=char", "model.modules.head.vocab=4", *sizes, *short]
+    succeed(capsys, "train", *train, *data)
+    assert "over 1 examples" in succeed(capsys, "evaluate", "run", *data, "loss=ctc")
 
 
 def test_a_language_model_predicts_no_labels(tiny_run, capsys, tmp_path):

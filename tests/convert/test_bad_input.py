@@ -70,7 +70,7 @@ def test_a_config_that_is_none(folder, content):
 
 def test_an_unknown_architecture_lists_the_known(folder):
     edit_config(folder, architectures=["LlamaForCausalML"], model_type="lama")
-    error = refused(folder, "LlamaForCausalML", "GPT2LMHeadModel", "BertForMaskedLM", "is it LlamaForCausalLM?")
+    error = refused(folder, "LlamaForCausalML", "gpt2", "modernbert", "is it LlamaForCausalLM?")
     assert "docs/huggingface.md" in error.fix
     edit_config(folder, architectures=None, model_type=None)
     refused(folder, "this architecture is not known")

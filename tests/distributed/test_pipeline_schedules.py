@@ -61,13 +61,9 @@ def test_interleaving_is_that_of_torch(ranks, each, micros):
 
 
 @pytest.mark.parametrize("name", ["gpipe", "1f1b", "interleaved"])
-@pytest.mark.parametrize(("ranks", "micros"), itertools.product([2, 3, 4], [1, 2, 3, 4, 8]))
+@pytest.mark.parametrize(("ranks", "micros"), itertools.product([2, 3, 4], [1, 2, 3, 4, 5, 7, 8, 9]))
 def test_no_rank_waits_for_ever_and_messages_come_in_order(name, ranks, micros):
     each = 2 if name == "interleaved" else 1
-    if name == "interleaved" and micros % max(1, micros // ranks):
-        with pytest.raises(ParallelError, match="do not fill equal rounds"):
-            orders(name, ranks, each, micros)
-        return
     planned, done, last = orders(name, ranks, each, micros), set(), ranks * each - 1
     sent, received = {}, {}
     for rank, actions in planned.items():
