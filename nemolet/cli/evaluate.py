@@ -31,6 +31,8 @@ class Settings:
         context: tokens or words that are read together, so that each is predicted from what is before it in its window;
             null for ``data.sequence_length`` where that is set, and otherwise all that the model can read.
         out: a file of JSON lines for what was said and what was heard, of a model of speech; null for none.
+        report: an HTML page of a classifier's mistakes: each class, what is taken for what, how sure it may be, and what
+            its surest mistakes depended on; null for none.
         beam: hypotheses that a recognizer or a translator searches, 1 being greedy; null for what its archive says (of
             a recognizer 1).
         by_ctc: whether a recognizer with a transducer and CTC is heard by its CTC; null for what its archive says.
@@ -45,6 +47,7 @@ class Settings:
     metrics: dict[str, ModuleConfig] | None = None
     context: int | None = None
     out: str | None = None
+    report: str | None = None
     beam: int | None = None
     by_ctc: bool | None = None
     max_batches: int | None = None
@@ -63,6 +66,7 @@ def run(settings: Settings) -> None:
     from nemolet.archive import load
     from nemolet.cli.predict import search_as_asked
     from nemolet.data.corpus import Corpus
+    from nemolet.language.classification import TextClassifier
     from nemolet.language.translation import in_use
     from nemolet.nn.prepacking import pack
     from nemolet.speech.evaluation import evaluates
@@ -80,6 +84,10 @@ def run(settings: Settings) -> None:
     model = in_use(archive.model)
     search_as_asked(model, size=settings.beam)
     _refuse(settings.by_ctc is not None, "by_ctc", "a recognizer with a transducer and CTC", model)
+    classifies = isinstance(model, TextClassifier) and not model.multi_label
+    _refuse(
+        settings.report is not None and not classifies, "report", "a TextClassifier with one label for a text", model
+    )
     source = build(settings.data, where="data")
     if isinstance(source, Corpus) and settings.loss is None and not hasattr(model, "objective"):
         _print_language(model, archive.tokenizer, source, settings)
@@ -137,9 +145,19 @@ def _print_measures(model: Any, tokenizer: Any, source: Any, settings: Settings)
     found = measure(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
     if examples and hasattr(model, "score_texts"):
         found |= model.score_texts(tokenizer, [record.values for record in source.read(source.path)])
+    if settings.report is not None:
+        _write_report(settings.report, model, tokenizer, source)
     changes = prepared.counts.changes if examples else ""
     over = [f"over {len(prepared.valid):,} examples{changes}"] if hasattr(prepared, "valid") else []
     print("  ".join([*(f"{name} {value:.4f}" for name, value in found.items()), *over]))
+
+
+def _write_report(path: str, model: Any, tokenizer: Any, source: Any) -> None:
+    from nemolet.language.mistakes import report
+
+    records = list(source.read(source.path))
+    texts, labels = ([record.values[key] for record in records] for key in (source.text_key, source.label_key))
+    Path(path).write_text(report(model, tokenizer, texts, labels), encoding="utf-8")
 
 
 def _search(settings: Settings, model: Any) -> Any:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemolet.errors import DataError
+from nemolet.language.classification import TextClassifier
+from nemolet.language.saliency import explain
+from nemolet.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -148,3 +151,40 @@ class Calibration:
             f'<rect width="{size}" height="{size}" fill="none" stroke="#999"/>'
             f'<line x1="0" y1="{size}" x2="{size}" y2="0" stroke="#999" stroke-dasharray="4"/>{points}</svg>\n'
         )
+
+
+def report(
+    model: TextClassifier, tokenizer: Tokenizer, texts: Sequence[str], real: Sequence[str], *, most: int = 10
+) -> str:
+    """An HTML page: how each class fares, what is taken for what, whether the model knows how sure to be, and what its
+    surest mistakes depended on.
+
+    Args:
+        model: a classifier with one label for a text.
+        tokenizer: the one it was trained with.
+        texts: to be classified.
+        real: their labels.
+        most: how many mistakes are explained.
+
+    Raises:
+        DataError: for lists of different lengths.
+    """
+    found = model.classify(tokenizer, texts)
+    confusion = Confusion.of(real, [each.label for each in found])
+    sure = [each.scores[each.label] for each in found]
+    right = [each.label == label for each, label in zip(found, real)]
+    calibration = Calibration.of(sure, right)
+    wrong = sorted((i for i, hit in enumerate(right) if not hit), key=lambda i: -sure[i])[:most]
+    explained = "\n".join(
+        f"<p>{html.escape(real[i])} taken for</p>{explain(model, tokenizer, texts[i], label=found[i].label).html()}"
+        for i in wrong
+    )
+    return f"""<!doctype html><html><head><meta charset="utf-8"><title>mistakes</title></head>
+<body style="font-family:sans-serif;max-width:60em;margin:2em auto">
+<p>{sum(right):,} of {len(right):,} right</p>
+<h3>Classes, the worst first</h3><pre>{html.escape(confusion.table(len(confusion.labels)))}</pre>
+<h3>A row for each real class, a column for each predicted one</h3>{confusion.svg()}
+<h3>Accuracy over confidence; expected calibration error {calibration.error:.3f}</h3>{calibration.svg()}
+<h3>The surest mistakes, and what they depended on</h3>{explained or "<p>none</p>"}
+</body></html>
+"""

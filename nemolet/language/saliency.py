@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,10 @@ from nemolet.data.encoding import TextEncoding
 from nemolet.errors import ConfigError
 from nemolet.language.classification import TextClassifier
 from nemolet.nn.embedding import Embedding
+from nemolet.png import colour_png
 from nemolet.tokenizers import Tokenizer
+
+_FOR, _AGAINST = (46, 160, 67), (218, 54, 51)  # green and red
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,22 @@ class Attribution:
         largest = max((abs(score) for score in self.scores), default=0.0) or 1.0
         spans = []
         for piece, score in zip(self.pieces, self.scores):
-            colour = "46,160,67" if score > 0 else "218,54,51"
+            colour = ",".join(map(str, _FOR if score > 0 else _AGAINST))
             style = f"background:rgba({colour},{abs(score) / largest:.2f})"
             spans.append(f'<span style="{style}" title="{score:+.3f}">{html.escape(piece)}</span>')
         return f'<p><b>{html.escape(self.label)}</b> <span style="white-space:pre-wrap">{"".join(spans)}</span></p>'
+
+    def png(self, *, cell: int = 24) -> bytes:
+        """A strip with a field for each token, in the colours of :meth:`html`.
+
+        Args:
+            cell: pixels of a side of a field.
+        """
+        scores_T = np.array(self.scores, np.float64)
+        share_T1 = np.abs(scores_T)[:, None] / (np.abs(scores_T).max(initial=0.0) or 1.0)
+        full_T3 = np.where(scores_T[:, None] > 0, _FOR, _AGAINST)
+        fields_T3 = np.round(255 + share_T1 * (full_T3 - 255)).astype(np.uint8)
+        return colour_png(np.broadcast_to(fields_T3.repeat(cell, 0), (cell, cell * len(fields_T3), 3)))
 
 
 def explain(

@@ -153,6 +153,12 @@ def test_bad_records_are_refused_with_their_line(trained, capsys, tmp_path, name
     assert not (tmp_path / "a.jsonl").exists()
 
 
+def test_mistakes_of_a_classifier_as_a_page(trained, tmp_path, capsys):
+    data = ["data=labelled", f"data.path={trained / 'train.jsonl'}"]
+    succeed(capsys, "evaluate", trained / "run", *data, "report=page.html")
+    assert "of 48 right" in (tmp_path / "page.html").read_text()
+
+
 def test_what_guesses_masked_tokens_is_evaluated_and_writes_nothing(tmp_path, capsys):
     tokenizer = nl.tokenizers.SentencePieceTokenizer.train(["a b"] * 9, vocab_size=263, special_tokens=["<mask>"])
     stack = nl.nn.Encoder(layers=1, width=16, heads=2)

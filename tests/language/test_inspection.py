@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 import xml.etree.ElementTree as ET
+import zlib
 
+import numpy as np
 import pytest
 import torch
 
 from nemolet.errors import ConfigError, DataError
 from nemolet.language import NgramEncoder, TextClassifier, TextEncoder
-from nemolet.language.mistakes import Calibration, Confusion
-from nemolet.language.saliency import explain, page
+from nemolet.language.mistakes import Calibration, Confusion, report
+from nemolet.language.saliency import Attribution, explain, page
 from nemolet.nn import Encoder
 from nemolet.tokenizers import ByteTokenizer
 
@@ -107,3 +110,27 @@ def test_calibration_compares_confidence_with_accuracy():
     assert calibration.error == pytest.approx((4 * 0.15 + 2 * 0.1) / 6)
     assert Calibration.of([1.0], [True]).error == 0.0
     assert len(ET.fromstring(calibration.svg()).findall(".//{http://www.w3.org/2000/svg}circle")) == 2
+
+
+def test_a_strip_has_a_field_for_each_token():
+    """Decoded by hand: a PNG of three bytes a pixel, where each row begins with the number of its filter."""
+    picture = Attribution("a", ("x", "y", "z"), (1.0, -0.5, 0.0)).png(cell=2)
+    width, height, depth, kind = struct.unpack(">IIBB", picture[16:26])
+    assert (width, height, depth, kind) == (6, 2, 8, 2)
+    start = picture.index(b"IDAT")
+    size = struct.unpack(">I", picture[start - 4 : start])[0]
+    rows = np.frombuffer(zlib.decompress(picture[start + 4 : start + 4 + size]), np.uint8).reshape(2, 19)
+    assert not rows[:, 0].any()
+    pixels = rows[:, 1:].reshape(2, 6, 3)
+    assert pixels[0, ::2].tolist() == [[46, 160, 67], [236, 154, 153], [255, 255, 255]]
+    assert (pixels[:, ::2] == pixels[:, 1::2]).all()
+
+
+def test_a_report_shows_what_is_wrong():
+    model = classifiers()["attention"]
+    texts = ["<one>", "two"]
+    said = [each.label for each in model.classify(BYTES, texts)]
+    text = report(model, BYTES, texts, ["b" if label == "a" else "a" for label in said])
+    assert "0 of 2 right" in text and text.count(" taken for</p>") == 2
+    assert "&lt;" in text and "<one>" not in text
+    assert "2 of 2 right" in report(model, BYTES, texts, said)
