@@ -51,6 +51,7 @@ def read(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     pickles: bool = False,
+    tokenizer: bool = True,
 ) -> Archive:
     """Read a Hugging Face folder: a model in evaluation mode, its tokenizer, and the files beside them.
 
@@ -61,20 +62,21 @@ def read(
         device: where the model goes.
         dtype: of its parameters; None for that of the file.
         pickles: whether weights of ``torch.save`` may be read where there are no others.
+        tokenizer: whether its tokenizer is read too.
 
     Raises:
         ConversionError: naming everything that does not fit.
     """
     folder = open_folder(path, pickles=pickles)
     plan = plan_for(folder)
-    tokenizer = read_tokenizer(folder, vocab_size=vocabulary(plan.config))
+    text = read_tokenizer(folder, vocab_size=vocabulary(plan.config)) if tokenizer else None
     with _no_initial_values():
         model: NeuralModule = build(plan.config, where="model")
     made = ((name, tensor.to(device=device, dtype=dtype)) for name, tensor in ours_from(plan.entries, folder.weights))
     _place(model, made)
     model.comes_from(fingerprint(model))
     card = f"Read from a Hugging Face folder of {plan.architecture.name}.\n"
-    archive = Archive(model.to(device).eval(), tokenizer, card, {"model": model.config()})
+    archive = Archive(model.to(device).eval(), text, card, {"model": model.config()})
     return replace(archive, extra=dict(folder.carried))
 
 

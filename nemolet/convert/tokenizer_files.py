@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemolet.convert.folder import SENTENCEPIECE, TOKENIZER_FILES, Folder, as_json, parse, small_file
+from nemolet.convert.declared_tokens import ADDED, SETTINGS, Declared, as_bytes, text_of
+from nemolet.convert.folder import TOKENIZER_FILES, Folder, as_json, parse, small_file
+from nemolet.convert.vocabularies import VOCABULARY, read_vocabulary
 from nemolet.errors import ConversionError, TokenizerError
 from nemolet.tokenizers import (
     CharTokenizer,
@@ -20,8 +22,7 @@ from nemolet.tokenizers import (
 )
 from nemolet.tokenizers.storage import naming
 
-VOCABULARY, ADDED = "vocab.json", "added_tokens.json"
-SETTINGS, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+TABLE = "tokenizer.json"
 # transformers 5 takes only the vocabulary of any tokenizer.json beside a model of these types, and cuts texts as Qwen
 _OWN_CLASS_ONLY = ("qwen2",)
 _SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -34,6 +35,8 @@ def read_tokenizer(folder: Folder, *, vocab_size: int) -> Tokenizer | None:
         ConversionError: for one that has more tokens than the model.
         TokenizerError: for a broken one.
     """
+    if not vocab_size:  # a model that reads no tokens
+        return None
     tokenizer = original(folder.path) or _of_others(folder)
     if tokenizer is not None:
         _check_size(tokenizer, vocab_size, where=str(folder.path))
@@ -41,18 +44,18 @@ def read_tokenizer(folder: Folder, *, vocab_size: int) -> Tokenizer | None:
 
 
 def _of_others(folder: Folder) -> Tokenizer | None:
-    path = folder.path
-    if (path / "tokenizer.json").is_file():
-        with naming(path / "tokenizer.json"):
-            plain = HuggingFaceTokenizer(small_file(path / "tokenizer.json"))
-        return HuggingFaceTokenizer(plain.content, **_markers(folder, plain))
-    file = next((path / name for name in SENTENCEPIECE if (path / name).is_file()), None)
-    if file is not None:
+    file, declared = folder.path / TABLE, Declared.by(folder)
+    if file.is_file():
+        content = small_file(file)
         with naming(file):
-            return SentencePieceTokenizer(small_file(file))
+            known = HuggingFaceTokenizer(content).inner.get_added_tokens_decoder().values()
+        if not declared.texts <= {token.content for token in known}:
+            content = as_bytes(declared.added_to(parse(content, file)))
+        return _with_markers(content, declared)
     if any(name.endswith("ForCTC") for name in folder.config.get("architectures") or ()):
-        return read_letters(folder.carried, path, blank=folder.config.get("pad_token_id") or 0)
-    return None
+        return read_letters(folder.carried, folder.path, blank=folder.config.get("pad_token_id") or 0)
+    found = read_vocabulary(folder, declared)
+    return _with_markers(found, declared) if isinstance(found, bytes) else found
 
 
 def _check_size(tokenizer: Tokenizer, vocab_size: int, *, where: str) -> None:
@@ -66,23 +69,20 @@ def _check_size(tokenizer: Tokenizer, vocab_size: int, *, where: str) -> None:
         )
 
 
-def _markers(folder: Folder, tokenizer: HuggingFaceTokenizer) -> dict[str, str | None]:
-    """The texts of the tokens that begin and end a document, as far as the folder names them.
+def _with_markers(content: bytes, declared: Declared) -> HuggingFaceTokenizer:
+    """A tokenizer that knows the tokens that begin and end a document, as far as the folder names them.
 
     One that begins counts only where the tokenizer itself puts it: that of GPT-2 has a name for it, but does not.
     """
-    known: dict[str, Any] = {}
-    for name in (SPECIAL_TOKENS, SETTINGS):
-        known |= parse(folder.carried.get(name, b"{}"), folder.path / name)
-    special, put = tokenizer.special_tokens, tokenizer.opener
-
-    def named(*keys: str) -> list[str]:
-        values = [known.get(key) for key in keys]
-        texts = [value.get("content") if isinstance(value, dict) else value for value in values]
-        return [text for text in texts if isinstance(text, str) and text in special]
-
-    bos = next((text for text in named("bos_token", "cls_token") if special[text] == put), None)
-    return {"bos": bos, "eos": next(iter(named("eos_token", "sep_token")), None)}
+    with naming(declared.where / TABLE):
+        plain = HuggingFaceTokenizer(content)
+    special, put = plain.special_tokens, plain.opener
+    bos, eos = (
+        [text for key in keys if (text := declared.named(key)) is not None and text in special]
+        for keys in (("bos_token", "cls_token"), ("eos_token", "sep_token"))
+    )
+    begin = next((text for text in bos if special[text] == put), None)
+    return HuggingFaceTokenizer(content, bos=begin, eos=next(iter(eos), None))
 
 
 def read_letters(files: Mapping[str, bytes], where: Path, *, blank: int) -> LetterTokenizer | None:
@@ -101,9 +101,9 @@ def read_letters(files: Mapping[str, bytes], where: Path, *, blank: int) -> Lett
     vocabulary, added, settings = (
         parse(files.get(name, b"{}"), where / name) for name in (VOCABULARY, ADDED, SETTINGS)
     )
-    added |= {_text(token): int(index) for index, token in settings.get("added_tokens_decoder", {}).items()}
+    added |= {str(text_of(token)): int(index) for index, token in settings.get("added_tokens_decoder", {}).items()}
     ids: dict[str, Any] = {**added, **vocabulary}
-    names = {key: _text(settings.get(key, usual)) for key, usual in _SPECIAL.items()}
+    names = {key: str(text_of(settings.get(key, usual))) for key, usual in _SPECIAL.items()}
     in_order = all(isinstance(index, int) for index in ids.values()) and sorted(ids.values()) == [*range(len(ids))]
     if not in_order or ids.get(names["pad_token"]) != blank:
         raise ConversionError(
@@ -169,10 +169,6 @@ def _say(files: Mapping[str, bytes], tokenizer: LetterTokenizer | CharTokenizer,
     if found is None or isinstance(tokenizer, LetterTokenizer):
         return found is not None and found.fingerprint == tokenizer.fingerprint
     return found.table == tokenizer.table and not found.special
-
-
-def _text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
 
 
 _PADS = ("<pad>", "[PAD]", "<|padding|>")

@@ -61,12 +61,7 @@ class Tokenizer(abc.ABC):
         """
         _check_text(text)
         ids: list[int] = [self._marker("bos")] if bos else []
-        if special and self.special_tokens:
-            for part in re.split(self._special_pattern(), text):
-                known = self.special_tokens.get(part)
-                ids.extend(self._encode(part) if known is None else [known])
-        else:
-            ids.extend(self._encode(text))
+        ids += self._encode_special(text) if special and self.special_tokens else self._encode(text)
         if eos:
             ids.append(self._marker("eos"))
         return ids
@@ -141,6 +136,14 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _encode(self, text: str) -> list[int]: ...
+
+    def _encode_special(self, text: str) -> list[int]:
+        """The same, with special tokens that are written in the text."""
+        ids: list[int] = []
+        for part in re.split(self._special_pattern(), text):
+            known = self.special_tokens.get(part)
+            ids.extend(self._encode(part) if known is None else [known])
+        return ids
 
     @abc.abstractmethod
     def _decode(self, tokens: list[int], special: bool) -> str: ...

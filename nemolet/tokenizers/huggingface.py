@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -102,8 +103,24 @@ class HuggingFaceTokenizer(Tokenizer):
         return cls(files["tokenizer.json"], **settings)
 
     def _encode(self, text: str) -> list[int]:
+        return self._ids(self.inner, text)
+
+    def _encode_special(self, text: str) -> list[int]:
+        """As the file says: a special token may take the spaces around it, and what follows it begins no text."""
+        return self._ids(self._reader, text)
+
+    @functools.cached_property
+    def _reader(self) -> Any:
+        """A second one, as which of the two is done is a state of it, and threads may share this one."""
+        reader = type(self.inner).from_buffer(self.content)
+        reader.no_truncation()
+        reader.no_padding()
+        reader.encode_special_tokens = False
+        return reader
+
+    def _ids(self, inner: Any, text: str) -> list[int]:
         try:
-            return self.inner.encode(text, add_special_tokens=False).ids
+            ids: list[int] = inner.encode(text, add_special_tokens=False).ids
         except Exception as error:  # of Rust, which raises plain Exception; kept as the cause
             raise TokenizerError(
                 "this text has no ids",
@@ -111,6 +128,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 expected="words of the vocabulary, which has none for others",
                 found=f"{text[:60]!r}: {error}",
             ) from error
+        return ids
 
     def _decode(self, tokens: list[int], special: bool) -> str:
         return self.inner.decode(tokens, skip_special_tokens=not special)
