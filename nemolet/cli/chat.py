@@ -18,8 +18,8 @@ def run(settings: Settings) -> None:
     """Read lines and continue each until the input ends; a line that the model cannot read is said to be so."""
     from nemolet.language.decoding import stream
 
-    model, tokenizer = generate.opened(settings.archive, settings.device)
-    stop = (settings.stop,) if isinstance(settings.stop, str) else settings.stop or ()
+    archive = generate.opened(settings.archive, settings.device)
+    how = generate.manner(settings, archive.model)
     if sys.stdin.isatty():
         print("Type a beginning; an empty line or Ctrl-D ends.")
     for turn, line in enumerate(sys.stdin):
@@ -27,16 +27,7 @@ def run(settings: Settings) -> None:
         if not text:
             return
         try:
-            for _, piece in stream(
-                model,
-                tokenizer,
-                [text],
-                max_new_tokens=settings.max_new_tokens,
-                sampling=generate.sampling(settings),
-                stop=stop,
-                seed=settings.seed + turn,
-                truncate=settings.truncate,
-            ):
+            for _, piece in stream(archive.model, archive.tokenizer, [text], seed=settings.seed + turn, **how):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
             print()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemolet.errors import ConfigError
+
+_TEMPERATURE, _LONGEST = 0.8, 200  # where neither the settings nor the model say
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,14 @@ class Settings:
     Args:
         archive: a ``.nemolet`` file.
         prompt: a text, or a list of texts.
-        max_new_tokens: length limit of each continuation.
+        max_new_tokens: length limit of each continuation. This and the next five are where null as the model came with
+            them, and else 200 tokens with a temperature of 0.8.
         temperature: 0 takes the most likely token.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens with this probability.
         min_p: keep tokens at least this likely relative to the best one.
         repetition_penalty: above 1 makes repetition less likely.
+        own_rules: whether the model writes by the rules that it came with (``generation_config.json``).
         stop: texts that end a continuation.
         seed: of the choice.
         truncate: read the end of a prompt that is longer than the model's context, instead of refusing it.
@@ -31,12 +35,13 @@ class Settings:
 
     archive: str
     prompt: str | list[str] = ""
-    max_new_tokens: int = 200
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    own_rules: bool = True
     stop: list[str] | str | None = None
     seed: int = 0
     truncate: bool = False
@@ -58,41 +63,22 @@ def run(settings: Settings) -> None:
     """Print prompts and continuations; a single one is shown as it is written."""
     from nemolet.language.decoding import generate, stream
 
-    model, tokenizer = opened(settings.archive, settings.device)
-    choice = sampling(settings)
-    stop = (settings.stop,) if isinstance(settings.stop, str) else settings.stop or ()
+    archive = opened(settings.archive, settings.device)
+    model, tokenizer, how = archive.model, archive.tokenizer, manner(settings, archive.model)
     if isinstance(settings.prompt, str):
         sys.stdout.write(settings.prompt)
-        for _, piece in stream(
-            model,
-            tokenizer,
-            [settings.prompt],
-            max_new_tokens=settings.max_new_tokens,
-            sampling=choice,
-            stop=stop,
-            seed=settings.seed,
-            truncate=settings.truncate,
-        ):
+        for _, piece in stream(model, tokenizer, [settings.prompt], seed=settings.seed, **how):
             sys.stdout.write(piece)
             sys.stdout.flush()
         print()
         return
-    completions = generate(
-        model,
-        tokenizer,
-        settings.prompt,
-        max_new_tokens=settings.max_new_tokens,
-        sampling=choice,
-        stop=stop,
-        seed=settings.seed,
-        truncate=settings.truncate,
-    )
+    completions = generate(model, tokenizer, settings.prompt, seed=settings.seed, **how)
     for prompt, completion in zip(settings.prompt, completions):
         print(f"--- {prompt!r}\n{prompt}{completion.text}")
 
 
-def opened(path: str, device: str) -> tuple[Any, Any]:
-    """The language model and the tokenizer of an archive."""
+def opened(path: str, device: str) -> Any:
+    """An archive with a language model and its tokenizer."""
     from nemolet.archive import load
     from nemolet.nn.prepacking import pack
 
@@ -113,7 +99,7 @@ def opened(path: str, device: str) -> tuple[Any, Any]:
             where=path,
             fix="save it with nl.save(..., tokenizer=...); put tokenizer.json into a Hugging Face folder",
         )
-    return archive.model, archive.tokenizer
+    return archive
 
 
 def _continues_texts(model: Any) -> bool:
@@ -127,8 +113,18 @@ def _continues_texts(model: Any) -> bool:
     return needed == ["tokens"] and ["B", "T", "V"] in scores and not isinstance(model, MaskedLM)
 
 
-def sampling(settings: Any) -> Any:
-    """The choice of tokens that settings describe."""
+def manner(settings: Settings, model: Any) -> dict[str, Any]:
+    """How texts are written: what was asked for, then by the rules of the model."""
+    from nemolet.language.generation_rules import GenerationRules, chosen
     from nemolet.language.sampling import Sampling
 
-    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
+    rules = (getattr(model, "generation", None) if settings.own_rules else None) or GenerationRules()
+    rules = replace(
+        rules,
+        sampling=rules.sampling or Sampling(temperature=_TEMPERATURE),
+        max_new=settings.max_new_tokens or rules.max_new or (None if rules.max_length else _LONGEST),
+        repetition_penalty=settings.repetition_penalty or rules.repetition_penalty,
+    )
+    asked = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    stop = (settings.stop,) if isinstance(settings.stop, str) else tuple(settings.stop or ())
+    return {"rules": rules, "sampling": chosen(rules, **asked), "stop": stop, "truncate": settings.truncate}

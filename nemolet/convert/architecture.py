@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemolet.config.schema import schema_of
 from nemolet.convert.differences import differences, settled
 from nemolet.convert.fields import Config, Part, read_config, write_config
+from nemolet.convert.generation import Generation
 from nemolet.convert.mapping import Rule
 from nemolet.errors import ConversionError, nearest
 
@@ -80,9 +82,16 @@ class Architecture:
         found = [rule.theirs for rule in self.rules if rule.ours == ours]
         return found[0] if found and isinstance(found[0], str) else None
 
+    @property
+    def whole(self) -> tuple[Part, ...]:
+        """The config, and how it writes, of a model that writes texts."""
+        schema = schema_of(*self.target.rsplit(".", 1))
+        taken = schema.parameters if schema else {}
+        return (*self.parts, Generation(reads="encoder" in taken)) if "generation" in taken else self.parts
+
     def read_config(self, theirs: Mapping[str, Any]) -> Config:
         """Our config of their model."""
-        return read_config(self.parts, {**self.defaults, **theirs}, self.target)
+        return read_config(self.whole, {**self.defaults, **theirs}, self.target)
 
     def write_config(self, ours: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Config:
         """Their config of our model; what is ``known`` of theirs beside it stays.
@@ -99,7 +108,7 @@ class Architecture:
                 found=f"lost on the way there and back: {'; '.join(lost)}",
                 fix="choose another architecture, or keep it as a .nemolet file",
             )
-        written = write_config(self.parts, ours, known)
+        written = write_config(self.whole, ours, known)
         return {**written, "architectures": [self.name], "model_type": self.model_type}
 
     def lost(self, ours: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> list[str]:
@@ -107,7 +116,7 @@ class Architecture:
         if str(ours.get("_target_")).split(".")[-1] != self.target.split(".")[-1]:
             return [f"{ours.get('_target_')}, not {self.target}"]
         try:
-            again = self.read_config(write_config(self.parts, ours, known))
+            again = self.read_config(write_config(self.whole, ours, known))
         except (ConversionError, KeyError, TypeError, ValueError) as error:
             return [str(error)]
         return self.compared(ours, again)

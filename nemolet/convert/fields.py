@@ -110,9 +110,6 @@ def activation(theirs: str, ours: str) -> Field:
     return Field(theirs, ours, ACTIVATIONS.__getitem__, back.__getitem__)
 
 
-START = Field("decoder_start_token_id", "start")  # what stands before a text that is written
-
-
 @dataclass(frozen=True)
 class Fixed(Part):
     """Arguments that are the same for every model of an architecture."""

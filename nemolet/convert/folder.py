@@ -140,8 +140,10 @@ def parse(content: bytes, where: str | Path) -> dict[str, Any]:
 
 
 def described(files: Mapping[str, bytes], where: Path = Path()) -> dict[str, Any]:
-    """The content of ``config.json``, with that of the feature extractor's file where there is one."""
+    """The content of ``config.json``, with those of the files of generation and of features where there are any."""
     config = parse(files[CONFIG], where / CONFIG)
+    if GENERATION in files:
+        config[GENERATION.removesuffix(".json")] = parse(files[GENERATION], where / GENERATION)
     if PREPROCESSOR in files:
         config[EXTRACTOR] = parse(files[PREPROCESSOR], where / PREPROCESSOR)
     elif EXTRACTOR in (processor := parse(files.get(PROCESSOR, b"{}"), where / PROCESSOR)):

@@ -15,7 +15,18 @@ from nemolet.config import build
 from nemolet.convert.architecture import Architecture, find, fitting, named
 from nemolet.convert.copies import with_copies
 from nemolet.convert.fields import Config
-from nemolet.convert.folder import CONFIG, EXTRACTOR, INDEX, PREPROCESSOR, PROCESSOR, WEIGHTS, as_json, described
+from nemolet.convert.folder import (
+    CONFIG,
+    EXTRACTOR,
+    GENERATION,
+    INDEX,
+    PREPROCESSOR,
+    PROCESSOR,
+    WEIGHTS,
+    as_json,
+    described,
+)
+from nemolet.convert.generation import KEY as RULES
 from nemolet.convert.mapping import Entry, Source, expand, own_tensors, theirs_from
 from nemolet.convert.reading import vocabulary
 from nemolet.convert.tokenizer_files import marker_ids, tokenizer_files
@@ -108,7 +119,10 @@ def write_folder(
     )
     if theirs is not original:
         theirs = {**theirs, **marker_ids(tokenizer, theirs), "torch_dtype": _dtype_name(specs)}
-        extractor = theirs.pop(EXTRACTOR, None)
+        extractor, generation = theirs.pop(EXTRACTOR, None), theirs.pop(RULES, None)
+        if generation is not None:
+            marks = {key: token for key, token in marker_ids(tokenizer, generation).items() if token is not None}
+            files[GENERATION] = as_json({**marks, **generation})
         files[CONFIG] = as_json(theirs)
         if extractor is not None and PROCESSOR not in extra:
             files[PREPROCESSOR] = as_json(extractor)

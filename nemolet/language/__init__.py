@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "AnswerLoss": "nemolet.language.answering",
     "AttentionMap": "nemolet.language.attention_maps",
-    "Beam": "nemolet.language.beam",
+    "Beam": "nemolet.language.generation_rules",
     "Calibration": "nemolet.language.mistakes",
     "CausalLM": "nemolet.language.models",
     "LanguageModel": "nemolet.language.language_model",
@@ -24,6 +24,7 @@ _EXPORTS = {
     "Distilled": "nemolet.language.distillation",
     "EncoderDecoder": "nemolet.language.seq2seq",
     "ExactSpan": "nemolet.language.answering",
+    "GenerationRules": "nemolet.language.generation_rules",
     "IntentAccuracy": "nemolet.language.tagging",
     "LabelF1": "nemolet.language.classification",
     "LanguageScore": "nemolet.language.metrics",
@@ -84,7 +85,7 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:
     from nemolet.language.answering import AnswerLoss, ExactSpan, QuestionAnswerer
     from nemolet.language.attention_maps import AttentionMap, attention_maps
-    from nemolet.language.beam import Beam, beam_search
+    from nemolet.language.beam import beam_search
     from nemolet.language.classification import ClassLoss, LabelF1, MultiLabelLoss, Pool, TextClassifier
     from nemolet.language.constraints import Constraints
     from nemolet.language.crf import chain_log_likelihood, likeliest_chain
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from nemolet.language.distillation import DistillationLoss, Distilled
     from nemolet.language.embedding import ContrastiveLoss, NearestIsRight, SentenceEmbedder, nearest_vectors
     from nemolet.language.encoders import MaskedLM, TextEncoder
+    from nemolet.language.generation_rules import Beam, GenerationRules
     from nemolet.language.language_model import LanguageModel
     from nemolet.language.likelihood import Likelihood, likelihoods
     from nemolet.language.losses import CrossEntropy, TokenLoss

@@ -8,19 +8,21 @@ linear instead of quadratic time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nemolet.errors import GenerationError, TokenizerError
+from nemolet.language.generation_rules import GenerationRules
 from nemolet.language.sampling import Sampling, choose
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
 from nemolet.nn.prepacking import pack, unpack
 from nemolet.tokenizers.base import Tokenizer
 
+_LONGEST = 128  # tokens of a continuation, where nobody says
 _MANY = 64  # tokens after which it was worth laying out the weights
 
 
@@ -48,6 +50,8 @@ class Decoding:
         max_new_tokens: how much room the cache needs.
         choices: how many tokens there are to choose from; None for all that the model has.
         truncate: whether the end of a prompt that is longer than the context is read, instead of refusing it.
+        rules: of the model; what they bar is never chosen.
+        longest: with how many tokens each row ends, which the rules may want to know; None for all the room.
     """
 
     def __init__(
@@ -60,9 +64,14 @@ class Decoding:
         max_new_tokens: int,
         choices: int | None = None,
         truncate: bool = False,
+        rules: GenerationRules | None = None,
+        longest: Sequence[int] | None = None,
     ) -> None:
         self.model, self.sampling, self.choices = model, sampling, choices
+        self.rules = rules or GenerationRules()
         self.rows = [list(prompt) for prompt in prompts]
+        self.prompts = [len(row) for row in self.rows]
+        self.longest = list(longest or [length + max_new_tokens for length in self.prompts])
         parameter = next(model.parameters())
         self.device = parameter.device
         self.context: int = getattr(model, "context", 0) or max(map(len, self.rows)) + max_new_tokens
@@ -71,7 +80,6 @@ class Decoding:
         self.cached = "cache" in model.declared().options and hasattr(model, "new_cache")
         self.cache: KVCache | None = None
         self.generators = [torch.Generator(self.device).manual_seed(seed + row) for row in range(len(self.rows))]
-        self.seen_BV: Tensor | None = None
         self.live = list(range(len(self.rows)))
         _check_prompts(self.rows, getattr(model, "vocab_size", None), None if truncate else self.context)
 
@@ -83,13 +91,13 @@ class Decoding:
             logits_BV = self._forward(last, [[self.positions[row]] for row in self.live], None)
         else:
             logits_BV = self._read()
-        tokens = choose(logits_BV, self.sampling, [self.generators[row] for row in self.live], self._seen(logits_BV))
+        of_live = [(self.rows[row], self.prompts[row], self.longest[row]) for row in self.live]
+        logits_BV = self.rules.bound(logits_BV.float(), of_live)
+        tokens = choose(logits_BV, self.sampling, [self.generators[row] for row in self.live])
         chosen = dict(zip(self.live, tokens.tolist()))
-        for index, (row, token) in enumerate(chosen.items()):
+        for row, token in chosen.items():
             self.rows[row].append(token)
             self.positions[row] += 1
-            if self.seen_BV is not None:
-                self.seen_BV[index, token] = True
         return chosen
 
     def finish(self, rows: set[int]) -> None:
@@ -101,8 +109,6 @@ class Decoding:
         index = torch.tensor(keep, device=self.device)
         if self.cache is not None:
             self.cache.reorder(index)
-        if self.seen_BV is not None:
-            self.seen_BV = self.seen_BV[index]
 
     def _read(self) -> Tensor:
         """Run whole sequences: the prompts at first, later what is kept of a full context."""
@@ -146,15 +152,6 @@ class Decoding:
             call["last_only"] = True
         logits_BTV: Tensor = self.model(**call)
         return logits_BTV[:, -1, : self.choices]
-
-    def _seen(self, logits_BV: Tensor) -> Tensor | None:
-        if self.sampling.repetition_penalty == 1.0:
-            return None
-        if self.seen_BV is None:
-            self.seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
-            for index, row in enumerate(self.live):
-                self.seen_BV[index, self.rows[row]] = True
-        return self.seen_BV
 
 
 def _check_prompts(rows: list[list[int]], vocab_size: int | None, context: int | None) -> None:
@@ -200,11 +197,12 @@ def stream(
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
     *,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
     truncate: bool = False,
+    rules: GenerationRules | None = None,
     completions: list[Completion] | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Yield ``(row, piece of text)`` as it is made; never half a character, never part of a stop sequence.
@@ -213,38 +211,44 @@ def stream(
         model: from tokens to logits.
         tokenizer: the one the model was trained with.
         prompts: texts to continue, or their ids.
-        max_new_tokens: length limit of each continuation.
-        sampling: how tokens are chosen.
+        max_new_tokens: length limit of each continuation; None for what the rules say, or 128.
+        sampling: how tokens are chosen; None for what the rules say.
         stop: texts that end a continuation; they are not part of it.
         seed: of the random choice.
         truncate: whether the end of a prompt that is longer than the model's context is read, instead of refusing it.
+        rules: how the model writes; None for those it came with.
         completions: receives a :class:`Completion` for each prompt, filled while streaming.
     """
-    _check_request(tokenizer, max_new_tokens, stop, seed)
+    rules = written_rules(model, tokenizer, rules)
+    stop = (*stop, *rules.stop_texts)
+    _check_request(max_new_tokens, stop, seed)
     if not prompts:
         return
     results = [Completion() for _ in prompts]
     if completions is not None:
         completions.extend(results)
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    limits = [max_new_tokens or rules.room(len(prompt)) or _LONGEST for prompt in ids]
     decoding = Decoding(
         model,
         ids,
-        sampling=sampling or Sampling(),
+        sampling=sampling or rules.sampling or Sampling(),
         seed=seed,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max(limits),
         choices=tokenizer.vocab_size,  # a model may have more rows than its tokenizer has tokens
         truncate=truncate,
+        rules=rules,
+        longest=[len(prompt) + limit for prompt, limit in zip(ids, limits)],
     )
     pieces = [_Piece(tokenizer, tuple(stop)) for _ in prompts]
     training = [module for module in model.modules() if module.training]  # all but parts that are frozen
     model.eval()
-    laid_out = pack(model) if max_new_tokens >= _MANY else []
+    laid_out = pack(model) if max(limits) >= _MANY else []
     try:
-        for count in range(max_new_tokens):
+        for count in range(1, max(limits) + 1):
             ended: set[int] = set()
             for row, token in decoding.step().items():
-                if token == tokenizer.eos_id:
+                if token in rules.stop:
                     text, done = pieces[row].flush(), True
                 else:
                     results[row].tokens.append(token)
@@ -252,8 +256,9 @@ def stream(
                 if done:
                     results[row].finish = "stop"
                     ended.add(row)
-                elif count == max_new_tokens - 1:
+                elif count == limits[row]:
                     text += pieces[row].flush()
+                    ended.add(row)
                 if text:
                     results[row].text += text
                     yield row, text
@@ -267,7 +272,19 @@ def stream(
             module.training = True
 
 
-def _check_request(tokenizer: Tokenizer | None, max_new_tokens: int, stop: Sequence[str], seed: int) -> None:
+def written_rules(
+    model: NeuralModule, tokenizer: Tokenizer | None, rules: GenerationRules | None = None
+) -> GenerationRules:
+    """The rules by which a model writes: its own, and where they do not say it the marks of its tokenizer.
+
+    Args:
+        model: may have rules.
+        tokenizer: its own.
+        rules: instead of those of the model.
+
+    Raises:
+        GenerationError: without a tokenizer, or for rules that ask for what is not done here.
+    """
     if tokenizer is None:
         raise GenerationError(
             "there is no tokenizer to write with",
@@ -276,7 +293,14 @@ def _check_request(tokenizer: Tokenizer | None, max_new_tokens: int, stop: Seque
             found="None, as nl.load gives it for an archive or folder without one",
             fix="put tokenizer.json into the folder, save with nl.save(..., tokenizer=...), or pass another tokenizer",
         )
-    if max_new_tokens < 1:
+    rules = rules or getattr(model, "generation", None) or GenerationRules()
+    rules.check()
+    end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return replace(rules, stop=rules.stop or end)
+
+
+def _check_request(max_new_tokens: int | None, stop: Sequence[str], seed: int) -> None:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise GenerationError(
             "nothing to generate", where="max_new_tokens", expected="at least 1", found=max_new_tokens
         )
@@ -342,11 +366,12 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
     *,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
     truncate: bool = False,
+    rules: GenerationRules | None = None,
 ) -> list[Completion]:
     """Continue each prompt and return the continuations; arguments as for :func:`stream`."""
     completions: list[Completion] = []
@@ -359,6 +384,7 @@ def generate(
         stop=stop,
         seed=seed,
         truncate=truncate,
+        rules=rules,
         completions=completions,
     ):
         pass

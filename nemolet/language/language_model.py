@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from nemolet.language.decoding import Completion, generate, stream
+from nemolet.language.generation_rules import GenerationRules, chosen
 from nemolet.language.sampling import Sampling
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
@@ -24,10 +26,12 @@ class LanguageModel(NeuralModule):
     Attributes:
         vocab_size: number of tokens.
         context: most tokens of a text.
+        generation: how it writes.
     """
 
     vocab_size: int
     context: int
+    generation: GenerationRules
 
     def forward(
         self,
@@ -54,22 +58,27 @@ class LanguageModel(NeuralModule):
         tokenizer: Tokenizer,
         prompts: str | Sequence[str],
         *,
-        max_new_tokens: int = 128,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
         stop: Sequence[str] = (),
         seed: int = 0,
         truncate: bool = False,
+        rules: GenerationRules | None = None,
     ) -> list[Completion]:
         """Continue one or several prompts; see :class:`nemolet.language.Sampling` for the choices.
 
-        A prompt that is longer than the context is refused; with ``truncate``, its end is read.
+        What is not given is as the rules say that the model came with, or else as ``Sampling`` has it. A prompt that is
+        longer than the context is refused; with ``truncate``, its end is read.
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        rules = rules or self.generation
+        sampling = chosen(rules, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        if repetition_penalty is not None:
+            rules = replace(rules, repetition_penalty=repetition_penalty)
         return generate(
             self,
             tokenizer,
@@ -79,6 +88,7 @@ class LanguageModel(NeuralModule):
             stop=stop,
             seed=seed,
             truncate=truncate,
+            rules=rules,
         )
 
     def stream(
@@ -86,7 +96,7 @@ class LanguageModel(NeuralModule):
         tokenizer: Tokenizer,
         prompt: str,
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         seed: int = 0,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, cast
 from torch import Tensor
 
 from nemolet.graph import Graph
+from nemolet.language.generation_rules import GenerationRules
 from nemolet.language.language_model import LanguageModel
 from nemolet.nn.attention import AttentionOptions
 from nemolet.nn.block import ResidualOptions
@@ -55,6 +56,7 @@ class CausalLM(LanguageModel):
         pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
         checkpointing: activation checkpointing: ``"none"``, ``"full"``, or every n-th block, as ``"every_2"``.
         experts: the feed-forwards are mixtures of experts, each of width F; None for plain ones.
+        generation: how it writes, where it came with rules for that; None for no rules.
 
     Shape: tokens_BT -> logits_BTV.
 
@@ -122,8 +124,10 @@ class CausalLM(LanguageModel):
         pad_vocab_to: int = 1,
         checkpointing: CheckpointingName = "none",
         experts: Mixture | None = None,
+        generation: GenerationRules | None = None,
     ) -> None:
         super().__init__(V=vocab_size)
+        self.generation = generation or GenerationRules()
         self.vocab_size, self.context = vocab_size, context
         embed = Embedding("V", "D", vocab_size, width, pad_to_multiple_of=pad_vocab_to, scale=embedding_scale)
         decoder = Decoder(

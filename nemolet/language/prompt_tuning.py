@@ -56,7 +56,7 @@ class PromptTuned(LanguageModel):
                 found=length,
             )
         self.vocab_size, self.context, self.length = base.vocab_size, base.context - length, length
-        self.base = base.requires_grad_(False)
+        self.base, self.generation = base.requires_grad_(False), base.generation
         table = self._embed.weight.detach()
         self.prompt = nn.Parameter(table[torch.randint(base.vocab_size, (length,))] * self._embed.scale)
         self.declare_axes(prompt=f"{length} D={table.shape[1]}")

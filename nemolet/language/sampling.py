@@ -22,8 +22,6 @@ class Sampling:
         top_p: keep the smallest set of tokens with at least this probability (nucleus; Holtzman et al.,
             2020).
         min_p: keep tokens at least this likely relative to the best one (Nguyen et al., 2024).
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen (Keskar et al.,
-            2019).
 
     Raises:
         GenerationError: naming the field that is out of range.
@@ -37,7 +35,6 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         bounds = {
@@ -45,7 +42,6 @@ class Sampling:
             "top_k": (self.top_k >= 0, "at least 0; 0 keeps all"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 changes nothing"),
         }
         for name, (fits, expected) in bounds.items():
             if not fits:
@@ -86,7 +82,7 @@ def keep_likely(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     return logits_BV
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generator], seen_BV: Tensor | None) -> Tensor:
+def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
     """Choose one token per row.
 
     Each row has its own generator, so a row's text does not depend on its neighbours.
@@ -94,8 +90,6 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generat
     Shape: logits_BV -> tokens_B.
     """
     logits_BV = logits_BV.float()
-    if seen_BV is not None:
-        logits_BV = penalise(logits_BV, seen_BV, sampling.repetition_penalty)
     if sampling.greedy:
         return logits_BV.argmax(-1)
     logits_BV = logits_BV - logits_BV.amax(-1, keepdim=True)  # a low temperature makes no infinity of them

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nemolet.errors import ShapeError
 from nemolet.graph import Graph
+from nemolet.language.generation_rules import GenerationRules
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding, Head
@@ -30,7 +31,7 @@ class EncoderDecoder(NeuralModule):
         head_bias: whether each token has a bias.
         head_scale: factor of the hidden states before the head (T5: the inverse square root of the width).
         pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
-        start: the token that stands before what is written; None for the one that the tokenizer begins texts with.
+        generation: how it writes, where it came with rules for that; None for no rules.
 
     Shape: source_BS, tokens_BT -> logits_BTV.
 
@@ -59,7 +60,7 @@ class EncoderDecoder(NeuralModule):
         head_bias: bool = False,
         head_scale: float = 1.0,
         pad_vocab_to: int = 1,
-        start: int | None = None,
+        generation: GenerationRules | None = None,
     ) -> None:
         if not decoder.cross or encoder.width != decoder.width:
             raise ShapeError(
@@ -71,7 +72,8 @@ class EncoderDecoder(NeuralModule):
             )
         super().__init__(V=vocab_size)
         width = encoder.width
-        self.vocab_size, self.context, self.start = vocab_size, decoder.max_length, start
+        self.vocab_size, self.context = vocab_size, decoder.max_length
+        self.generation = generation or GenerationRules()
         embed = Embedding("V", "D", vocab_size, width, pad_to_multiple_of=pad_vocab_to, scale=embedding_scale)
         options: dict[str, Any] = {"bias": head_bias, "scale": head_scale}
         if tied:
@@ -95,6 +97,11 @@ class EncoderDecoder(NeuralModule):
     ) -> LogitsBTV:
         logits: Tensor = self.graph(source=source, tokens=tokens, source_mask=source_mask, mask=mask)
         return logits
+
+    @property
+    def start(self) -> int | None:
+        """The token that stands before what is written; None for the one that the tokenizer begins texts with."""
+        return self.generation.start
 
     def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None = None) -> Tensor:
         """What the encoder finds in a source: the memory of the decoder. Shape: [B, S, D]."""

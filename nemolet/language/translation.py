@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from nemolet.data.encoding import TextEncoding
 from nemolet.errors import GenerationError
-from nemolet.language.beam import Beam, beam_search
+from nemolet.language.beam import beam_search
 from nemolet.language.constraints import Constraints
+from nemolet.language.decoding import written_rules
+from nemolet.language.generation_rules import Beam, GenerationRules
 from nemolet.language.losses import CrossEntropy
 from nemolet.language.scores import bleu, chrf
 from nemolet.language.seq2seq import EncoderDecoder
@@ -31,7 +34,7 @@ class Translator(NeuralModule):
         context: longest source in tokens; the end of longer ones is not read.
         label_smoothing: of the loss.
 
-    Its attribute ``beam`` says how far :meth:`translate` looks.
+    Its attribute ``beam`` says how far :meth:`translate` looks: as the rules of the model say.
 
     Shape: source_BS, tokens_BT, source_mask_BS -> logits_BTV.
 
@@ -51,14 +54,22 @@ class Translator(NeuralModule):
 
     def __init__(self, *, model: EncoderDecoder, context: int = 128, label_smoothing: float = 0.1) -> None:
         super().__init__(V=model.vocab_size)
-        self.beam = Beam(max_length=context)
+        self.beam = model.generation.beam or Beam()
         self.context, self.label_smoothing, self.vocab_size = context, label_smoothing, model.vocab_size
         self.model = model
 
     @property
     def start(self) -> int | None:
         """The token that stands before a translation; None for that of the tokenizer."""
-        return self.model.start
+        return self.model.generation.start
+
+    def _rules(self, tokenizer: Tokenizer) -> GenerationRules:
+        """Those of the model, with the marks of the tokenizer for what they do not say."""
+        rules = written_rules(self.model, tokenizer)
+        if not rules.stop:
+            raise GenerationError("the tokenizer has no end-of-text token", where="tokenizer")
+        start = next(token for token in (rules.start, *tokenizer.marks[0], rules.stop[0]) if token is not None)
+        return replace(rules, start=start)
 
     def forward(self, source: TokenIdsBS, tokens: TokenIdsBT, source_mask: MaskBS | None = None) -> LogitsBTV:
         logits: Tensor = self.model(source=source, tokens=tokens, source_mask=source_mask)
@@ -96,11 +107,9 @@ class Translator(NeuralModule):
             DataError: for an empty text, naming its place.
             GenerationError: for a tokenizer without an end-of-text token, or where no translation obeys.
         """
+        rules = self._rules(tokenizer)
         beam = beam or self.beam
-        end = tokenizer.eos_id
-        if end is None:
-            raise GenerationError("the tokenizer has no end-of-text token", where="tokenizer")
-        start = next(token for token in (self.start, *tokenizer.marks[0], end) if token is not None)
+        beam = replace(beam, max_length=beam.max_length or rules.room(1) or self.context)
         encoding = TextEncoding(tokenizer, self.context, "truncate")
         samples = [{"source": encoding.text(text, f"text {i}")} for i, text in enumerate(texts)]
 
@@ -108,7 +117,7 @@ class Translator(NeuralModule):
 
         def run(batch: dict[str, Tensor]) -> list[str]:
             source, mask = batch["source"], batch["source_mask"]
-            found = beam_search(self.model, source, mask, start=start, end=end, beam=beam, constraints=constraints)
+            found = beam_search(self.model, source, mask, rules=rules, beam=beam, constraints=constraints)
             said = [[tokenizer.decode(each.tokens).strip() for each in hypotheses] for hypotheses in found]
             return [_obedient(translations, forced, forbidden) for translations in said]
 

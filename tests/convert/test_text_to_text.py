@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,13 +97,12 @@ def test_a_wider_beam_finds_what_is_no_less_probable(folder):
 
     def found(size):
         beam = Beam(size=size, length_penalty=0.0, max_length=5)
-        start, end = translator.start, archive.tokenizer.eos_id
+        rules = replace(archive.model.generation, start=translator.start, stop=(archive.tokenizer.eos_id,))
         return nl.language.beam_search(
             archive.model,
             torch.tensor([ids]),
             torch.ones(1, len(ids), dtype=torch.bool),
-            start=start,
-            end=end,
+            rules=rules,
             beam=beam,
         )[0][0].worth
 

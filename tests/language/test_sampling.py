@@ -78,14 +78,14 @@ def test_repetition_penalty_agrees_with_transformers(logits_BV):
 def test_samples_follow_the_distribution():
     logits_BV = torch.tensor([[0.5, 1.5, -1.0, 0.0]])
     generator = [torch.Generator().manual_seed(3)]
-    draws = torch.stack([choose(logits_BV, Sampling(), generator, None) for _ in range(4000)]).flatten()
+    draws = torch.stack([choose(logits_BV, Sampling(), generator) for _ in range(4000)]).flatten()
     frequency = torch.bincount(draws, minlength=4) / len(draws)
     torch.testing.assert_close(frequency, logits_BV[0].softmax(-1), atol=0.03, rtol=0)
 
 
 def test_greedy_takes_the_best(logits_BV):
     generators = [torch.Generator() for _ in range(5)]
-    assert torch.equal(choose(logits_BV, Sampling(temperature=0.0), generators, None), logits_BV.argmax(-1))
+    assert torch.equal(choose(logits_BV, Sampling(temperature=0.0), generators), logits_BV.argmax(-1))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,6 @@ def test_greedy_takes_the_best(logits_BV):
         ("top_p", 0.0),
         ("top_p", 1.5),
         ("min_p", -0.1),
-        ("repetition_penalty", 0.0),
     ],
 )
 def test_out_of_range_is_refused_by_name(field, value):
@@ -108,4 +107,4 @@ def test_out_of_range_is_refused_by_name(field, value):
 def test_a_tiny_temperature_takes_the_best(temperature):
     logits = torch.tensor([[0.5, 30.0, 2.0], [80.0, -90.0, 3.0]])
     generators = [torch.Generator().manual_seed(row) for row in range(2)]
-    assert choose(logits, Sampling(temperature=temperature), generators, None).tolist() == [1, 0]
+    assert choose(logits, Sampling(temperature=temperature), generators).tolist() == [1, 0]

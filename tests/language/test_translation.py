@@ -10,11 +10,12 @@ import torch
 import nemolet as nl
 from nemolet.data import ParallelTexts, collate
 from nemolet.errors import GenerationError
-from nemolet.language import Beam, Constraints, EncoderDecoder, Translator, beam_search
+from nemolet.language import Beam, Constraints, EncoderDecoder, GenerationRules, Translator, beam_search
 from nemolet.nn import Decoder, Encoder
 from nemolet.tokenizers import ByteTokenizer
 
 BYTES = ByteTokenizer()
+ENDS = GenerationRules(start=4, stop=(4,))
 
 
 def model(vocab=5, width=16, seed=0, std=0.3):
@@ -30,17 +31,17 @@ def model(vocab=5, width=16, seed=0, std=0.3):
 
 
 def every_text(made, source, mask, beam, end=4, allowed=lambda text: True):
-    """What each text of at most some tokens is worth."""
+    """What each text of at most some tokens is worth; the longest ones need no end."""
     found = []
-    for length in range(beam.max_length):
+    for length in range(beam.max_length + 1):
         for text in itertools.product([t for t in range(5) if t != end], repeat=length):
             if not allowed(text):
                 continue
             tokens = torch.tensor([[end, *text]])
             labels = torch.tensor([*text, end])
             log_probs = made(source, tokens, mask).log_softmax(-1)[0]
-            score = log_probs[torch.arange(length + 1), labels].sum().item()
-            found.append((beam.worth(score, length + 1), list(text)))
+            each = log_probs[torch.arange(length + 1), labels][: beam.max_length]
+            found.append((beam.worth(each.sum().item(), len(each)), list(text)))
     return max(found)
 
 
@@ -50,7 +51,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(penalty, seed):
     made = model(seed=seed)
     source, mask = torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.bool)
     beam = Beam(size=64, length_penalty=penalty, max_length=4)
-    found = beam_search(made, source, mask, start=4, end=4, beam=beam)[0][0]
+    found = beam_search(made, source, mask, rules=ENDS, beam=beam)[0][0]
     worth, text = every_text(made, source, mask, beam)
     assert found.tokens == text
     assert found.worth == pytest.approx(worth, abs=1e-4)
@@ -73,7 +74,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts_that_obey(name, seed):
     made = model(seed=seed)
     source, mask = torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.bool)
     beam = Beam(size=256, max_length=5)
-    found = beam_search(made, source, mask, start=4, end=4, beam=beam, constraints=constraints)[0][0]
+    found = beam_search(made, source, mask, rules=ENDS, beam=beam, constraints=constraints)[0][0]
     worth, text = every_text(made, source, mask, beam, allowed=lambda text: obeys(text, constraints))
     assert found.tokens == text
     assert found.worth == pytest.approx(worth, abs=1e-4)
@@ -86,7 +87,7 @@ def test_a_narrow_beam_obeys_too(name, size):
     sources = torch.tensor([[1, 2, 3], [2, 0, 1], [3, 3, 3]])
     mask = torch.ones_like(sources, dtype=torch.bool)
     beam = Beam(size=size, max_length=9)
-    for rows in beam_search(made, sources, mask, start=4, end=4, beam=beam, constraints=constraints):
+    for rows in beam_search(made, sources, mask, rules=ENDS, beam=beam, constraints=constraints):
         assert rows and all(obeys(found.tokens, constraints) for found in rows)
         assert rows == sorted(rows, key=lambda found: -found.worth)
 
@@ -96,7 +97,7 @@ def test_what_cannot_be_obeyed_is_an_error():
     mask = torch.ones_like(source, dtype=torch.bool)
     with pytest.raises(GenerationError, match="obeys"):
         long = Constraints(forced=((0, 1, 2, 3),))
-        beam_search(made, source, mask, start=4, end=4, beam=Beam(max_length=3), constraints=long)
+        beam_search(made, source, mask, rules=ENDS, beam=Beam(max_length=3), constraints=long)
     with pytest.raises(GenerationError, match="holds a forbidden one"):
         Constraints(forced=((1, 2, 3),), forbidden=((2, 3),))
     with pytest.raises(GenerationError, match="empty"):
@@ -128,7 +129,7 @@ def test_a_beam_of_one_takes_the_likeliest_token_each_time():
         tokens.append(int(made(source, torch.tensor([tokens]), mask)[0, -1].argmax()))
         if tokens[-1] == 4:
             break
-    found = beam_search(made, source, mask, start=4, end=4, beam=Beam(size=1, max_length=6))[0][0]
+    found = beam_search(made, source, mask, rules=ENDS, beam=Beam(size=1, max_length=6))[0][0]
     assert found.tokens == [t for t in tokens[1:] if t != 4]
 
 
@@ -138,10 +139,10 @@ def test_what_is_found_does_not_depend_on_the_batch():
     batch = torch.tensor([s + [0] * (4 - len(s)) for s in sources])
     mask = torch.tensor([[i < len(s) for i in range(4)] for s in sources])
     beam = Beam(size=3, max_length=7)
-    together = beam_search(made, batch, mask, start=4, end=4, beam=beam)
+    together = beam_search(made, batch, mask, rules=ENDS, beam=beam)
     for source, rows in zip(sources, together):
         one = torch.tensor([source])
-        alone = beam_search(made, one, torch.ones_like(one, dtype=torch.bool), start=4, end=4, beam=beam)[0]
+        alone = beam_search(made, one, torch.ones_like(one, dtype=torch.bool), rules=ENDS, beam=beam)[0]
         assert [h.tokens for h in alone] == [h.tokens for h in rows]
         assert [h.worth for h in alone] == pytest.approx([h.worth for h in rows], abs=1e-4)
         assert [h.worth for h in rows] == sorted((h.worth for h in rows), reverse=True)

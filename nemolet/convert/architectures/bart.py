@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemolet.convert.architecture import Architecture
-from nemolet.convert.fields import START, Config, Field, Fixed, Only, Part, activation
+from nemolet.convert.fields import Config, Field, Fixed, Only, Part, activation
 from nemolet.convert.mapping import Rule, rules
 from nemolet.convert.operations import Flatten, Heads, Rows, chain
 
@@ -55,7 +55,6 @@ def _config(position: Mapping[str, Any], *parts: Part) -> tuple[Part, ...]:
         ),
         EmbeddingScale(),
         Field("tie_word_embeddings", "tied"),
-        START,
         *parts,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemolet.convert.architecture import Architecture
-from nemolet.convert.fields import ACTIVATIONS, START, Config, Field, Fixed, Part, get, put
+from nemolet.convert.fields import ACTIVATIONS, Config, Field, Fixed, Part, get, put
 from nemolet.convert.mapping import Rule, rules
 from nemolet.convert.operations import Heads, Rows
 from nemolet.errors import ConversionError
@@ -85,7 +85,6 @@ CONFIG: tuple[Part, ...] = (
     FeedForwardName(),
     HeadScale(),
     Field("tie_word_embeddings", "tied", lambda tied: tied is not False),
-    START,
 )
 
 
