@@ -31,8 +31,8 @@ class Settings:
         context: tokens or words that are read together, so that each is predicted from what is before it in its window;
             null for ``data.sequence_length`` where that is set, and otherwise all that the model can read.
         out: a file of JSON lines for what was said and what was heard, of a model of speech; null for none.
-        report: an HTML page of a classifier's mistakes: each class, what is taken for what, how sure it may be, and what
-            its surest mistakes depended on; null for none.
+        report: an HTML page of a classifier's mistakes: each class, what is taken for what, how sure it may be, and
+            what its surest mistakes depended on; null for none.
         beam: hypotheses that a recognizer or a translator searches, 1 being greedy; null for what its archive says (of
             a recognizer 1).
         by_ctc: whether a recognizer with a transducer and CTC is heard by its CTC; null for what its archive says.

@@ -94,11 +94,13 @@ def _refusal(tokenizer: Tokenizer, expected: str, found: str | None = None) -> T
 
 
 def added_token(index: int, text: str, *, special: bool) -> Part:
+    """A token beside the vocabulary, found in a text as it is written."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": index, "content": text, **flags, "special": special}
 
 
 def template(before: Sequence[str], after: Sequence[str], ids: Mapping[str, int]) -> Part:
+    """What stands before and after a text, where a caller asks for special tokens."""
     marks = [[{"SpecialToken": {"id": text, "type_id": 0}} for text in texts] for texts in (before, after)]
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     return {
@@ -110,6 +112,7 @@ def template(before: Sequence[str], after: Sequence[str], ids: Mapping[str, int]
 
 
 def split(pattern: str, behavior: str = "Isolated") -> Part:
+    """A cut before and after what a regular expression finds."""
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
 
 
@@ -118,6 +121,7 @@ def _any_of(characters: str) -> str:
 
 
 def bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]] = (), **options: Any) -> Part:
+    """A byte-pair model, without what others of its kind have unless it is among the options."""
     return {
         "type": "BPE",
         "dropout": None,
