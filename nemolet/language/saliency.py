@@ -1,4 +1,4 @@
-"""Which tokens a classification depends on: gradients, and integrated gradients."""
+"""Which tokens or words a classification depends on: gradients, and integrated gradients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nemolet.data.encoding import TextEncoding
 from nemolet.errors import ConfigError
 from nemolet.language.classification import TextClassifier
+from nemolet.language.spelling import SpelledEmbedding, SpelledWords
 from nemolet.nn.embedding import Embedding
 from nemolet.png import colour_png
 from nemolet.tokenizers import Tokenizer
@@ -23,7 +24,7 @@ _FOR, _AGAINST = (46, 160, 67), (218, 54, 51)  # green and red
 
 @dataclass(frozen=True)
 class Attribution:
-    """What each token adds to the score of a label; below zero it speaks against it."""
+    """What each token, or each word, adds to the score of a label; below zero it speaks against it."""
 
     label: str
     pieces: tuple[str, ...]
@@ -61,7 +62,7 @@ def explain(
     method: Literal["gradient", "integrated"] = "integrated",
     steps: int = 32,
 ) -> Attribution:
-    """What each token adds to the score of a label.
+    """What each token adds to the score of a label; each word, where the encoder has vectors of words.
 
     Args:
         model: any text classifier.
@@ -86,33 +87,49 @@ def explain(
         with torch.no_grad():
             logits_V = model(tokens)[0]
         index = int(logits_V.argmax()) if label is None else model.labels.index(label)
-        scores_T = torch.zeros(len(ids))
-        for point, weight in [(1.0, 1.0)] if method == "gradient" else _way(steps):
-            scores_T += weight * _scaled(model, tokens, index, point)
+        parts = [weight * _scaled(model, tokens, index, point) for point, weight in _way(method, steps)]
     finally:
         for module in training:
             module.training = True
-    pieces = tuple(tokenizer.decode([token], special=True) for token in ids)
-    return Attribution(model.labels[index], pieces, tuple(scores_T.tolist()))
+    pieces = tuple(tokenizer.decode(piece, special=True) for piece in _pieces(model, tokens))
+    return Attribution(model.labels[index], pieces, tuple(torch.stack(parts).sum(0).tolist()))
 
 
-def _way(steps: int) -> list[tuple[float, float]]:
+def _pieces(model: TextClassifier, tokens_BT: Tensor) -> list[list[int]]:
+    """The ids that have a vector together: each for itself, or those of a word."""
+    spelled = _spelled(model)
+    ids = tokens_BT[0].tolist()
+    if spelled is None:
+        return [[token] for token in ids]
+    words = spelled.places(tokens_BT).word[0].tolist()
+    return [[token for token, word in zip(ids, words) if word == each] for each in sorted(set(words))]
+
+
+def _spelled(model: TextClassifier) -> SpelledEmbedding | None:
+    return next((part for part in model.encoder.modules() if isinstance(part, SpelledEmbedding)), None)
+
+
+def _way(method: Literal["gradient", "integrated"], steps: int) -> list[tuple[float, float]]:
     """Points from 0 to 1 and their weights; dense near 0, where a normalisation makes scores steep."""
+    if method == "gradient":
+        return [(1.0, 1.0)]
     middles = [(step + 0.5) / steps for step in range(steps)]
     return [(middle**4, 4 * middle**3 / steps) for middle in middles]
 
 
 def _scaled(model: TextClassifier, tokens_BT: Tensor, index: int, factor: float) -> Tensor:
-    """Gradient times vector of each token where all vectors are scaled by a factor. Shape: [T]."""
+    """Gradient times vector of each token or word where all vectors are scaled by a factor. Shape: [T] or [U]."""
     whole: list[Tensor] = []
     scaled: list[Tensor] = []
 
-    def scale(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        whole.append(output.detach())
-        scaled.append((output.detach() * factor).requires_grad_(True))
-        return scaled[-1]
+    def scale(module: nn.Module, inputs: object, output: Tensor | SpelledWords) -> Tensor | SpelledWords:
+        vectors = output.hidden if isinstance(output, SpelledWords) else output
+        whole.append(vectors.detach())
+        scaled.append((vectors.detach() * factor).requires_grad_(True))
+        return output._replace(hidden=scaled[-1]) if isinstance(output, SpelledWords) else scaled[-1]
 
-    tables = [module for module in model.encoder.modules() if isinstance(module, Embedding)]
+    spelled = _spelled(model)
+    tables = [spelled] if spelled else [part for part in model.encoder.modules() if isinstance(part, Embedding)]
     hooks = [table.register_forward_hook(scale) for table in tables]
     try:
         score = model(tokens_BT)[0, index]
@@ -121,13 +138,6 @@ def _scaled(model: TextClassifier, tokens_BT: Tensor, index: int, factor: float)
             hook.remove()
     if not scaled:
         raise ConfigError("the encoder has no embedding", where="model.encoder", expected="a nemolet.nn.Embedding")
-    if any(vectors.shape[:2] != tokens_BT.shape for vectors in scaled):
-        raise ConfigError(
-            "the vectors belong to no token",
-            where="model.encoder",
-            expected="an encoder that looks up a vector for each token, as NgramEncoder and TextEncoder",
-            found=type(model.encoder).__name__,
-        )
     gradients = torch.autograd.grad(score, scaled, allow_unused=True)
     parts = [(g * w)[0].sum(-1) for g, w in zip(gradients, whole) if g is not None]
     return torch.stack(parts).sum(0).cpu()

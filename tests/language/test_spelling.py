@@ -134,7 +134,15 @@ def test_an_archive_keeps_it_and_a_folder_of_hugging_face_cannot(tmp_path):
         nl.convert.write(tmp_path / "folder", model=model)
 
 
-def test_an_explanation_by_bytes_is_refused_where_words_are_looked_up():
-    model = TextClassifier(encoder=SpellingEncoder(width=8, buckets=64), labels=["a", "b"])
-    with pytest.raises(ConfigError, match="vectors belong to no token"):
-        explain(model, BYTES, "one text")
+def test_an_explanation_is_of_words_and_adds_up():
+    torch.manual_seed(0)
+    model = TextClassifier(encoder=SpellingEncoder(width=8, buckets=64), labels=["a", "b"]).eval()
+    torch.nn.init.normal_(model.head.weight)
+    found = explain(model, BYTES, "Where is it?", label="b", steps=256)
+    assert found.pieces == ("Where", " is", " it", "?", "<|endoftext|>")
+    tokens = torch.tensor([[*BYTES.encode("Where is it?"), 256]])
+    score = model(tokens)[0, 1].item()
+    hook = model.encoder.embed.register_forward_hook(lambda _, __, output: output._replace(hidden=output.hidden * 0))
+    nothing = model(tokens)[0, 1].item()
+    hook.remove()
+    assert sum(found.scores) == pytest.approx(score - nothing, abs=0.02)
