@@ -13,11 +13,13 @@ from torch import Tensor
 from nemolet.data.encoding import TextEncoding
 from nemolet.data.labelled import Window, windows
 from nemolet.data.ports import LogitsBT, PlacesB
+from nemolet.language.classification import Transform
 from nemolet.language.losses import TokenLoss
 from nemolet.language.scores import exact_match, word_f1
 from nemolet.language.tasks import in_batches, width_of
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
+from nemolet.nn.feed_forward import ActivationName
 from nemolet.nn.linear import Linear
 from nemolet.tokenizers import Tokenizer
 from nemolet.types import IGNORED, MaskBT, TokenIdsBT
@@ -47,6 +49,8 @@ class QuestionAnswerer(NeuralModule):
         context: longest question and text together, in tokens; longer texts are read in windows.
         max_tokens: longest answer.
         dropout: before the linear layer, in training.
+        transform: activation of one more layer before the scores, as ModernBERT has it; None for no such layer.
+        transform_norm: whether a norm follows it.
 
     Shape: tokens_BT, readable_BT, mask_BT -> first_BT, last_BT.
 
@@ -63,18 +67,29 @@ class QuestionAnswerer(NeuralModule):
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT, "readable": MaskBT}
 
     def __init__(
-        self, *, encoder: NeuralModule, context: int = 256, max_tokens: int = 30, dropout: float = 0.1
+        self,
+        *,
+        encoder: NeuralModule,
+        context: int = 256,
+        max_tokens: int = 30,
+        dropout: float = 0.1,
+        transform: ActivationName | None = None,
+        transform_norm: bool = False,
     ) -> None:
         width = width_of(encoder)
         super().__init__(D=width)
         self.context, self.max_tokens, self.dropout = context, max_tokens, dropout
         self.encoder = encoder
+        self.transform = Transform(width=width, activation=transform, norm=transform_norm) if transform else None
         self.head = Linear("D", "P", width, 2, bias=True, init_std=0.02)
 
     def forward(self, tokens: TokenIdsBT, readable: MaskBT, mask: MaskBT | None = None) -> AnswerScores:
         # BERT tells the two apart: all from the text on, its end included, is of the second type.
         types = {"types": readable.cumsum(1).clamp(max=1)} if getattr(self.encoder, "token_types", 0) > 1 else {}
-        hidden = F.dropout(self.encoder(tokens=tokens, mask=mask, **types), self.dropout, self.training)
+        hidden = self.encoder(tokens=tokens, mask=mask, **types)
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        hidden = F.dropout(hidden, self.dropout, self.training)
         scores = self.head(hidden).masked_fill(~readable[..., None], torch.finfo(hidden.dtype).min)
         return AnswerScores(scores[..., 0], scores[..., 1])
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from nemolet.data.encoding import TextEncoding, Words
 from nemolet.data.ports import ClassesB, LabelsBU, LogitsBP, LogitsBUV, LogitsPV, WordsBU
-from nemolet.language.classification import Pool
+from nemolet.language.classification import Pool, Transform
 from nemolet.language.crf import chain_log_likelihood, forbidden_transitions
 from nemolet.language.losses import TokenLoss
 from nemolet.language.spans import SpanF1, TagSpan, decode_tags, spans_of
 from nemolet.language.tasks import in_batches, width_of
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
+from nemolet.nn.feed_forward import ActivationName
 from nemolet.nn.linear import Linear
 from nemolet.tokenizers import Tokenizer
 from nemolet.types import IGNORED, HiddenBTD, MaskBT, TokenIdsBT
@@ -67,13 +68,25 @@ class TagHead(NeuralModule):
         labels: the tags.
         crf: whether the tags of a sentence form a chain; ``I-x`` then only follows ``B-x`` or ``I-x``.
         dropout: in training.
+        transform: activation of one more layer before the tags (ModernBERT); None for no such layer.
+        transform_norm: whether a norm follows it.
 
     Shape: hidden_BTD, words_BU -> logits_BUV, transitions_PV; weight ``V D``, steps ``(V + 2) V``.
     """
 
-    def __init__(self, *, width: int, labels: Sequence[str], crf: bool = False, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        labels: Sequence[str],
+        crf: bool = False,
+        dropout: float = 0.1,
+        transform: ActivationName | None = None,
+        transform_norm: bool = False,
+    ) -> None:
         super().__init__(D=width, V=len(labels), P=len(labels) + 2)
         self.labels, self.dropout = tuple(labels), dropout
+        self.transform = Transform(width=width, activation=transform, norm=transform_norm) if transform else None
         self.head = Linear("D", "V", width, len(labels), bias=True, init_std=0.02)
         self.steps = nn.Parameter(torch.zeros(len(labels) + 2, len(labels))) if crf else None
         self.declare_axes(steps="P V")
@@ -82,6 +95,8 @@ class TagHead(NeuralModule):
 
     def forward(self, hidden: HiddenBTD, words: WordsBU) -> TagScores:
         firsts = hidden.gather(1, words[..., None].expand(-1, -1, hidden.shape[-1]))
+        if self.transform is not None:
+            firsts = self.transform(firsts)
         logits = self.head(F.dropout(firsts, self.dropout, self.training))
         return TagScores(logits, None if self.steps is None else self.steps + self.never)
 
@@ -95,6 +110,8 @@ class TokenClassifier(NeuralModule):
         context: longest sentence in tokens.
         crf: whether the tags form a chain.
         dropout: before the linear layer, in training.
+        transform: activation of one more layer before the tags, as ModernBERT has it; None for no such layer.
+        transform_norm: whether a norm follows it.
 
     Shape: tokens_BT, words_BU, mask_BT -> logits_BUV, transitions_PV.
 
@@ -119,12 +136,16 @@ class TokenClassifier(NeuralModule):
         context: int = 256,
         crf: bool = False,
         dropout: float = 0.1,
+        transform: ActivationName | None = None,
+        transform_norm: bool = False,
     ) -> None:
         width = width_of(encoder)
         super().__init__(V=len(labels), D=width, P=len(labels) + 2)
         self.labels, self.context = tuple(labels), context
         self.encoder = encoder
-        self.head = TagHead(width=width, labels=labels, crf=crf, dropout=dropout)
+        self.head = TagHead(
+            width=width, labels=labels, crf=crf, dropout=dropout, transform=transform, transform_norm=transform_norm
+        )
 
     def forward(self, tokens: TokenIdsBT, words: WordsBU, mask: MaskBT | None = None) -> TagScores:
         scores: TagScores = self.head(self.encoder(tokens=tokens, mask=mask), words)

@@ -183,6 +183,7 @@ ENCODERS = {
     "Roberta": MODELS["roberta"][2],
     "DistilBert": DISTIL,
     "Electra": {**MANY, "embedding_size": 20},
+    "ModernBert": MODELS["modernbert"][2],
 }
 TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
 # class of a model with the head of a task -> class of its config, its arguments

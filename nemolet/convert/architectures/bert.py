@@ -262,17 +262,16 @@ def _tasks(
     model_type: str, family: str, parts: tuple[Part, ...], activation: ActivationName, dense: str, classes: str
 ) -> tuple[Architecture, ...]:
     """The heads of tasks; a classifier has a layer ``dense`` before its ``classes``."""
-    prefix = f"{model_type}."
-    body = (*parts, Fixed({"encoder.pooler": False}))
     head = (Rule("transform.dense.@", f"{dense}.@"), Rule("head.@", f"{classes}.@"))
+    plain = (Fixed({"transform": None}),)
     return heads(
         model_type,
         family,
-        body,
-        _table("encoder.", prefix, model_type),
-        Fixed({"pooling": "first", "transform": activation, "transform_norm": False}),
-        head,
-        _DEFAULTS[model_type],
+        ((*parts, Fixed({"encoder.pooler": False})), _table("encoder.", f"{model_type}.", model_type)),
+        classify=((Fixed({"pooling": "first", "transform": activation, "transform_norm": False}),), head),
+        tag=(plain, (Rule("head.head.@", "classifier.@"),)),
+        answer=(plain, (Rule("head.@", "qa_outputs.@"),)),
+        defaults=_DEFAULTS[model_type],
         ignored=(r".*position_ids", r".*\.pooler\..*"),
     )
 

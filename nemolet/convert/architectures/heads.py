@@ -60,15 +60,18 @@ class Reads(Part):
         """It is the encoder's."""
 
 
+Tables = tuple[tuple[Part, ...], tuple[Rule, ...]]  # a config and its tensors
+
+
 def heads(
     model_type: str,
     family: str,
-    body: tuple[Part, ...],
-    table: tuple[Rule, ...],
-    classifier: Part,
-    rules: tuple[Rule, ...],
-    defaults: Mapping[str, Any],
+    encoder: Tables,
     *,
+    classify: Tables,
+    tag: Tables,
+    answer: Tables,
+    defaults: Mapping[str, Any],
     ignored: tuple[str, ...] = (),
 ) -> tuple[Architecture, ...]:
     """The classes of transformers for three tasks, on one encoder.
@@ -76,29 +79,29 @@ def heads(
     Args:
         model_type: of the encoder.
         family: what the names of the classes begin with.
-        body: the config of the encoder, which is our argument ``encoder``.
-        table: its tensors.
-        classifier: how a classifier makes one vector of a text.
-        rules: tensors of a classifier beside those of the encoder.
+        encoder: which is our argument ``encoder``.
+        classify: what a classifier has beside it.
+        tag: what a tagger has.
+        answer: what finds answers.
         defaults: what a missing key means.
         ignored: tensors that are not read.
     """
-    encoder, usual = (*body, Reads()), {**defaults, "problem_type": None, "id2label": None}
+    usual = {**defaults, "problem_type": None, "id2label": None}
 
-    def one(task: str, target: str, parts: tuple[Part, ...], head: tuple[Rule, ...]) -> Architecture:
-        name, unsaid = f"{family}For{task}", ("context", "max_tokens", "dropout")
-        found = (*table, *head)
+    def one(task: str, target: str, head: Tables, *labels: Part) -> Architecture:
         return Architecture(
-            model_type, name, f"nemolet.language.{target}", parts, found, usual, ignored=ignored, unsaid=unsaid
+            model_type,
+            f"{family}For{task}",
+            f"nemolet.language.{target}",
+            (*encoder[0], Reads(), *labels, *head[0]),
+            (*encoder[1], *head[1]),
+            usual,
+            ignored=ignored,
+            unsaid=("context", "max_tokens", "dropout"),
         )
 
     return (
-        one("SequenceClassification", "TextClassifier", (*encoder, Labels(), Problem(), classifier), rules),
-        one(
-            "TokenClassification",
-            "TokenClassifier",
-            (*encoder, Labels(), Fixed({"crf": False})),
-            (Rule("head.head.@", "classifier.@"),),
-        ),
-        one("QuestionAnswering", "QuestionAnswerer", encoder, (Rule("head.@", "qa_outputs.@"),)),
+        one("SequenceClassification", "TextClassifier", classify, Labels(), Problem()),
+        one("TokenClassification", "TokenClassifier", tag, Labels(), Fixed({"crf": False})),
+        one("QuestionAnswering", "QuestionAnswerer", answer),
     )

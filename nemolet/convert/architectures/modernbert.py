@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nemolet.convert.architecture import Architecture
 from nemolet.convert.architectures.bert import ENCODER, MASKED
+from nemolet.convert.architectures.heads import heads
 from nemolet.convert.attention_parts import Rope, Window
 from nemolet.convert.fields import Field, Fixed, Only, Part, activation
 from nemolet.convert.mapping import Rule, rules
@@ -99,7 +100,22 @@ _DEFAULTS = {
     "local_rope_theta": 10_000.0,
     "decoder_bias": True,
     "classifier_activation": "gelu",
+    "classifier_pooling": "cls",
 }
+_POOLING = {"cls": "first", "mean": "mean"}
+_TASK = (  # every head has the layer that guesses masked tokens, too
+    Only({"classifier_bias": False, "norm_eps": 1e-5}),
+    activation("classifier_activation", "transform"),
+    Fixed({"transform_norm": True}),
+)
+
+
+def _task(at: str, head: str) -> tuple[Rule, ...]:
+    """The layer before a decision, which is at ``at``, and the decision itself."""
+    norm, dense = Rule(f"{at}transform.norm.@", "head.norm.@"), Rule(f"{at}transform.dense.@", "head.dense.@")
+    return dense, norm, Rule(f"{head}.@", "classifier.@")
+
+
 ARCHITECTURES = (
     Architecture(
         "modernbert",
@@ -120,5 +136,23 @@ ARCHITECTURES = (
         _DEFAULTS,
         prefix="model.",
         copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+    ),
+    *heads(
+        "modernbert",
+        "ModernBert",
+        (
+            (*_parts("encoder."), Fixed({"encoder.token_types": 0, "encoder.pooler": False})),
+            _table("encoder.", "model."),
+        ),
+        classify=(
+            (
+                *_TASK,
+                Field("classifier_pooling", "pooling", _POOLING.__getitem__, {v: k for k, v in _POOLING.items()}.get),
+            ),
+            _task("", "head"),
+        ),
+        tag=(_TASK, _task("head.", "head.head")),
+        answer=(_TASK, _task("", "head")),
+        defaults=_DEFAULTS,
     ),
 )
