@@ -21,6 +21,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "predict": ("archive", "input", "out"),
     "transcribe": ("archive", "audio..."),
     "convert": ("from", "to"),
+    "list": ("group",),
 }
 # The setting of other verbs that a file without a key is likely meant for.
 _FILES = {

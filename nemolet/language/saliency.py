@@ -122,13 +122,16 @@ def _scaled(model: TextClassifier, tokens_BT: Tensor, index: int, factor: float)
     whole: list[Tensor] = []
     scaled: list[Tensor] = []
 
+    spelled = _spelled(model)
+
     def scale(module: nn.Module, inputs: object, output: Tensor | SpelledWords) -> Tensor | SpelledWords:
         vectors = output.hidden if isinstance(output, SpelledWords) else output
+        if spelled is None and vectors.shape[1] != tokens_BT.shape[1]:
+            return output  # one vector for all tokens, as of their type: it belongs to none of them
         whole.append(vectors.detach())
         scaled.append((vectors.detach() * factor).requires_grad_(True))
         return output._replace(hidden=scaled[-1]) if isinstance(output, SpelledWords) else scaled[-1]
 
-    spelled = _spelled(model)
     tables = [spelled] if spelled else [part for part in model.encoder.modules() if isinstance(part, Embedding)]
     hooks = [table.register_forward_hook(scale) for table in tables]
     try:

@@ -27,6 +27,10 @@ def classifiers():
         "attention": TextClassifier(
             encoder=TextEncoder(vocab_size=257, stack=Encoder(layers=1, width=16, heads=2)), labels=["a", "b"]
         ),
+        "types": TextClassifier(
+            encoder=TextEncoder(vocab_size=257, token_types=2, stack=Encoder(layers=1, width=16, heads=2)),
+            labels=["a", "b"],
+        ),
     }
 
 
@@ -47,7 +51,7 @@ def explain_nothing(model):
     from nemolet.nn import Embedding
 
     hooks = [
-        m.register_forward_hook(lambda module, inputs, output: output * 0)
+        m.register_forward_hook(lambda module, inputs, output: output * (output.shape[1] == 1))
         for m in model.encoder.modules()
         if isinstance(m, Embedding)
     ]
