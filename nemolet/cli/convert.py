@@ -58,4 +58,12 @@ def _adapter(settings: Settings, base: str) -> Path:
     from nemolet.archive import load
     from nemolet.convert.adapters import convert_adapter
 
-    return convert_adapter(settings.from_, settings.to, model=load(base).model, base=base)
+    archive = load(base)
+    return convert_adapter(
+        settings.from_,
+        settings.to,
+        model=archive.model,
+        architecture=settings.architecture,
+        extra=archive.extra,
+        base=base,
+    )

@@ -186,12 +186,20 @@ def fitting(config: Mapping[str, Any]) -> Architecture:
     Raises:
         ConversionError: saying for each why not.
     """
-    reasons = {}
-    for architecture in known_architectures().values():
-        lost = architecture.lost(config)
-        if not lost:
-            return architecture
-        reasons[architecture.name] = "; ".join(lost)
+    return all_fitting(config)[0]
+
+
+def all_fitting(config: Mapping[str, Any]) -> list[Architecture]:
+    """All architectures that can express a model of ours, in the order they are tried.
+
+    Raises:
+        ConversionError: saying for each why not.
+    """
+    known = known_architectures()
+    reasons = {name: "; ".join(architecture.lost(config)) for name, architecture in known.items()}
+    found = [known[name] for name, reason in reasons.items() if not reason]
+    if found:
+        return found
     close = {name: reason for name, reason in reasons.items() if ", not " not in reason}
     raise ConversionError(
         "no known architecture can express this model",

@@ -41,17 +41,11 @@ def as_named(entries: list[Entry], architecture: Architecture, specs: Mapping[st
 
     A body has a prefix where it was saved with a head, and none else. A tensor that is missing is read from its copy.
     """
-    prefix = architecture.prefix
-    forms: tuple[Callable[[str], str], ...] = (
-        lambda name: name,
-        lambda name: name.removeprefix(prefix),
-        lambda name: prefix + name.removeprefix(prefix),
-    )
 
     def found(form: Callable[[str], str]) -> int:
         return sum(_old(form(name), specs) in specs for entry in entries for name in entry.theirs)
 
-    form = max(forms, key=found)  # of several alike the first
+    form = max(forms(architecture.prefix), key=found)  # of several alike the first
     needed = {name for entry in entries for name in entry.theirs}
     copies = {
         _old(form(copy), specs): _old(form(name), specs)
@@ -66,6 +60,15 @@ def as_named(entries: list[Entry], architecture: Architecture, specs: Mapping[st
 
     renamed = [replace(entry, theirs=tuple(in_file(name) for name in entry.theirs)) for entry in entries]
     return Named(renamed, {copy: stands_in.get(name, name) for copy, name in copies.items()})
+
+
+def forms(prefix: str) -> tuple[Callable[[str], str], ...]:
+    """What a name may be in a file: that of the table, that of the body alone, that of the body with any head."""
+    return (
+        lambda name: name,
+        lambda name: name.removeprefix(prefix),
+        lambda name: prefix + name.removeprefix(prefix),
+    )
 
 
 def _old(name: str, specs: Mapping[str, Spec]) -> str:

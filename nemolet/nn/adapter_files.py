@@ -35,6 +35,21 @@ class Addition:
     dropout: float = 0.0
 
 
+@dataclass(frozen=True)
+class StoredAdapter:
+    """What a folder holds.
+
+    Args:
+        additions: by the names that their layers have there.
+        base: what the model is called that they were trained on; empty where it is not said.
+        fingerprint: of that model, where it is known.
+    """
+
+    additions: dict[str, Addition]
+    base: str
+    fingerprint: str | None
+
+
 def additions_of(model: nn.Module) -> dict[str, Addition]:
     """The additions of an adapted model, by the names of its layers."""
     return {
@@ -65,9 +80,25 @@ def save_adapter(model: nn.Module, folder: str | Path, *, base: str = "") -> Pat
 
 
 def write_additions(
-    additions: Mapping[str, Addition], folder: str | Path, *, base: str = "", metadata: Mapping[str, str] | None = None
+    additions: Mapping[str, Addition],
+    folder: str | Path,
+    *,
+    base: str = "",
+    metadata: Mapping[str, str] | None = None,
+    transposed: bool = False,
 ) -> Path:
-    """Write additions under the names they have here."""
+    """Write additions under the names they have here.
+
+    Args:
+        additions: by layer.
+        folder: receives the two files.
+        base: of what they are, for people and for PEFT.
+        metadata: of the file of tensors.
+        transposed: whether the weights of the layers lie the other way round, as in GPT-2.
+
+    Raises:
+        ConfigError: where there are none.
+    """
     folder = Path(folder)
     if not additions:
         raise ConfigError("there is no addition to save", where=str(folder), expected="an adapted model")
@@ -93,7 +124,7 @@ def write_additions(
         "use_dora": first.lengths is not None,
         "use_rslora": False,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": transposed,
         "inference_mode": True,
         "task_type": None,
     }
@@ -116,21 +147,23 @@ def write_files(
     return folder
 
 
-def read_additions(folder: str | Path) -> tuple[dict[str, Addition], dict[str, str]]:
-    """The additions in a folder by the names they have there, and what the file says of itself.
+def read_adapter(folder: str | Path) -> StoredAdapter:
+    """The additions in a folder, and what they belong to.
 
     Raises:
         ConfigError: for a folder without an adapter, one that cannot be read, or one that says what is not obeyed.
     """
     folder = Path(folder)
-    settings = lora_settings(read_config(folder), str(folder / CONFIG))
+    config = read_config(folder)
+    settings = lora_settings(config, str(folder / CONFIG))
     try:
         with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError("the adapter cannot be read", where=str(folder / WEIGHTS), found=str(error)[:200]) from error
-    return _grouped(tensors, settings, str(folder / WEIGHTS)), metadata
+    base = str(config.get("base_model_name_or_path") or "")
+    return StoredAdapter(_grouped(tensors, settings, str(folder / WEIGHTS)), base, metadata.get("base"))
 
 
 def _grouped(tensors: Mapping[str, Tensor], settings: LoraSettings, where: str) -> dict[str, Addition]:
@@ -187,20 +220,19 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
     Raises:
         ConfigError: for an adapter of another base model, naming what does not fit.
     """
-    additions, metadata = read_additions(folder)
-    own = fingerprint(model)
-    put_additions(model, additions, where=str(folder))
-    if metadata.get("base", own) != own:
+    stored, own = read_adapter(folder), fingerprint(model)
+    put_additions(model, stored.additions, where=str(folder))
+    if stored.fingerprint not in (None, own):
         for name, layer in list(adapted_layers(model)):
             put_layer(model, name, layer.plain())
         raise ConfigError(
             "this adapter belongs to another base model",
             where=str(folder),
-            expected=f"a model with fingerprint {metadata['base']}",
-            found=own,
-            fix="load the archive that the adapter was trained on",
+            expected=f"a model with fingerprint {stored.fingerprint}",
+            found=f"{own}: the same layers with other weights",
+            fix=f"load the model that the adapter was trained on ({stored.base or 'which it does not name'})",
         )
-    return list(additions)
+    return list(stored.additions)
 
 
 @torch.no_grad()
