@@ -226,7 +226,8 @@ def _known(model: NeuralModule, architecture: str | None, extra: Mapping[str, by
 def _layers(architecture: Architecture, plain: NeuralModule) -> Layers:
     entries = expand(architecture.rules, plain, vocab=int(getattr(plain, "vocab_size", 0)))
     modules = dict(plain.named_modules())
-    linear, others = [], {}
+    linear: list[Entry] = []
+    others: dict[str, str] = {}
     for entry in entries:
         kinds = {type(modules[name.rpartition(".")[0]]) for name in entry.ours}
         if kinds == {Linear} and all(name.endswith(".weight") for name in entry.ours):

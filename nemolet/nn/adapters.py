@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,8 +58,9 @@ class Adapter(Checked):
 class AdaptedLinear(NeuralModule):
     """A linear layer with a trainable addition of low rank (Hu et al., 2021; final).
 
-    At first the addition is zero. Merged, it is part of the weight and costs nothing. The weight may be held in four
-    bits (:meth:`quantize`); it is dequantized where it is multiplied with, and for good where it is merged.
+    At first the addition is zero. Merged, it is part of the weight and costs no time, but the memory of the weight once
+    more: it is kept, so that unmerging gives back every bit. The weight may be held in four bits (:meth:`quantize`); it
+    is dequantized where it is multiplied with.
 
     Its parameters lie beside those of the layer, under the names that they had there, so that it is cut over ranks as
     the layer would be.
@@ -84,7 +85,8 @@ class AdaptedLinear(NeuralModule):
         self, base: Linear, *, rank: int, scale: float = 1.0, dropout: float = 0.0, dora: bool = False
     ) -> None:
         super().__init__(**base.bindings)
-        self.rank, self.scale, self.dropout, self.merged = rank, scale, dropout, False
+        self.rank, self.scale, self.dropout = rank, scale, dropout
+        self.unmerged: Tensor | None = None  # the weight, while another one with the addition stands in its place
         self.training = base.training
         base.requires_grad_(False)
         weight = self.weight = base.weight
@@ -106,6 +108,11 @@ class AdaptedLinear(NeuralModule):
             up=f"{out_dim} {rank}",
             lengths=out_dim,
         )
+
+    @property
+    def merged(self) -> bool:
+        """Whether the addition is a part of the weight."""
+        return self.unmerged is not None
 
     def forward(self, hidden: HiddenRestI) -> HiddenRestO:
         if self.merged:
@@ -147,30 +154,39 @@ class AdaptedLinear(NeuralModule):
             return self.sum_parts(squares).sqrt().to(self.weight.dtype)
 
     @torch.no_grad()
-    def merge(self) -> None:
-        """Make the addition a part of the weight."""
-        if self.merged:
-            return
-        weight = self.weight
-        whole = numbers(weight).float() + self.addition()
+    def whole(self) -> Tensor:
+        """The weight with the addition in it, computed in float32."""
+        whole = numbers(self.weight).float() + self.addition()
         if self.lengths is not None:
-            self._factor = self.lengths.float() / whole.norm(dim=1)
-            whole = whole * self._factor[:, None]
-        if self.known_by is None:
-            weight.copy_(whole)
-        else:
-            self.weight, self.known_by = nn.Parameter(whole.to(weight.dtype), requires_grad=False), None
-        self.merged = True
+            whole = whole * (self.lengths.float() / whole.norm(dim=1))[:, None]
+        return whole.to(self.weight.dtype)
 
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Take the addition out of the weight again."""
+    def merge(self) -> None:
+        """Put the weight with the addition into the place of the weight, which is kept."""
         if not self.merged:
-            return
-        weight = self.weight
-        whole = weight.float() if self.lengths is None else weight.float() / self._factor[:, None]
-        weight.copy_(whole - self.addition())
-        self.merged = False
+            whole = self.whole()
+            self.unmerged = self.weight.data
+            self.weight = nn.Parameter(whole, requires_grad=False)
+
+    def unmerge(self) -> None:
+        """Put the weight back, bit by bit."""
+        if self.unmerged is not None:
+            self.weight, self.unmerged = nn.Parameter(self.unmerged, requires_grad=False), None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLinear:
+        super()._apply(fn, recurse)
+        if self.unmerged is not None:
+            self.unmerged = fn(self.unmerged)  # moves with the others
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.unmerged is not None:
+            destination[f"{prefix}weight"] = self.unmerged  # the addition is saved beside it
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        self.unmerge()  # what is loaded is a weight without the addition
+        super()._load_from_state_dict(state, prefix, *rest)
 
 
 def _whole(squares: Tensor) -> Tensor:
@@ -256,7 +272,8 @@ def departures(model: nn.Module) -> dict[str, Any]:
 def merge(model: nn.Module) -> nn.Module:
     """Make all additions parts of the weights and remove them: the model is as it was built, with other weights."""
     for name, layer in list(adapted_layers(model)):
-        layer.merge()
+        if not layer.merged:
+            layer.weight = nn.Parameter(layer.whole(), requires_grad=False)
         put_layer(model, name, layer.plain())
     return model.requires_grad_(True)
 

@@ -19,7 +19,8 @@ _ROWS = 64  # the layout for so many rows serves one row and thousands as well
 class PackedProduct:
     """The product with one weight, which oneDNN has laid out in blocks once instead of at each product (final).
 
-    What needs gradients, another precision or a graph of operations gets the ordinary product.
+    A weight that another one has replaced, or that was changed in place, is laid out anew. What needs gradients,
+    another precision or a graph of operations gets the ordinary product.
 
     Args:
         weight: of a linear layer, in float32 or bfloat16. Shape: [O, I].
@@ -27,13 +28,19 @@ class PackedProduct:
 
     def __init__(self, weight: Tensor) -> None:
         self.dtype = weight.dtype
-        self.blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
         self.multiply = torch.ops.mkldnn._linear_pointwise.default
+        self._lay_out(weight)
+
+    def _lay_out(self, weight: Tensor) -> None:
+        self.blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+        self.source, self.state = weight, _state(weight)  # held, so that its place is no other's
 
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ordinary = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-        if ordinary or hidden.dtype is not self.dtype:
+        if ordinary or not hidden.dtype is weight.dtype is self.dtype or weight.device.type != "cpu":
             return F.linear(hidden, weight, bias)
+        if _state(weight) != self.state:
+            self._lay_out(weight)
         out: Tensor = self.multiply(hidden, self.blocks, bias, "none", [], "")
         return out
 
@@ -65,7 +72,8 @@ def pack(model: nn.Module) -> list[Linear | Head]:
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Inside the block, weights are laid out as by :func:`pack`; they must not change there.
+    """Inside the block, weights are laid out as by :func:`pack`, and anew when an optimizer, an adapter or
+    ``load_state_dict`` has changed them. Only a change through ``.data`` is not seen.
 
     Example:
         >>> model = Linear("D", "F", 64, 32)
@@ -88,15 +96,23 @@ def unpack(layers: Iterable[Linear | Head]) -> None:
         layer.product = F.linear
 
 
+def _state(weight: Tensor) -> tuple[int, int]:
+    """Where the numbers lie, and how often they were changed there; views of one tensor count together."""
+    return weight.data_ptr(), weight._version
+
+
 def _gains(layer: Linear | Head) -> bool:
     weight = layer.weight
     plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and layer.product is F.linear
-    return plain and weight.dtype in (torch.float32, torch.bfloat16) and _has_products()
+    return plain and not weight.is_inference() and _has_products(weight.dtype)  # whose changes are not counted
 
 
-def _has_products() -> bool:
-    """Whether this build of torch and this processor have them."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+def _has_products(dtype: torch.dtype) -> bool:
+    """Whether this build of torch and this processor have them for numbers of a type."""
+    has = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if dtype is torch.bfloat16:
+        return has and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has and dtype is torch.float32
 
 
 def _memory() -> int:

@@ -96,15 +96,22 @@ def test_an_adapter_of_the_body_fits_the_model_with_a_head(name, body, pairs, tm
 
 
 def test_what_lies_in_one_weight_is_written_for_one_architecture_only(pairs, tmp_path):
-    """A model of Llama's kind may be Phi-3's too, whose projections have other names: it is not guessed."""
-    archive = read(pairs("phi3").folder)
+    """A Llama may be a Phi-3 too, whose projections have other names: it is not guessed."""
+    archive = read(pairs("llama2").folder)
     adapt(archive.model, Adapter(rank=2, targets=("attention.qkv",)))
     with pytest.raises(ConversionError, match=r"several architectures[\s\S]*Phi3ForCausalLM[\s\S]*architecture="):
         export_adapter(archive.model, tmp_path / "unsaid")
-    export_adapter(archive.model, tmp_path / "said", architecture="phi3")
-    export_adapter(archive.model, tmp_path / "known", extra=archive.extra)
-    said, known = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in ("said", "known"))
-    assert said == known and b"qkv_proj" in said
+    names = {}
+    for name, said in {"phi": {"architecture": "phi3"}, "llama": {"extra": archive.extra}}.items():
+        export_adapter(archive.model, tmp_path / name, **said)
+        names[name] = (tmp_path / name / "adapter_model.safetensors").read_bytes()
+    assert b"qkv_proj" in names["phi"] and b"k_proj" in names["llama"] and b"qkv_proj" not in names["llama"]
+
+
+def test_an_archive_knows_what_it_came_from(pairs, tmp_path):
+    archive = read(pairs("phi3").folder)
+    adapt(archive.model, Adapter(rank=2, targets=("attention.qkv",)))
+    export_adapter(archive.model, tmp_path / "said", extra=archive.extra)
     nl.save(tmp_path / "phi.nemolet", model=read(pairs("phi3").folder).model, tokenizer=None, extra=archive.extra)
     kept = load(tmp_path / "phi.nemolet")
     import_adapter(kept.model, tmp_path / "said", extra=kept.extra)

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import nemolet as nl
-from nemolet.nn import prepacking
+from nemolet.nn import Adapter, adapt, adapted_layers, merge, prepacking
 from nemolet.nn.prepacking import PackedProduct, pack, packed, unpack
 
-pytestmark = pytest.mark.skipif(not prepacking._has_products(), reason="this processor has no such products")
+pytestmark = pytest.mark.skipif(
+    not prepacking._has_products(torch.float32), reason="this processor has no such products"
+)
 
 
 def layers(*, bias: bool = True) -> torch.nn.Module:
@@ -34,7 +36,7 @@ def test_results_are_the_same(dtype, near, bias, shape):
     with torch.inference_mode():
         expected = model(hidden)
         with packed(model):
-            assert all(isinstance(layer.product, PackedProduct) for layer in model)
+            assert all(isinstance(layer.product, PackedProduct) == prepacking._has_products(dtype) for layer in model)
             found = model(hidden)
     assert found.shape == (*shape, 10) and found.dtype == dtype  # without the table's padding
     torch.testing.assert_close(found, expected, atol=near, rtol=near)
@@ -71,6 +73,68 @@ def test_rows_of_any_stride():
         expected = model(hidden)
         with packed(model):
             torch.testing.assert_close(model(hidden), expected)
+
+
+def changed_by_an_optimizer(model, hidden):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(hidden).square().sum().backward()
+    optimizer.step()
+
+
+def changed_by_loading(model, hidden):
+    model.load_state_dict({name: tensor * 2 for name, tensor in model.state_dict().items()})
+
+
+def changed_by_an_adapter(model, hidden):
+    adapt(model, Adapter(rank=2))
+    for _, layer in adapted_layers(model):
+        torch.nn.init.normal_(layer.up)
+    merge(model)
+
+
+def changed_by_another_weight(model, hidden):
+    model[0].weight = torch.nn.Parameter(torch.randn(40, 24))
+
+
+@pytest.mark.parametrize(
+    "change", [changed_by_an_optimizer, changed_by_loading, changed_by_an_adapter, changed_by_another_weight]
+)
+def test_weights_that_change_inside_the_block_are_laid_out_anew(change):
+    model, hidden = layers(), torch.randn(2, 24)
+    with packed(model):
+        with torch.inference_mode():
+            before = model(hidden)
+        change(model, hidden)
+        with torch.inference_mode():
+            found = model(hidden)
+            assert isinstance(model[0].product, PackedProduct)
+    assert all(layer.product is F.linear for layer in model)
+    with torch.inference_mode():
+        torch.testing.assert_close(found, model(hidden))
+        assert (found - before).abs().max() > 1e-2
+
+
+def test_adapted_layers_inside_the_block():
+    model, hidden = layers(), torch.randn(2, 24)
+    with packed(model), torch.inference_mode():
+        plain = model(hidden)
+    adapt(model, Adapter(rank=2))
+    for _, layer in adapted_layers(model):
+        torch.nn.init.normal_(layer.up)
+    with torch.inference_mode():
+        expected = model(hidden)
+        with packed(model):
+            torch.testing.assert_close(model(hidden), expected)
+            for _, layer in adapted_layers(model):
+                layer.merge()
+            torch.testing.assert_close(model(hidden), expected)
+            for _, layer in adapted_layers(model):
+                layer.unmerge()
+            torch.testing.assert_close(model(hidden), expected)
+    with packed(model), torch.inference_mode():
+        for _, layer in adapted_layers(model):
+            torch.nn.init.zeros_(layer.up)
+        torch.testing.assert_close(model(hidden), plain)
 
 
 def test_only_the_outer_of_two_blocks_gives_back():
