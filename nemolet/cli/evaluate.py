@@ -147,8 +147,10 @@ def _print_measures(model: Any, tokenizer: Any, source: Any, settings: Settings)
         found |= model.score_texts(tokenizer, [record.values for record in source.read(source.path)])
     if settings.report is not None:
         _write_report(settings.report, model, tokenizer, source)
-    changes = prepared.counts.changes if examples else ""
-    over = [f"over {len(prepared.valid):,} examples{changes}"] if hasattr(prepared, "valid") else []
+    over = [f"over {len(prepared.valid):,} examples"] if hasattr(prepared, "valid") else []
+    if examples:  # of which several may share a row
+        counts = prepared.counts
+        over = [f"over {counts.valid - counts.left_out:,} examples{counts.changes}"]
     print("  ".join([*(f"{name} {value:.4f}" for name, value in found.items()), *over]))
 
 
