@@ -226,6 +226,7 @@ def windows(question: str, context: str, encoding: TextEncoding, where: str) -> 
     """
     _, end = encoding.tokenizer.marks
     asked = encoding.text(question, where) or []
+    asked = asked and [*asked[: len(asked) - len(end)], *encoding.tokenizer.between]
     words = split_words(context)
     if not words or not asked:
         encoding.text(context, where)

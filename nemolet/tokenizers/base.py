@@ -95,6 +95,11 @@ class Tokenizer(abc.ABC):
         """What stands before and after a text that is read as a whole, as by an encoder."""
         return [] if self.bos_id is None else [self.bos_id], [] if self.eos_id is None else [self.eos_id]
 
+    @property
+    def between(self) -> list[int]:
+        """What stands between two texts that are read together, as a question and a text with its answer."""
+        return self.marks[1]
+
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of a text that begins a document: after the opener, unless the text writes that itself.
 

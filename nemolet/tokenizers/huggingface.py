@@ -89,6 +89,16 @@ class HuggingFaceTokenizer(Tokenizer):
     def marks(self) -> tuple[list[int], list[int]]:
         return super().marks if self.inner.post_processor is None else self._template
 
+    @property
+    def between(self) -> list[int]:
+        if self.inner.post_processor is None:
+            return super().between
+        found = self.inner.encode("a", "a", add_special_tokens=True)
+        own = [place for place, added in enumerate(found.special_tokens_mask) if not added]
+        if len(own) < 2 or len(own) == len(found.ids):  # the file says nothing of pairs
+            return super().between
+        return found.ids[own[0] + 1 : own[-1]]
+
     def stream(self) -> StreamDecoder:
         return WindowStream(self)
 

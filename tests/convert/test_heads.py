@@ -7,10 +7,13 @@ import json
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import nemolet as nl
 from nemolet.cli import main
 from nemolet.convert import read, write
+from nemolet.data.encoding import TextEncoding
+from nemolet.data.labelled import windows
 from nemolet.errors import ConversionError
 from nemolet.tokenizers import ByteTokenizer
 
@@ -107,3 +110,19 @@ def test_a_classifier_trained_here_is_written_for_transformers(tmp_path, capsys,
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
     assert theirs.config.id2label == {0: "a", 1: "b"}
+
+
+@pytest.mark.parametrize("pair", ["<s> $A </s> $B:1 </s>:1", "<s> $A </s> </s> $B </s>", None])
+def test_a_question_and_a_text_stand_together_as_the_tokenizer_puts_them(tmp_path, pair):
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = [("<s>", 0), ("</s>", 1)]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair=pair, special_tokens=special)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    theirs.save_pretrained(tmp_path)
+    ours = nl.tokenizers.load_tokenizer(tmp_path)
+    asked, text = "Who is it?", "It is she, not he."
+    found = windows(asked, text, TextEncoding(ours, 64), "x")[0].tokens
+    single = [*theirs(asked).input_ids, *theirs(text).input_ids[1:]]
+    assert found == (theirs(asked, text).input_ids if pair else single)
