@@ -214,6 +214,7 @@ class WaveEncoder(SpeechEncoder):
         stack: the blocks; positions are not theirs.
         position_kernel: frames that positions are made of.
         position_groups: of the channels there.
+        position_activation: of what is added for positions.
         mask_vector: whether a learned vector can stand in the place of frames, as in pre-training.
         norm_eps: added to the variance of the norm of frames.
 
@@ -234,6 +235,7 @@ class WaveEncoder(SpeechEncoder):
         stack: Encoder,
         position_kernel: int = 128,
         position_groups: int = 16,
+        position_activation: ActivationName = "gelu",
         mask_vector: bool = True,
         norm_eps: float = 1e-5,
     ) -> None:
@@ -242,7 +244,9 @@ class WaveEncoder(SpeechEncoder):
         self.stem = stem
         self.norm = LayerNorm("C", stem.width, eps=norm_eps)
         self.project = Linear("C", "D", stem.width, width, bias=True, init_std=0.02)
-        self.positions = ConvPositions(width, kernel=position_kernel, groups=position_groups)
+        self.positions = ConvPositions(
+            width, kernel=position_kernel, groups=position_groups, activation=position_activation
+        )
         self.stack = stack
         self.mask_vector = nn.Parameter(torch.empty(width).uniform_()) if mask_vector else None
         self.declare_axes(mask_vector=f"D={width}")

@@ -64,7 +64,6 @@ USUAL: tuple[Part, ...] = (
     Field("attention_bias", "attention.out_bias"),
     Field("tie_word_embeddings", "tied"),
     Field("final_logit_softcapping", "softcap"),
-    Field("attn_logit_softcapping", "attention.softcap"),
 )
 
 
@@ -89,7 +88,6 @@ _GEMMA3 = {
     "vocab_size": 262208,
     "max_position_embeddings": 131072,
     "final_logit_softcapping": None,
-    "attn_logit_softcapping": None,
     "sliding_window_pattern": 6,
     "rope_theta": 1_000_000.0,
     "rope_local_base_freq": 10_000.0,
@@ -111,6 +109,7 @@ ARCHITECTURES = (
         "Gemma2ForCausalLM",
         {},
         Fixed({"qk_norm": False}),
+        Field("attn_logit_softcapping", "attention.softcap"),
         Window(usual=lambda i, _: i % 2 == 0, always=True),
         Rope(),
     ),
@@ -118,7 +117,8 @@ ARCHITECTURES = (
         "gemma3_text",
         "Gemma3ForCausalLM",
         _GEMMA3,
-        Fixed({"qk_norm": True}),
+        # Its config has a bound of the scores, too, which transformers does not obey.
+        Fixed({"qk_norm": True, "attention.softcap": None}),
         Window(usual=_gemma3_local, always=True),
         Rope(kinds=True),
     ),

@@ -119,6 +119,7 @@ def _config(at: str) -> tuple[Part, ...]:
         Field("feat_extract_norm", f"{at}stem.norm"),
         Field("conv_bias", f"{at}stem.bias"),
         activation("feat_extract_activation", f"{at}stem.activation"),
+        activation("feat_extract_activation", f"{at}position_activation"),
         Field("hidden_size", f"{stack}width"),
         Field("num_hidden_layers", f"{stack}layers"),
         Field("num_attention_heads", f"{stack}heads"),
