@@ -25,7 +25,7 @@ from nemolet.tensor_files import OpenFile, Spec, header_bytes, parse_json, tenso
 
 FORMAT = "nemolet"
 MANIFEST, CONFIG, WEIGHTS, CARD = "manifest.json", "model.yaml", "weights.safetensors", "card.md"
-_FILES = re.compile(r"(tokenizer|extra)/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_FILES = re.compile(r"(tokenizer|extra|extra/additional_chat_templates)/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SMALL = 1 << 27  # all that is read into memory beside the weights
 _LARGEST = {MANIFEST: 1 << 20, CONFIG: 1 << 20}  # what is parsed takes a multiple of its size
 LONGEST_HEADER = 1 << 24  # of the weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -103,7 +103,9 @@ def run(settings: Settings) -> int:
             where=settings.archive,
             fix="save it with nl.save(..., tokenizer=...), or choose one here, such as tokenizer=char",
         )
-    source = _source(settings, archive.model)
+    source, extra = _with_template(_source(settings, archive.model), settings, archive.extra)
+    if "template" in (settings.model or {}):  # it is judged as it was trained
+        settings = replace(settings, model={**(settings.model or {}), "template": source.template})
     data = source.prepare(vocabulary, progress=progress_bar)
     if settings.show:
         _show(data, settings.show)
@@ -134,7 +136,7 @@ def run(settings: Settings) -> int:
         seed=settings.seed,
         config=as_plain(settings),
         finish=None if alone else _finish(model, folder, settings),
-        extra=archive.extra if settings.model is None else None,  # of another model they would not be true
+        extra=extra if settings.model is None else None,  # of another model they would not be true
     )
     if not first:
         return 0
@@ -186,6 +188,20 @@ def _source(settings: Settings, model: Any) -> Any:
     if longest is not None and (own is None or own > longest):
         source = replace(source, **{length: longest})
     return replace(source, seed=settings.seed) if source.seed is None else source
+
+
+def _with_template(source: Any, settings: Settings, extra: Mapping[str, bytes]) -> tuple[Any, Mapping[str, bytes]]:
+    """The data in the chat template that the archive came with, unless told otherwise; and small files that say it."""
+    from nemolet.data.chat_template import FILE, TEMPLATES, ChatTemplate
+
+    if not hasattr(source, "template"):
+        return source, extra
+    own, asked = ChatTemplate.of(extra), source.template
+    if asked is None and own is not None:
+        names = None if settings.model else dict(own.tokens)
+        return replace(source, template=own.source, template_tokens=names), extra
+    asked = asked or "plain"
+    return replace(source, template=asked), {**extra, FILE: TEMPLATES.get(asked, asked).encode()}
 
 
 def _model(settings: Settings, base: Any, sizes: Any) -> Any:

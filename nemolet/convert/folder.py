@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",  # XLM-R's, whose ids are shifted
 )
 CARRIED = (CONFIG, GENERATION, "chat_template.jinja", "chat_template.json", PREPROCESSOR, PROCESSOR, *TOKENIZER_FILES)
+TEMPLATES = "additional_chat_templates"  # a folder of those that have a name
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")  # whose ids are those of the file
 _OURS = ("sentencepiece.model", "characters.json", "words.json")  # beside the tokenizer.json of one of our tokenizers
 _LARGEST_TEXT = 64 << 20
@@ -69,7 +70,8 @@ def located(name: str | Path) -> Path:
         return Path(name)
     with needs("huggingface_hub", extra="hf"):
         from huggingface_hub import snapshot_download
-    wanted = ["*.safetensors", "*.safetensors.index.json", "tokenizer.json", *SENTENCEPIECE, *_OURS, *CARRIED]
+    wanted = ["*.safetensors", "*.safetensors.index.json", "tokenizer.json", f"{TEMPLATES}/*.jinja"]
+    wanted += [*SENTENCEPIECE, *_OURS, *CARRIED]
     try:
         return Path(snapshot_download(match[1], revision=match[2], allow_patterns=wanted))
     except Exception as error:  # of the network or the Hub; kept as the cause
@@ -101,7 +103,8 @@ def open_folder(path: str | Path, *, pickles: bool = False) -> Folder:
             found=there or "an empty folder",
             fix="pass the folder that save_pretrained wrote",
         )
-    carried = {name: small_file(folder / name) for name in CARRIED if (folder / name).is_file()}
+    names = [*CARRIED, *(f"{TEMPLATES}/{path.name}" for path in sorted((folder / TEMPLATES).glob("*.jinja")))]
+    carried = {name: small_file(folder / name) for name in names if (folder / name).is_file()}
     return Folder(folder, parse(carried[CONFIG], folder / CONFIG), _weights(folder, pickles), carried)
 
 

@@ -129,6 +129,7 @@ def write_folder(
     with _whole_or_empty(folder):
         _write_weights(folder, specs, theirs_from(entries, source), shard_bytes)
         for name in sorted(files, key=lambda name: name == CONFIG):  # without which a folder is none
+            (folder / name).parent.mkdir(exist_ok=True)  # chat templates with a name lie in a folder of their own
             _replace(folder / name, [files[name]])
     return folder
 
@@ -187,8 +188,8 @@ def _whole_or_empty(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for file in folder.iterdir():
-            file.unlink()
+        for path in sorted(folder.rglob("*"), reverse=True):  # what lies in a folder before it
+            path.rmdir() if path.is_dir() else path.unlink()
         if not existed:
             folder.rmdir()
         raise

@@ -15,7 +15,7 @@ _EXPORTS = {
     "BatchPlan": "nemolet.data.buckets",
     "Blend": "nemolet.data.packing",
     "Chain": "nemolet.data.packing",
-    "ChatTemplate": "nemolet.data.chat",
+    "ChatTemplate": "nemolet.data.chat_template",
     "Corpus": "nemolet.data.corpus",
     "EmbeddedText": "nemolet.data.embedded",
     "Examples": "nemolet.data.examples",
@@ -63,7 +63,8 @@ if TYPE_CHECKING:
     from nemolet.data.audio_loader import AudioLoader, AudioValidationLoader
     from nemolet.data.batches import collate
     from nemolet.data.buckets import BatchPlan
-    from nemolet.data.chat import ChatTemplate, encode_chat
+    from nemolet.data.chat import encode_chat
+    from nemolet.data.chat_template import ChatTemplate
     from nemolet.data.corpus import Corpus, PreparedCorpus, TokenizerSpec
     from nemolet.data.embedded import EmbeddedText
     from nemolet.data.encoding import TextEncoding

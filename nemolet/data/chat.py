@@ -1,128 +1,13 @@
-"""Conversations as ids: templates in a sandbox, exact masks of what the assistant says, and a lint that shows them."""
+"""Conversations as ids: exact masks of what the assistant says, and a lint that shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from nemolet.data.chat_template import ChatTemplate, Message
 from nemolet.errors import DataError
 from nemolet.tokenizers import Tokenizer
-
-TEMPLATES = {
-    "plain": (
-        "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}"
-        "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}Assistant: {% endif %}"
-    ),
-    "chatml": (
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-}
-_LARGEST = 1_000_000  # characters that a template may write
-Message = Mapping[str, str]
-
-
-class Turn(NamedTuple):
-    """A stretch of a conversation."""
-
-    text: str
-    learned: bool  # whether the assistant says it
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """How a conversation is written down (final).
-
-    A template is Jinja, as in the ``chat_template`` of a Hugging Face tokenizer. It runs in a sandbox: it sees the
-    messages and the names of special tokens, can change nothing and reach nothing else.
-
-    Args:
-        source: the template, or the name of one: ``"plain"`` or ``"chatml"``.
-
-    Raises:
-        DataError: for a template that is none, fails, or tries to leave its sandbox.
-
-    Example:
-        >>> messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-        >>> ChatTemplate("plain").turns(messages, eos_token="</s>")[1]
-        Turn(text='Hello</s>', learned=True)
-    """
-
-    source: str = "plain"
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = False,
-        bos_token: str = "",
-        eos_token: str = "",
-    ) -> str:
-        """The text of a conversation."""
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals.update(raise_exception=_refuse)
-        try:
-            template = environment.from_string(TEMPLATES.get(self.source, self.source))
-            pieces, size = [], 0
-            for piece in template.generate(
-                messages=[dict(m) for m in messages],
-                add_generation_prompt=add_generation_prompt,
-                bos_token=bos_token,
-                eos_token=eos_token,
-            ):
-                pieces.append(piece)
-                size += len(piece)
-                if size > _LARGEST:
-                    raise DataError("the template writes too much", where="chat_template", found=f"{size:,} characters")
-        except jinja2.exceptions.SecurityError as error:
-            raise DataError(
-                "the template tries to leave its sandbox",
-                where="chat_template",
-                found=str(error),
-                expected="a template that only reads messages",
-            ) from error
-        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
-            raise DataError("the template fails", where="chat_template", found=str(error)[:300]) from error
-        return "".join(pieces)
-
-    def turns(self, messages: Sequence[Message], *, bos_token: str = "", eos_token: str = "") -> list[Turn]:
-        """The conversation in stretches: what stands between is read, what the assistant says is learned.
-
-        The assistant's stretch is what a template adds to its own prompt for an answer, without the line end behind.
-
-        Raises:
-            DataError: for a template that writes earlier messages anew when more follow.
-        """
-        turns: list[Turn] = []
-        written = ""
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self.render(messages[:index], add_generation_prompt=True, bos_token=bos_token, eos_token=eos_token)
-            through = self.render(messages[: index + 1], bos_token=bos_token, eos_token=eos_token)
-            if not (prompt.startswith(written) and through.startswith(prompt)):
-                raise DataError(
-                    "the template writes earlier messages anew",
-                    where="chat_template",
-                    expected="a conversation that only grows",
-                    found=f"{prompt[-60:]!r} before {through[-60:]!r}",
-                    fix="use one answer per conversation, or another template",
-                )
-            answer = through[len(prompt) :]
-            said = answer.rstrip("\n") if message["content"] and not message["content"].endswith("\n") else answer
-            turns += [Turn(prompt[len(written) :], False), Turn(said, True)]
-            written = prompt + said
-        rest = self.render(messages, bos_token=bos_token, eos_token=eos_token)[len(written) :]
-        return [turn for turn in [*turns, Turn(rest.rstrip("\n"), False)] if turn.text]
-
-
-def _refuse(message: str) -> None:
-    raise ValueError(message)
 
 
 class Learned(NamedTuple):
@@ -147,23 +32,28 @@ def encode_chat(
         DataError: for a message without role and content, or with a special token in its text.
     """
     template = template or ChatTemplate()
-    names = {"bos_token": _name(tokenizer, tokenizer.bos_id), "eos_token": _name(tokenizer, tokenizer.eos_id)}
     for message in messages:
-        _check_message(tokenizer, message, where)
+        check_message(tokenizer, message, where)
     tokens: list[int] = []
     learned: list[bool] = []
-    for turn in template.turns(messages, **names):
+    for turn in template.turns(messages, **token_names(tokenizer)):
         ids = tokenizer.encode(turn.text, special=True)
         tokens += ids
         learned += [turn.learned] * len(ids)
     return Learned(tokens, learned)
 
 
+def token_names(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The special tokens of a tokenizer by the names that templates have for them."""
+    return {"bos_token": _name(tokenizer, tokenizer.bos_id), "eos_token": _name(tokenizer, tokenizer.eos_id)}
+
+
 def _name(tokenizer: Tokenizer, token: int | None) -> str:
     return next((text for text, index in tokenizer.special_tokens.items() if index == token), "")
 
 
-def _check_message(tokenizer: Tokenizer, message: Any, where: str) -> None:
+def check_message(tokenizer: Tokenizer, message: Any, where: str) -> None:
+    """Refuse a message without role and content, or with a special token in its text."""
     whole = isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))
     if not whole:
         raise DataError("a message needs a role and a content", where=where, found=repr(message)[:80])

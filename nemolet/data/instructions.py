@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nemolet.data.batches import Sample
-from nemolet.data.chat import ChatTemplate, Learned, Message, encode_chat, lint
+from nemolet.data.chat import Learned, encode_chat, lint
+from nemolet.data.chat_template import ChatTemplate, Message
 from nemolet.data.encoding import TextEncoding
 from nemolet.data.examples import Examples, Known
 from nemolet.data.ports import LabelsBS
@@ -25,11 +26,14 @@ class Instructions(Examples):
     into one sequence, where each sees only itself.
 
     Args:
-        template: how a conversation is written down: Jinja, or ``"plain"`` or ``"chatml"``.
+        template: how a conversation is written down: Jinja, or ``"plain"`` or ``"chatml"``; null for the template that
+            the model came with, or else the plain one.
+        template_tokens: special tokens by the names that the template has for them; null for those of the tokenizer.
         pack: whether several conversations share a sequence.
     """
 
-    template: str = "plain"
+    template: str | None = None
+    template_tokens: dict[str, str] | None = None
     pack: bool = True
 
     PORTS: ClassVar = {"tokens": TokenIdsBT, "labels": LabelsBT, "segments": SegmentsBT, "positions": PositionsBT}
@@ -43,7 +47,8 @@ class Instructions(Examples):
         return [message["content"] for message in record.values["messages"]]
 
     def encode(self, record: Record, encoding: TextEncoding, known: Known) -> Iterable[Sample]:
-        chat = fitted(record.values["messages"], encoding, record.where, ChatTemplate(self.template))
+        template = ChatTemplate(self.template or "plain", self.template_tokens or {})
+        chat = fitted(record.values["messages"], encoding, record.where, template)
         if chat is not None:
             count = len(chat.tokens)
             yield {
@@ -64,10 +69,12 @@ class Preferences(Examples):
     The prompt is a text or a list of messages.
 
     Args:
-        template: how a conversation is written down.
+        template: how a conversation is written down, as above.
+        template_tokens: likewise.
     """
 
-    template: str = "plain"
+    template: str | None = None
+    template_tokens: dict[str, str] | None = None
 
     PORTS: ClassVar = {
         "tokens": TokenIdsBT,
@@ -85,7 +92,7 @@ class Preferences(Examples):
     def encode(self, record: Record, encoding: TextEncoding, known: Known) -> Iterable[Sample]:
         prompt = record.values["prompt"]
         before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        template = ChatTemplate(self.template)
+        template = ChatTemplate(self.template or "plain", self.template_tokens or {})
         answers = [[*before, {"role": "assistant", "content": record.values[k]}] for k in ("chosen", "rejected")]
         better, worse = (fitted(messages, encoding, record.where, template) for messages in answers)
         if better is not None and worse is not None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from nemolet.data.chat import ChatTemplate
+from nemolet.data.chat_template import ChatTemplate
 from nemolet.data.encoding import TextEncoding
 from nemolet.data.instructions import conversations, fitted
 from nemolet.data.ports import LabelsBS, ScoresB
@@ -31,7 +31,7 @@ class RewardModel(NeuralModule):
 
     Args:
         backbone: whose embedding and decoder are used; its head is left out.
-        template: how a conversation is written down where raw records are scored; that of the training data.
+        template: how a conversation is written down where raw records are scored; that of the training data, or plain.
 
     Shape: tokens_BT, mask_BT -> rewards_B.
 
@@ -46,9 +46,9 @@ class RewardModel(NeuralModule):
     READS: ClassVar = (("messages",), ("prompt", "response"))
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT}
 
-    def __init__(self, *, backbone: CausalLM, template: str = "plain") -> None:
+    def __init__(self, *, backbone: CausalLM, template: str | None = None) -> None:
         super().__init__()
-        self.vocab_size, self.context, self.template = backbone.vocab_size, backbone.context, template
+        self.vocab_size, self.context, self.template = backbone.vocab_size, backbone.context, template or "plain"
         embed, decoder = (cast(NeuralModule, backbone.graph.get_submodule(name)) for name in ("embed", "decoder"))
         width = width_of(decoder, reads="hidden")
         score = Linear("D", "P", width, 1, init_std=0.02)

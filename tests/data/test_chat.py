@@ -9,7 +9,8 @@ import torch
 
 import nemolet as nl
 from nemolet.data import ChatTemplate, Instructions, Preferences, encode_chat
-from nemolet.data.chat import TEMPLATES, Learned, lint, show
+from nemolet.data.chat import Learned, lint, show
+from nemolet.data.chat_template import TEMPLATES
 from nemolet.data.instructions import packed
 from nemolet.errors import DataError
 from nemolet.tokenizers import ByteTokenizer, SentencePieceTokenizer
