@@ -19,13 +19,15 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from nemolet.archive import load
-from nemolet.data.chat import ChatTemplate
+from nemolet.data.chat import token_names
+from nemolet.data.chat_template import ChatTemplate
 from nemolet.errors import ConfigError
 from nemolet.language.decoding import beginning, generate
 from nemolet.language.likelihood import Likelihood, likelihoods
 from nemolet.language.sampling import Sampling
 from nemolet.nn.prepacking import pack
 
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _AUTO = 8  # pairs at once where the harness leaves it to the model
 
 
@@ -69,7 +71,7 @@ class HarnessModel(TemplateLM):
             )
         pack(archive.model)
         self.model, self.text = archive.model, archive.tokenizer
-        self.template = archive.extra.get("chat_template.jinja")
+        self.template = ChatTemplate.of(archive.extra) or ChatTemplate()
         self.max_length: int = vars(archive.model)["context"]
         self.batch_size = _AUTO if str(batch_size).startswith("auto") else int(batch_size)
         self.max_gen_toks = int(max_gen_toks)
@@ -77,8 +79,14 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that an empty context is."""
-        return beginning(self.text)
+        """The token that ends a text."""
+        return beginning(self.text) if self.text.eos_id is None else self.text.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that an empty context is: what is named as a beginning, even where no text begins with it."""
+        named = self.text.special_tokens.get(self.template.tokens.get("bos_token", ""))
+        return beginning(self.text) if named is None else named
 
     @property
     def tokenizer_name(self) -> str:
@@ -132,27 +140,44 @@ class HarnessModel(TemplateLM):
         sampled = bool(settings.get("do_sample", float(settings.get("temperature") or 0) > 0))
         temperature = float(settings.get("temperature") or 1.0) if sampled else 0.0
         sampling = Sampling(
-            temperature=temperature, top_k=int(settings.get("top_k", 0)), top_p=float(settings.get("top_p", 1.0))
+            temperature=temperature,
+            top_k=int(settings.get("top_k", 50)) if sampled else 0,  # as transformers, where nothing is said
+            top_p=float(settings.get("top_p", 1.0)),
+            min_p=float(settings.get("min_p") or 0.0),
         )
-        room = int(settings.get("max_gen_toks") or settings.get("max_tokens") or self.max_gen_toks)
-        room = min(room, self.max_length)
+        room = int(next((settings[key] for key in _LENGTHS if settings.get(key) is not None), self.max_gen_toks))
+        if not 0 < room < self.max_length:
+            raise ConfigError(
+                "there is no room for a context",
+                where="max_gen_toks",
+                expected=f"at least 1 and below the {self.max_length} tokens that the model reads",
+                found=room,
+                fix="set max_gen_toks, of the task or in model_args",
+            )
         stop = [until] if isinstance(until, str) else [text for text in until if text]
-        ids = [self.tok_encode(prompt) or [self.eot_token_id] for prompt in prompts]
-        found = generate(self.model, self.text, ids, max_new_tokens=room, sampling=sampling, stop=stop, truncate=True)
-        return [completion.text for completion in found]
+        ids = [self.tok_encode(prompt)[room - self.max_length :] or [self.prefix_token_id] for prompt in prompts]
+        found = generate(self.model, self.text, ids, max_new_tokens=room, sampling=sampling, stop=stop)
+        return [_cut(self.text.decode(completion.tokens), stop) for completion in found]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template of the archive, or our plain one."""
-        return None if chat_template is False else self._template().source
+        return None if chat_template is False else self.template.source
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as a prompt. The beginning-of-text token is added when the prompt is encoded."""
-        names = {index: name for name, index in self.text.special_tokens.items()}
-        eos = names.get(self.text.eos_id, "") if self.text.eos_id is not None else ""
-        return self._template().render(chat_history, add_generation_prompt=add_generation_prompt, eos_token=eos)
+        """A conversation as a prompt; without a prompt for an answer, its last message goes on."""
+        names = token_names(self.text)
+        written = self.template.render(chat_history, add_generation_prompt=add_generation_prompt, **names)
+        if add_generation_prompt:
+            return written
+        last = chat_history[-1]["content"].strip()
+        return written[: written.rindex(last) + len(last)]
 
-    def _template(self) -> ChatTemplate:
-        return ChatTemplate(self.template.decode() if self.template is not None else "plain")
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """A text up to each of these, one after the other, as the harness does it for every model."""
+    for end in stop:
+        text = text.split(end)[0]
+    return text
 
 
 def main() -> None:
