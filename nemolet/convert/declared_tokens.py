@@ -25,14 +25,17 @@ class Declared:
         where: the folder.
         settings: how the tokenizer is made, with the tokens that have a name, such as ``eos_token``.
         numbered: tokens with the ids that they must have.
+        room: ids that the model knows; a token that only has a name gets none beyond, such as padding that was named
+            for a model that never saw it.
     """
 
     where: Path
     settings: Mapping[str, Any]
     numbered: Mapping[int, Part]
+    room: int
 
     @classmethod
-    def by(cls, folder: Folder) -> Declared:
+    def by(cls, folder: Folder, room: int) -> Declared:
         """Read them as transformers does: ids in the settings count, else those of the two older files.
 
         Raises:
@@ -46,7 +49,7 @@ class Declared:
         try:
             if "added_tokens_decoder" in settings:
                 found = {int(index): _token(token) for index, token in settings["added_tokens_decoder"].items()}
-                return cls(folder.path, settings, found)
+                return cls(folder.path, settings, found, room)
             settings = settings | files[SPECIAL_TOKENS]
             special = {text_of(settings.get(key)) for key in _NAMES} | {text_of(t) for t in _further(settings)}
             found = {
@@ -61,7 +64,7 @@ class Declared:
                 found=repr(error)[:200],
                 fix="download or copy the folder again",
             ) from error
-        return cls(folder.path, settings, found)
+        return cls(folder.path, settings, found, room)
 
     @property
     def texts(self) -> set[str]:
@@ -87,10 +90,13 @@ class Declared:
         wanted: list[tuple[int | None, Part]] = [(index, self.numbered[index]) for index in sorted(self.numbered)]
         names = {**(usual or {}), **{key: self.settings[key] for key in _NAMES if key in self.settings}}
         wanted += [(None, _token(token)) for token in (*names.values(), *_further(self.settings)) if token]
-        new = []
+        new, free = [], 1 + max(ids.values(), default=-1)
         for declared, token in wanted:
             text = token["content"]
-            index = ids.setdefault(text, 1 + max(ids.values(), default=-1))
+            if declared is None and text not in ids and free >= self.room:
+                continue
+            index = ids.setdefault(text, free)
+            free = max(free, index + 1)
             if declared not in (None, index):
                 raise self._misplaced(text, declared, index)
             if text not in added:

@@ -37,14 +37,14 @@ def read_tokenizer(folder: Folder, *, vocab_size: int) -> Tokenizer | None:
     """
     if not vocab_size:  # a model that reads no tokens
         return None
-    tokenizer = original(folder.path) or _of_others(folder)
+    tokenizer = original(folder.path) or _of_others(folder, vocab_size)
     if tokenizer is not None:
         _check_size(tokenizer, vocab_size, where=str(folder.path))
     return tokenizer
 
 
-def _of_others(folder: Folder) -> Tokenizer | None:
-    file, declared = folder.path / TABLE, Declared.by(folder)
+def _of_others(folder: Folder, vocab_size: int) -> Tokenizer | None:
+    file, declared = folder.path / TABLE, Declared.by(folder, vocab_size)
     if file.is_file():
         content = small_file(file)
         with naming(file):

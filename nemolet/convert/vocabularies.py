@@ -171,7 +171,7 @@ def _t5(model: bytes, declared: Declared) -> Part:
         decoder=spaces,
         post_processor=template([], [str(declared.named("eos_token", "</s>"))], ids),
     )
-    return Declared(declared.where, {"extra_special_tokens": extra}, {}).added_to(content)
+    return Declared(declared.where, {"extra_special_tokens": extra}, {}, declared.room).added_to(content)
 
 
 def _pieces(tokenizer: SentencePieceTokenizer, declared: Declared) -> bytes | Tokenizer:

@@ -35,11 +35,11 @@ MORE = (
 )
 
 
-def ours(folder: Path) -> Tokenizer:
+def ours(folder: Path, vocab_size: int = 1 << 20) -> Tokenizer:
     """What we read there."""
     carried = {name: (folder / name).read_bytes() for name in CARRIED if (folder / name).is_file()}
     config = json.loads((folder / "config.json").read_text())
-    found = read_tokenizer(Folder(folder, config, Shards([]), carried), vocab_size=1 << 20)
+    found = read_tokenizer(Folder(folder, config, Shards([]), carried), vocab_size=vocab_size)
     assert found is not None
     return found
 
@@ -150,6 +150,18 @@ def test_names_in_an_older_file_count_where_the_settings_lack_them(tmp_path):
     equal(tmp_path)
     mine = ours(tmp_path)
     assert mine.eos_id == mine.special_tokens["<|chat|>"] == mine.vocab_size - 1
+
+
+def test_a_name_alone_makes_no_token_that_the_model_lacks(tmp_path):
+    """transformers adds one that no embedding has; a token whose id is declared is an error, as it always was."""
+    files = byte_pairs(CHATML[:1])
+    size = len(files["vocab__json"])
+    put(tmp_path, "gpt2", **files, special_tokens_map__json={"pad_token": "[PAD]"})
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) == size + 1
+    assert (ours(tmp_path, size).vocab_size, ours(tmp_path, size + 1).vocab_size) == (size, size + 1)
+    put(tmp_path, "gpt2", **files, added_tokens__json={"[PAD]": size})
+    with pytest.raises(ConversionError, match="does not fit the model"):
+        ours(tmp_path, size)
 
 
 def pieces(**options: object) -> bytes:
