@@ -11,8 +11,10 @@ from torch import Tensor
 
 from nemolet.data.ports import LabelsBS, ScoresB
 from nemolet.language.losses import TokenLoss
+from nemolet.language.tasks import evaluating
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
+from nemolet.nn.adapters import adapted_layers, stop_dropout, without_additions
 from nemolet.types import IGNORED, LabelsBT, TokenIdsBS, TokenIdsBT
 
 
@@ -24,18 +26,23 @@ class Preferred(NamedTuple):
 
 
 class PreferenceModel(NeuralModule):
-    """A language model beside a frozen copy of what it was before (final).
+    """A language model beside what it was before (final).
+
+    Where additions are trained (:func:`nemolet.nn.adapt`), that is the same model without them; else a frozen copy.
+    Neither drops anything: the noise would be a part of every difference.
 
     Args:
-        policy: the model that is trained, from tokens to logits.
+        policy: the model that is trained, from tokens to logits; its dropout is switched off.
 
     Shape: tokens_BT, labels_BT, rejected_tokens_BS, rejected_labels_BS -> chosen_B, rejected_B.
     """
 
     def __init__(self, *, policy: NeuralModule) -> None:
         super().__init__()
+        stop_dropout(policy)
         self.policy = policy
-        self.reference = copy.deepcopy(policy).requires_grad_(False).eval()
+        adapted = next(adapted_layers(policy), None) is not None
+        self.reference = None if adapted else copy.deepcopy(policy).requires_grad_(False).eval()
 
     def forward(
         self, tokens: TokenIdsBT, labels: LabelsBT, rejected_tokens: TokenIdsBS, rejected_labels: LabelsBS
@@ -43,9 +50,10 @@ class PreferenceModel(NeuralModule):
         return Preferred(self._gain(tokens, labels), self._gain(rejected_tokens, rejected_labels))
 
     def _gain(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        with torch.no_grad():
-            before_B = answer_log_likelihood(self.reference.eval()(tokens=tokens_BT), labels_BT)
-        return answer_log_likelihood(self.policy(tokens=tokens_BT), labels_BT) - before_B
+        reference = self.policy if self.reference is None else self.reference
+        with evaluating(reference), without_additions(reference):
+            before_B = answer_log_likelihood(reference(tokens=tokens_BT), labels_BT)
+        return answer_log_likelihood(self.policy(tokens=tokens_BT), labels_BT) - before_B.clone()
 
     def objective(self) -> NeuralModule:
         """Direct preference optimisation."""

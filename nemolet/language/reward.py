@@ -17,6 +17,7 @@ from nemolet.language.models import CausalLM
 from nemolet.language.preference import PreferenceLoss, Preferred, PreferredShare
 from nemolet.language.tasks import in_batches, width_of
 from nemolet.module import NeuralModule
+from nemolet.nn.adapters import stop_dropout
 from nemolet.nn.linear import Linear
 from nemolet.symbols import inputs_of
 from nemolet.tokenizers import Tokenizer
@@ -91,13 +92,15 @@ class RewardPairs(NeuralModule):
     """The rewards of a better and a worse answer to the same prompt (final).
 
     Args:
-        model: is trained; each answer is judged by its last token, behind which there is padding.
+        model: is trained; each answer is judged by its last token, behind which there is padding. Its dropout is
+            switched off: the noise would be a part of every difference.
 
     Shape: tokens_BT, labels_BT, rejected_tokens_BS, rejected_labels_BS -> chosen_B, rejected_B.
     """
 
     def __init__(self, *, model: RewardModel) -> None:
         super().__init__()
+        stop_dropout(model)
         self.model = model
 
     def forward(

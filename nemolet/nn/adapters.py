@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,6 +87,7 @@ class AdaptedLinear(NeuralModule):
     ) -> None:
         super().__init__(**base.bindings)
         self.rank, self.scale, self.dropout = rank, scale, dropout
+        self.added = True  # whether the addition counts, see ``without_additions``
         self.unmerged: Tensor | None = None  # the weight, while another one with the addition stands in its place
         self.training = base.training
         base.requires_grad_(False)
@@ -115,8 +117,9 @@ class AdaptedLinear(NeuralModule):
         return self.unmerged is not None
 
     def forward(self, hidden: HiddenRestI) -> HiddenRestO:
-        if self.merged:
-            return F.linear(hidden, self.weight, self.bias)
+        if self.merged or not self.added:
+            weight = self.weight if self.added or self.unmerged is None else self.unmerged
+            return F.linear(hidden, weight, self.bias)
         entering = F.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
         addition = F.linear(F.linear(entering, self.down), self.up) * self.scale
         if self.lengths is None:
@@ -276,6 +279,42 @@ def merge(model: nn.Module) -> nn.Module:
             layer.weight = nn.Parameter(layer.whole(), requires_grad=False)
         put_layer(model, name, layer.plain())
     return model.requires_grad_(True)
+
+
+@contextmanager
+def without_additions(model: nn.Module) -> Iterator[None]:
+    """Inside the block, an adapted model is the one that was adapted.
+
+    Example:
+        >>> layer = AdaptedLinear(Linear("D", "F", 4, 6), rank=2)
+        >>> hidden, _ = torch.ones(4), nn.init.ones_(layer.up)
+        >>> with without_additions(layer):
+        ...     before = layer(hidden)
+        >>> bool((before == layer.plain()(hidden)).all()), bool((before == layer(hidden)).all())
+        (True, False)
+    """
+    layers = [layer for _, layer in adapted_layers(model) if layer.added]
+    for layer in layers:
+        layer.added = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.added = True
+
+
+def stop_dropout(model: nn.Module) -> None:
+    """Let a model drop nothing in training any more; what its config says stays.
+
+    Example:
+        >>> layer = AdaptedLinear(Linear("D", "F", 4, 6), rank=2, dropout=0.5)
+        >>> stop_dropout(layer), layer.dropout
+        (None, 0.0)
+    """
+    module: Any
+    for module in model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
 
 
 def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -63,6 +63,55 @@ def test_the_loss_of_preferences_is_that_of_the_paper(smoothing):
     assert count == 2
 
 
+def by_hand(policy, reference, beta, smoothing):
+    """The loss of a batch as TRL documents it, from plain logits, one token after the other."""
+    total = 0.0
+    for row in range(2):
+        gains = []
+        for kind in ("", "rejected_"):
+            tokens, labels = (BATCH[f"{kind}{what}"][row] for what in ("tokens", "labels"))
+            scores = [m.eval()(tokens[None])[0].double().log_softmax(-1) for m in (policy, reference)]
+            said = [(t, int(label)) for t, label in enumerate(labels) if label != IGNORED]
+            gains.append(sum(scores[0][t, label] - scores[1][t, label] for t, label in said))
+        margin = beta * (gains[0] - gains[1])
+        total -= (1 - smoothing) * torch.sigmoid(margin).log() + smoothing * torch.sigmoid(-margin).log()
+    return total.item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dora", [None, False, True])
+def test_preferences_by_hand_without_dropout_and_against_the_model_without_its_addition(dora):
+    def made():
+        torch.manual_seed(0)
+        return nl.language.CausalLM(vocab_size=12, layers=2, width=16, heads=2, dropout=0.4)
+
+    policy, base = made(), made()
+    if dora is not None:
+        nl.nn.adapt(policy, nl.nn.Adapter(rank=2, dropout=0.4, dora=dora))
+    preference = PreferenceModel(policy=policy).train()
+    assert (preference.reference is None) == (dora is not None)  # no second copy beside an addition
+    torch.testing.assert_close(preference(**BATCH).chosen, torch.zeros(2), atol=1e-5, rtol=0)
+    torch.manual_seed(3)
+    changed = [p for n, p in policy.named_parameters() if n.rpartition(".")[2] in ("up", "lengths")]
+    for parameter in changed or policy.parameters():
+        parameter.add_(torch.randn(parameter.shape) * 0.2)
+    loss, count = PreferenceLoss(beta=0.4, label_smoothing=0.1)(*preference.train()(**BATCH))
+    assert count == 2
+    assert all(module.training for module in policy.modules())
+    assert loss.item() == pytest.approx(by_hand(policy, base, 0.4, 0.1), rel=1e-4)
+    assert policy.config()["dropout"] == 0.4
+
+
+def test_gradients_of_preferences_go_to_the_addition_only():
+    policy = model()
+    nl.nn.adapt(policy, nl.nn.Adapter(rank=2))
+    preference = PreferenceModel(policy=policy).train()
+    loss, _ = PreferenceLoss()(*preference(**BATCH))
+    loss.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in policy.parameters())
+    assert sum(p.numel() for p in preference.parameters()) == sum(p.numel() for p in policy.parameters())
+
+
 def test_a_student_comes_to_agree_with_its_teacher():
     distilled = Distilled(student=model(0), teacher=model(1))
     tokens = torch.randint(12, (4, 8))

@@ -40,6 +40,13 @@ def test_the_loss_is_that_of_bradley_and_terry():
     assert count == 2
 
 
+def test_rewards_are_compared_without_dropout():
+    torch.manual_seed(0)
+    backbone = CausalLM(vocab_size=12, layers=1, width=16, heads=2, context=64, dropout=0.5)
+    pairs = RewardPairs(model=RewardModel(backbone=backbone))
+    assert torch.equal(pairs.train()(**BATCH).chosen, pairs.eval()(**BATCH).chosen)
+
+
 def test_better_answers_come_to_have_higher_rewards():
     pairs = RewardPairs(model=model())
     graph = nl.training.training_graph(pairs, pairs.objective(), pairs.measures())
