@@ -33,7 +33,7 @@ def run(settings: Settings) -> None:
     from nemolet.data.chat import check_message, token_names
     from nemolet.language.decoding import stream
 
-    archive = generate.opened(settings.archive, settings.device)
+    archive = generate.language_model(settings)
     model, tokenizer, how = archive.model, archive.tokenizer, generate.manner(settings, archive.model)
     template = _template(settings.template, archive.extra)
     said = [{"role": "system", "content": settings.system}] if settings.system else []

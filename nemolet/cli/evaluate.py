@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemolet.cli.archives import opened
 from nemolet.config import ModuleConfig, build
 from nemolet.errors import ConfigError
 
@@ -37,6 +38,7 @@ class Settings:
             a recognizer 1).
         by_ctc: whether a recognizer with a transducer and CTC is heard by its CTC; null for what its archive says.
         max_batches: stop after so many; null for the whole text.
+        with_adapter: a folder with an adapter of nemolet or PEFT for that model; null for none.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
     """
@@ -51,6 +53,7 @@ class Settings:
     beam: int | None = None
     by_ctc: bool | None = None
     max_batches: int | None = None
+    with_adapter: str | None = None
     device: str = "cpu"
     imports: list[str] | None = None
 
@@ -63,16 +66,13 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Print loss, perplexity and bits per byte; of a model of a task or of speech, the numbers of its task."""
-    from nemolet.archive import load
     from nemolet.cli.predict import search_as_asked
     from nemolet.data.corpus import Corpus
     from nemolet.language.classification import TextClassifier
     from nemolet.language.translation import in_use
-    from nemolet.nn.prepacking import pack
     from nemolet.speech.evaluation import evaluates
 
-    archive = load(settings.archive, device=settings.device)
-    pack(archive.model)
+    archive = opened(settings.archive, device=settings.device, adapter=settings.with_adapter)
     if evaluates(archive.model):
         search = _search(settings, archive.model)
         _speech(settings, archive, search)

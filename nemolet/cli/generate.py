@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nemolet.cli.archives import opened
 from nemolet.errors import ConfigError
 
 _TEMPERATURE, _LONGEST = 0.8, 200  # where neither the settings nor the model say
@@ -29,6 +30,7 @@ class Settings:
         stop: texts that end a continuation.
         seed: of the choice.
         truncate: read the end of a prompt that is longer than the model's context, instead of refusing it.
+        with_adapter: a folder with an adapter of nemolet or PEFT for that model; null for none.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
     """
@@ -45,6 +47,7 @@ class Settings:
     stop: list[str] | str | None = None
     seed: int = 0
     truncate: bool = False
+    with_adapter: str | None = None
     device: str = "cpu"
     imports: list[str] | None = None
 
@@ -63,7 +66,7 @@ def run(settings: Settings) -> None:
     """Print prompts and continuations; a single one is shown as it is written."""
     from nemolet.language.decoding import generate, stream
 
-    archive = opened(settings.archive, settings.device)
+    archive = language_model(settings)
     model, tokenizer, how = archive.model, archive.tokenizer, manner(settings, archive.model)
     if isinstance(settings.prompt, str):
         sys.stdout.write(settings.prompt)
@@ -77,13 +80,10 @@ def run(settings: Settings) -> None:
         print(f"--- {prompt!r}\n{prompt}{completion.text}")
 
 
-def opened(path: str, device: str) -> Any:
+def language_model(settings: Settings) -> Any:
     """An archive with a language model and its tokenizer."""
-    from nemolet.archive import load
-    from nemolet.nn.prepacking import pack
-
-    archive = load(path, device=device)
-    pack(archive.model)
+    path = settings.archive
+    archive = opened(path, device=settings.device, adapter=settings.with_adapter)
     if not _continues_texts(archive.model):
         raise ConfigError(
             "the archive does not hold a language model",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nemolet.cli.archives import opened
 from nemolet.errors import ConfigError, DataError
 
 _CHUNK = 512  # records between two writes
@@ -30,6 +31,7 @@ class Settings:
         beam: hypotheses that a translator searches, 1 being greedy; null for as many as its archive says.
         length_penalty: of that search, 0 favouring short texts; null likewise.
         max_length: most tokens that it writes; null likewise.
+        with_adapter: a folder with an adapter of nemolet or PEFT for that model; null for none.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
     """
@@ -40,6 +42,7 @@ class Settings:
     beam: int | None = None
     length_penalty: float | None = None
     max_length: int | None = None
+    with_adapter: str | None = None
     device: str = "cpu"
     imports: list[str] | None = None
 
@@ -52,12 +55,9 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Write one answer for each record; what an earlier run has written is kept."""
-    from nemolet.archive import load
     from nemolet.language.translation import in_use
-    from nemolet.nn.prepacking import pack
 
-    archive = load(settings.archive, device=settings.device)
-    pack(archive.model)
+    archive = opened(settings.archive, device=settings.device, adapter=settings.with_adapter)
     model: Any = in_use(archive.model)
     if archive.tokenizer is None or not hasattr(model, "predict"):
         raise ConfigError(

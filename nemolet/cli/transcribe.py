@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nemolet.cli.archives import opened
 from nemolet.errors import ConfigError, DataError, GenerationError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Settings:
             recordings.
         language: code of the spoken language, such as ``de``, for Whisper; null to let it find out.
         to_english: whether Whisper writes English whatever is spoken.
+        with_adapter: a folder with an adapter of nemolet or PEFT for that model; null for none.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
     """
@@ -61,6 +63,7 @@ class Settings:
     stream: float | None = None
     language: str | None = None
     to_english: bool = False
+    with_adapter: str | None = None
     device: str = "cpu"
     imports: list[str] | None = None
 
@@ -152,15 +155,12 @@ def files(audio: str | list[str]) -> list[Path]:
 
 def _opened(settings: Settings) -> tuple[Any, Any]:
     """A recognizer, or what writes with a Whisper model; and the tokenizer."""
-    from nemolet.archive import load
-    from nemolet.nn.prepacking import pack
     from nemolet.speech.models import Recognizer
     from nemolet.speech.spectrogram_to_text import SpectrogramToText
     from nemolet.speech.whisper import Writer, WritingRules
 
-    archive = load(settings.archive, device=settings.device)
+    archive = opened(settings.archive, device=settings.device, adapter=settings.with_adapter)
     model, tokenizer = archive.model.eval(), archive.tokenizer
-    pack(model)
     if not isinstance(model, Recognizer | SpectrogramToText) or tokenizer is None:
         raise ConfigError(
             "the archive does not hold a recognizer",

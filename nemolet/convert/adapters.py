@@ -7,6 +7,7 @@ by side.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemolet.archive import Archive
 from nemolet.config import build
 from nemolet.convert.architecture import Architecture, all_fitting, find, named
 from nemolet.convert.copies import forms
 from nemolet.convert.folder import CONFIG, described
 from nemolet.convert.mapping import Entry, expand, expected_shapes
 from nemolet.convert.operations import Chain, Operation, Transpose
-from nemolet.errors import ConversionError
+from nemolet.errors import ConfigError, ConversionError
+from nemolet.language.models import CausalLM
+from nemolet.language.prompt_tuning import load_prompt
 from nemolet.module import NeuralModule
 from nemolet.nn.adapter_files import (
     Addition,
@@ -34,6 +38,8 @@ from nemolet.nn.adapter_files import (
     save_adapter,
     write_additions,
 )
+from nemolet.nn.adapter_settings import PROMPT, WEIGHTS, read_config
+from nemolet.nn.adapters import merge
 from nemolet.nn.linear import Linear
 from nemolet.nn.quantized import numbers
 
@@ -168,6 +174,36 @@ def put_adapter(
         return True
     import_adapter(model, folder, architecture=architecture, extra=extra)
     return False
+
+
+def with_adapter(archive: Archive, folder: str | Path) -> Archive:
+    """An archive whose model has an adapter in it for good: additions in its weights, or a prompt before its texts.
+
+    Args:
+        archive: of the base model, which is changed.
+        folder: of additions, with names of ours or of the Hugging Face model it came from, or of a prompt.
+
+    Raises:
+        ConversionError: for layers that the model has under neither name.
+        ConfigError: for an adapter of another kind, or of another base model.
+    """
+    folder, model = Path(folder), archive.model
+    kind = read_config(folder).get("peft_type")
+    digest = hashlib.sha256(f"{model.came_from} ".encode() + (folder / WEIGHTS).read_bytes())
+    if kind == PROMPT.name:
+        if not isinstance(model, CausalLM):
+            raise ConfigError(
+                "a prompt belongs to a language model",
+                where=str(folder),
+                expected="a nemolet.language.CausalLM",
+                found=type(model).__name__,
+            )
+        model = load_prompt(model, folder).eval()
+    else:
+        put_adapter(model, folder, extra=archive.extra)
+        merge(model)
+    model.comes_from(digest.hexdigest())
+    return replace(archive, model=model)
 
 
 def import_adapter(

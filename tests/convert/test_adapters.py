@@ -13,7 +13,7 @@ from nemolet.convert import read
 from nemolet.convert.adapters import export_adapter, import_adapter
 from nemolet.errors import ConfigError, NemoletError
 from nemolet.language import Decoding, PromptTuned, Sampling, load_prompt, save_prompt
-from nemolet.nn import Adapter, adapt, adapted_layers
+from nemolet.nn import Adapter, adapt, adapted_layers, merge, save_adapter
 from nemolet.nn.adapter_files import load_adapter
 from nemolet.nn.adapter_settings import lora_settings
 
@@ -214,6 +214,36 @@ def test_every_setting_of_peft_is_decided(tmp_path):
             lora_settings({**plain, key: value}, "here")
     with pytest.raises(ConfigError, match="no pattern"):
         lora_settings({**plain, "alpha_pattern": {"(": 1}}, "here")
+
+
+def test_verbs_read_a_folder_with_an_adapter(tmp_path, capsys):
+    """The same text as that of the merged model, from PEFT's adapter and from ours; a prompt stands before the text."""
+    base = saved("gpt2", tmp_path / "base")
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=TARGETS["gpt2"])).eval()
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.9)
+    theirs.save_pretrained(tmp_path / "theirs")
+    archive = read(tmp_path / "base")
+    tokenizer = nl.tokenizers.CharTokenizer([chr(97 + i) for i in range(26)])
+    import_adapter(archive.model, tmp_path / "theirs")
+    save_adapter(archive.model, tmp_path / "ours")
+    nl.save(tmp_path / "merged.nemolet", model=merge(archive.model), tokenizer=tokenizer)
+    nl.save(tmp_path / "base.nemolet", model=read(tmp_path / "base").model, tokenizer=tokenizer, extra=archive.extra)
+    (tmp_path / "text.txt").write_text("abcdefghijklmnop" * 20)
+
+    def printed(archive, *more):
+        say = ["generate", f"archive={tmp_path / archive}", "prompt=abc", "temperature=0", "max_new_tokens=12", *more]
+        measure = ["evaluate", f"archive={tmp_path / archive}", f"data.path={tmp_path / 'text.txt'}", *more]
+        assert main(say) == 0 and main(measure) == 0
+        return capsys.readouterr().out
+
+    merged = printed("merged.nemolet")
+    for folder in ("theirs", "ours"):
+        assert printed("base.nemolet", f"with_adapter={tmp_path / folder}") == merged
+    assert printed("base.nemolet") != merged
+    prompted(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base"), tmp_path / "prompt")
+    assert printed("base.nemolet", f"with_adapter={tmp_path / 'prompt'}") != printed("base.nemolet")
 
 
 def prompted(base, folder):
