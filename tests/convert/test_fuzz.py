@@ -14,7 +14,9 @@ import torch
 import transformers
 
 import nemolet as nl
-from nemolet.convert import write
+from nemolet.config import build
+from nemolet.convert import known_architectures, write
+from nemolet.convert.fields import put
 
 from .tiny_models import first, shaken
 
@@ -331,3 +333,57 @@ def test_random_models(model_class: str, config_class: str, sample: Sample, tmp_
             again = kind.from_pretrained(derived, attn_implementation="eager").eval()
             ours = run(archive.model, ours_in, again.config.pad_token_id)  # the blank is where theirs has it
             assert_close(again(**theirs_in)[0], ours, options)
+
+
+OPTIONS: dict[str, Any] = {
+    "attention.rotary": 0.5,
+    "attention.softcap": 2.0,
+    "attention.scale": 0.25,
+    "attention.head_size": 12,
+    "attention.bias": True,
+    "residual.order": "post",
+    "embedding_scale": 2.0,
+    "qk_norm": True,
+    "gated": False,
+    "norm": "layer",
+    "position": "none",
+    "rope_base": 50.0,
+    "rope_scaling": {"kind": "linear", "factor": 4.0},
+    "softcap": 2.0,
+    "window": 3,
+    "tied": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config_class", "sample"), FAMILIES[:9], ids=[family[0] for family in FAMILIES[:9]]
+)
+@torch.no_grad()
+def test_an_option_of_the_block_is_obeyed_by_transformers_or_refused_by_name(
+    model_class, config_class, sample, tmp_path
+):
+    plain = {
+        **sample(random.Random(0)),
+        "rope_parameters": None,
+        "layer_types": None,
+        "sliding_window": 100,
+        "head_dim": 8,
+    }
+    content = getattr(transformers, config_class)(**plain).to_dict()
+    ours_in, theirs_in = inputs(model_class)
+    architecture, written = known_architectures()[model_class], []
+    for option, value in OPTIONS.items():
+        config = architecture.read_config(content)
+        put(config, option, value)
+        lost = architecture.lost(config)
+        if lost:
+            assert option in " ".join(lost) or (option, model_class) == ("rope_scaling", "Phi3ForCausalLM")
+            continue
+        torch.manual_seed(0)
+        ours = shaken(build(config)).eval()
+        folder = write(tmp_path / option, model=ours, architecture=model_class)
+        theirs = getattr(transformers, model_class).from_pretrained(folder, attn_implementation="eager").eval()
+        assert_close(first(ours(**ours_in)), theirs(**theirs_in)[0], {option: value})
+        written.append(option)
+    assert {"attention.head_size", "rope_base", "tied"} <= {*written}
+    assert "position" not in written
