@@ -123,8 +123,7 @@ class Architecture:
 
     def compared(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         """Where two configs of ours differ, option by option, apart from what their side has no word for."""
-        ours, again = ({k: v for k, v in settled(config).items() if k not in self.unsaid} for config in (one, other))
-        return list(differences(ours, again))
+        return [each for each in differences(settled(one), settled(other)) if each.split(": ")[0] not in self.unsaid]
 
 
 def known_architectures() -> dict[str, Architecture]:

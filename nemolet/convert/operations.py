@@ -50,6 +50,17 @@ class Operation(abc.ABC):
 
 
 @dataclass(frozen=True)
+class LeftOut(Operation):
+    """A tensor of ours that they have no place for, and that changes no output; a rule for it names none of theirs."""
+
+    def take(self, theirs: Tensors, layout: Layout) -> Tensors:
+        raise AssertionError("nothing is read from nothing")
+
+    def give(self, ours: Tensors, layout: Layout) -> Tensors:
+        return []
+
+
+@dataclass(frozen=True)
 class Same(Operation):
     """Only the name differs."""
 

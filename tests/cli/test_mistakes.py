@@ -129,7 +129,6 @@ MISTAKES = {
     "more key/value heads": (["train", "model.kv_heads=12"], ["kv_heads may not exceed heads"]),
     "no heads": (["train", "model.heads=0"], ["width must be divisible by heads", "model.heads=0"]),
     "odd heads": (["train", "model.width=90"], ["rotary positions need an even head size", "model.width=90"]),
-    "window": (["train", "model.window=512"], ["window", "model.window=512", "model.context=256"]),
     "dropout": (["train", "model.dropout=1.5"], ["dropout is a probability", "model.dropout=1.5"]),
     "layers": (["train", "model.layers=0"], ["layers", "model.layers=0"]),
     "long sequences": (["train", "data.sequence_length=512"], ["data.sequence_length=512", "model.context=256"]),

@@ -85,6 +85,7 @@ def test_a_classifier_trained_here_is_written_for_transformers(tmp_path, capsys,
     encoder = nl.language.TextEncoder(
         vocab_size=257,
         token_types=2,
+        pooler=True,  # which no head reads
         stack=nl.nn.Encoder(
             layers=1,
             width=16,

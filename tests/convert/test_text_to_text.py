@@ -109,14 +109,16 @@ def test_a_wider_beam_finds_what_is_no_less_probable(folder):
     assert found(8) >= found(1) - 1e-4
 
 
-def test_trained_on_pairs_it_is_written_back(tmp_path, capsys):
+@pytest.mark.parametrize("addition", [[], ["adapter=lora"]], ids=["whole", "lora"])
+def test_trained_on_pairs_it_is_written_back(addition, tmp_path, capsys):
     saved("marian", tmp_path / "hf")
     rows = [{"source": text, "target": text.upper()} for text in TEXTS * 4]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["data=parallel", f"data.path={tmp_path / 'pairs.jsonl'}"]
+    learned = [*data, *addition]
     short = ["trainer.max_steps=2", "trainer.valid_every=2", "schedule.warmup_steps=1", "trainer.progress=false"]
     run = tmp_path / "run"
-    assert main(["finetune", str(tmp_path / "hf"), *data, *short, "trainer.loggers=[]", f"folder={run}"]) == 0
+    assert main(["finetune", str(tmp_path / "hf"), *learned, *short, "trainer.loggers=[]", f"folder={run}"]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), *data, "beam=1"]) == 0
     assert "bleu" in capsys.readouterr().out

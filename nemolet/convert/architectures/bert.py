@@ -146,7 +146,7 @@ _DISTIL_LAYER = {
 }
 
 
-def _table(ours: str, theirs: str, model_type: str) -> tuple[Rule, ...]:
+def _table(ours: str, theirs: str, model_type: str, *, pooler: bool = True) -> tuple[Rule, ...]:
     distil = model_type == "distilbert"
     layers, layer = ("transformer.layer.*.", _DISTIL_LAYER) if distil else ("encoder.layer.*.", _LAYER)
     return (
@@ -156,7 +156,7 @@ def _table(ours: str, theirs: str, model_type: str) -> tuple[Rule, ...]:
         Rule(f"{ours}graph.stack.input_norm.@", f"{theirs}embeddings.LayerNorm.@"),
         Rule(f"{ours}graph.stack.input_proj.@", f"{theirs}embeddings_project.@"),
         *rules(f"{ours}graph.stack.blocks.*.", f"{theirs}{layers}", layer),
-        Rule(f"{ours}pooler.@", f"{theirs}pooler.dense.@"),
+        *([Rule(f"{ours}pooler.@", f"{theirs}pooler.dense.@")] if pooler else []),
     )
 
 
@@ -267,7 +267,7 @@ def _tasks(
     return heads(
         model_type,
         family,
-        ((*parts, Fixed({"encoder.pooler": False})), _table("encoder.", f"{model_type}.", model_type)),
+        (parts, _table("encoder.", f"{model_type}.", model_type, pooler=False)),
         classify=((Fixed({"pooling": "first", "transform": activation, "transform_norm": False}),), head),
         tag=(plain, (Rule("head.head.@", "classifier.@"),)),
         answer=(plain, (Rule("head.@", "qa_outputs.@"),)),

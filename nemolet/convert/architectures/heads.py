@@ -9,6 +9,7 @@ from typing import Any
 from nemolet.convert.architecture import Architecture
 from nemolet.convert.fields import Config, Fixed, Part, get, put
 from nemolet.convert.mapping import Rule
+from nemolet.convert.operations import LeftOut
 from nemolet.errors import ConversionError
 
 
@@ -93,11 +94,11 @@ def heads(
             model_type,
             f"{family}For{task}",
             f"nemolet.language.{target}",
-            (*encoder[0], Reads(), *labels, *head[0]),
-            (*encoder[1], *head[1]),
+            (*encoder[0], Fixed({"encoder.pooler": False}), Reads(), *labels, *head[0]),
+            (*encoder[1], *head[1], Rule("encoder.pooler.@", (), LeftOut())),
             usual,
             ignored=ignored,
-            unsaid=("context", "max_tokens", "dropout"),
+            unsaid=("context", "max_tokens", "encoder.pooler"),
         )
 
     return (

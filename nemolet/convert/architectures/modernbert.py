@@ -141,7 +141,7 @@ ARCHITECTURES = (
         "modernbert",
         "ModernBert",
         (
-            (*_parts("encoder."), Fixed({"encoder.token_types": 0, "encoder.pooler": False})),
+            (*_parts("encoder."), Fixed({"encoder.token_types": 0})),
             _table("encoder.", "model."),
         ),
         classify=(
