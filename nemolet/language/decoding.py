@@ -245,31 +245,38 @@ def stream(
     model.eval()
     laid_out = pack(model) if max(limits) >= _MANY else []
     try:
-        for count in range(1, max(limits) + 1):
-            ended: set[int] = set()
-            for row, token in decoding.step().items():
-                if token in rules.stop:
-                    text, done = pieces[row].flush(), True
-                else:
-                    results[row].tokens.append(token)
-                    text, done = pieces[row].push(token)
-                if done:
-                    results[row].finish = "stop"
-                    ended.add(row)
-                elif count == limits[row]:
-                    text += pieces[row].flush()
-                    ended.add(row)
-                if text:
-                    results[row].text += text
-                    yield row, text
-            if ended:
-                decoding.finish(ended)
-            if not decoding.live:
-                return
+        yield from _flow(decoding, limits, pieces, results)
     finally:
         unpack(laid_out)
         for module in training:
             module.training = True
+
+
+def _flow(
+    decoding: Decoding, limits: Sequence[int], pieces: Sequence[_Piece], results: Sequence[Completion]
+) -> Iterator[tuple[int, str]]:
+    """Rows and pieces of their texts, until each has ended or reached its limit."""
+    for count in range(1, max(limits) + 1):
+        ended: set[int] = set()
+        for row, token in decoding.step().items():
+            if token in decoding.rules.stop:
+                text, done = pieces[row].flush(), True
+            else:
+                results[row].tokens.append(token)
+                text, done = pieces[row].push(token)
+            if done:
+                results[row].finish = "stop"
+            elif count == limits[row]:
+                text += pieces[row].flush()
+            if done or count == limits[row]:
+                ended.add(row)
+            if text:
+                results[row].text += text
+                yield row, text
+        if ended:
+            decoding.finish(ended)
+        if not decoding.live:
+            return
 
 
 def written_rules(
