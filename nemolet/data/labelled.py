@@ -14,6 +14,8 @@ from nemolet.data.records import Record, read_columns, read_records, read_squad
 from nemolet.errors import DataError
 from nemolet.types import LabelsB, MaskBT, TokenIdsBT
 
+NO_ANSWER = 0  # the token of a window that stands for no answer in it, as in BERT
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTexts(Examples):
@@ -177,10 +179,10 @@ class TaggedWords(Examples):
 
 @dataclass(frozen=True, kw_only=True)
 class Questions(Examples):
-    """Questions whose answers are pieces of a text: SQuAD 1.1 (final).
+    """Questions whose answers are pieces of a text: SQuAD 1.1 and 2.0 (final).
 
-    A text that is too long with its question is read in windows that overlap by half; a window without the answer has
-    no label.
+    A text that is too long with its question is read in windows that overlap by half. A window without the answer is
+    an example, too: its answer is its first token.
     """
 
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT, "readable": MaskBT, "starts": PlacesB, "ends": PlacesB}
@@ -194,10 +196,11 @@ class Questions(Examples):
     def encode(self, record: Record, encoding: TextEncoding, known: Known) -> Iterable[Sample]:
         for window in windows(record.values["question"], record.values["context"], encoding, record.where):
             sample = {"tokens": window.tokens, "readable": window.readable}
+            places = None
             for answer in record.values["answers"][:1]:
                 places = window.places(answer["start"], answer["start"] + len(answer["text"]))
-                if places is not None:
-                    yield {**sample, "starts": places[0], "ends": places[1]}
+            starts, ends = places or (NO_ANSWER, NO_ANSWER)
+            yield {**sample, "starts": starts, "ends": ends}
 
 
 @dataclass(frozen=True)

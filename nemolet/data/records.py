@@ -237,7 +237,7 @@ def read_columns(path: str | Path, *, word: int = 0, tag: int = 1) -> Iterator[R
 
 
 def read_squad(path: str | Path) -> Iterator[Record]:
-    """Questions of a file in the format of SQuAD 1.1.
+    """Questions of a file in the format of SQuAD; in 2.0 some have no answer.
 
     Returns:
         Records with ``id, question, context, answers``; an answer has a ``text`` and a ``start``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemolet.data.encoding import TextEncoding
-from nemolet.data.labelled import Window, windows
+from nemolet.data.labelled import NO_ANSWER, Window, windows
 from nemolet.data.ports import LogitsBT, PlacesB
 from nemolet.language.classification import Transform
 from nemolet.language.losses import TokenLoss
@@ -34,15 +34,36 @@ class AnswerScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """A piece of the text, where it begins, and its log-probability within the window it was found in."""
+    """A piece of the text, where it begins, and its probability, summed over windows and places.
+
+    The empty text says that there is no answer.
+    """
 
     text: str
     start: int
     score: float
 
 
+class Ends(NamedTuple):
+    """First and last token of a span in a window, and the probability of both."""
+
+    first: int
+    last: int
+    score: float
+
+
+class Found(NamedTuple):
+    """What a window holds: the likeliest spans, and how likely there is no answer in it."""
+
+    spans: list[Ends]
+    nothing: float
+
+
 class QuestionAnswerer(NeuralModule):
     """Find the answer to a question in a text: any encoder, and two scores per token (final).
+
+    A text is read in windows, whose first token stands for no answer in this window: probabilities of a window are
+    shared out among that and its spans, so those of several windows compare.
 
     Args:
         encoder: from tokens (and a mask) to hidden states.
@@ -51,6 +72,7 @@ class QuestionAnswerer(NeuralModule):
         dropout: before the linear layer, in training.
         transform: activation of one more layer before the scores, as ModernBERT has it; None for no such layer.
         transform_norm: whether a norm follows it.
+        unanswerable: whether a question may have no answer at all, as in SQuAD 2.
 
     Shape: tokens_BT, readable_BT, mask_BT -> first_BT, last_BT.
 
@@ -75,10 +97,11 @@ class QuestionAnswerer(NeuralModule):
         dropout: float = 0.1,
         transform: ActivationName | None = None,
         transform_norm: bool = False,
+        unanswerable: bool = False,
     ) -> None:
         width = width_of(encoder)
         super().__init__(D=width)
-        self.context, self.max_tokens, self.dropout = context, max_tokens, dropout
+        self.context, self.max_tokens, self.dropout, self.unanswerable = context, max_tokens, dropout, unanswerable
         self.encoder = encoder
         self.transform = Transform(width=width, activation=transform, norm=transform_norm) if transform else None
         self.head = Linear("D", "P", width, 2, bias=True, init_std=0.02)
@@ -90,7 +113,9 @@ class QuestionAnswerer(NeuralModule):
         if self.transform is not None:
             hidden = self.transform(hidden)
         hidden = F.dropout(hidden, self.dropout, self.training)
-        scores = self.head(hidden).masked_fill(~readable[..., None], torch.finfo(hidden.dtype).min)
+        may_be = readable.clone()
+        may_be[:, NO_ANSWER] = True
+        scores = self.head(hidden).masked_fill(~may_be[..., None], torch.finfo(hidden.dtype).min)
         return AnswerScores(scores[..., 0], scores[..., 1])
 
     def objective(self) -> NeuralModule:
@@ -102,11 +127,21 @@ class QuestionAnswerer(NeuralModule):
         return {"exact": ExactSpan()}
 
     def answer(self, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32) -> list[Answer]:
-        """Answer questions from the text beside each.
+        """The best answer to each question; see :meth:`answers`."""
+        return [found[0] for found in self.answers(tokenizer, pairs, top=1, batch_size=batch_size)]
+
+    def answers(
+        self, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], *, top: int = 5, batch_size: int = 32
+    ) -> list[list[Answer]]:
+        """The likeliest answers to questions from the text beside each.
+
+        The same words found in several windows or places are one answer, whose probabilities add up. That there is no
+        answer is as likely as in the window where it is least so.
 
         Args:
             tokenizer: the one the model was trained with.
             pairs: ``(question, text)``.
+            top: how many.
             batch_size: windows at once.
 
         Raises:
@@ -114,29 +149,57 @@ class QuestionAnswerer(NeuralModule):
         """
         encoding = TextEncoding(tokenizer, self.context)
         read = [windows(question, text, encoding, f"pair {i}") for i, (question, text) in enumerate(pairs)]
-        flat = [window for each in read for window in each]
-        samples = [{"tokens": window.tokens, "readable": window.readable} for window in flat]
+        samples = [{"tokens": window.tokens, "readable": window.readable} for each in read for window in each]
 
-        def run(batch: dict[str, Tensor]) -> list[tuple[float, int, int]]:
+        def run(batch: dict[str, Tensor]) -> list[Found]:
             scores = self(**batch)
-            return self.best_spans(scores.first.float().log_softmax(-1), scores.last.float().log_softmax(-1))
+            first, last = scores.first.float().softmax(-1), scores.last.float().softmax(-1)
+            return self.likeliest(first, last, batch["readable"], top=2 * top + 10)  # some of them are the same words
 
         found = iter(in_batches(self, samples, self.PORTS, run, batch_size=batch_size))
-        return [_best([(next(found), window) for window in each], text) for each, (_, text) in zip(read, pairs)]
+        together = [[(window, next(found)) for window in each] for each in read]
+        return [self._merged(each, text)[:top] for each, (_, text) in zip(together, pairs)]
 
-    def best_spans(self, first_BT: Tensor, last_BT: Tensor) -> list[tuple[float, int, int]]:
-        """Score, beginning and end of the best span of each row that is in order and no longer than allowed."""
+    def likeliest(self, first_BT: Tensor, last_BT: Tensor, readable_BT: Tensor, *, top: int = 1) -> list[Found]:
+        """The likeliest spans of each row that are readable, in order and no longer than allowed.
+
+        Args:
+            first_BT: probability that the answer begins here.
+            last_BT: probability that it ends here.
+            readable_BT: where it may lie.
+            top: how many spans.
+        """
         length = first_BT.shape[1]
-        allowed = torch.ones(length, length, dtype=torch.bool, device=first_BT.device).triu()
-        allowed = allowed & ~allowed.triu(self.max_tokens)
-        both_BTS = (first_BT[:, :, None] + last_BT[:, None, :]).masked_fill(~allowed, -torch.inf)
-        score_B, at_B = both_BTS.flatten(1).max(-1)
-        return [(s, a // length, a % length) for s, a in zip(score_B.tolist(), at_B.tolist())]
+        in_order = torch.ones(length, length, dtype=torch.bool, device=first_BT.device).triu()
+        in_order = in_order & ~in_order.triu(self.max_tokens)
+        allowed_BTS = in_order & readable_BT[:, :, None] & readable_BT[:, None, :]
+        both_BTS = (first_BT[:, :, None] * last_BT[:, None, :]).masked_fill(~allowed_BTS, -1)
+        scores_BP, at_BP = both_BTS.flatten(1).topk(min(top, length * length), dim=-1)
+        nothing_B = first_BT[:, NO_ANSWER] * last_BT[:, NO_ANSWER]
+        rows = zip(scores_BP.tolist(), at_BP.tolist(), nothing_B.tolist())
+        return [
+            Found([Ends(at // length, at % length, score) for at, score in zip(places, scores) if score >= 0], nothing)
+            for scores, places, nothing in rows
+        ]
+
+    def _merged(self, found: Sequence[tuple[Window, Found]], text: str) -> list[Answer]:
+        """Answers of all windows of one text, the likeliest first."""
+        merged: dict[str, Answer] = {}
+        for window, (spans, _) in found:
+            for first, last, score in spans:
+                begin, end = window.spans[first], window.spans[last]
+                assert begin is not None and end is not None  # readable tokens are those of words
+                said = text[begin.start : end.end]
+                known = merged.get(said.lower(), Answer(said, begin.start, 0.0))
+                merged[said.lower()] = replace(known, score=known.score + score)
+        nothing = Answer("", 0, min(each.nothing for _, each in found))
+        there_may_be_none = self.unanswerable or not merged
+        return sorted([*merged.values(), *[nothing] * there_may_be_none], key=lambda answer: -answer.score)
 
     def score_texts(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Exact match and F1 of words of whole answers, as SQuAD counts them."""
         answers = self.answer(tokenizer, [(r["question"], r["context"]) for r in records])
-        real = [[a["text"] for a in r["answers"]] for r in records]
+        real = [[a["text"] for a in r["answers"]] or [""] for r in records]  # the empty text where there is none
         return {
             "exact_match": sum(exact_match(a.text, known) for a, known in zip(answers, real)) / len(records),
             "word_f1": sum(word_f1(a.text, known) for a, known in zip(answers, real)) / len(records),
@@ -145,14 +208,6 @@ class QuestionAnswerer(NeuralModule):
     def predict(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answers for records with a ``question`` and a ``context``."""
         return [asdict(a) for a in self.answer(tokenizer, [(r["question"], r["context"]) for r in records])]
-
-
-def _best(found: Sequence[tuple[tuple[float, int, int], Window]], text: str) -> Answer:
-    (score, first, last), window = max(found, key=lambda each: each[0][0])
-    begin, end = window.spans[first], window.spans[last]
-    if begin is None or end is None:  # nothing is readable
-        return Answer("", 0, score)
-    return Answer(text[begin.start : end.end], begin.start, score)
 
 
 class AnswerLoss(NeuralModule):
@@ -169,7 +224,7 @@ class AnswerLoss(NeuralModule):
 
 
 class ExactSpan(NeuralModule):
-    """How many answers begin and end at the right tokens (final).
+    """How many windows have their answer, or none, at the right tokens (final).
 
     Shape: first_BT, last_BT, starts_B, ends_B -> scalar, scalar.
     """

@@ -24,7 +24,7 @@ from nemolet.data import (
 )
 from nemolet.data.batches import Batching, BucketLoader, PassLoader
 from nemolet.data.encoding import split_words
-from nemolet.data.labelled import windows
+from nemolet.data.labelled import NO_ANSWER, windows
 from nemolet.errors import DataError
 from nemolet.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from nemolet.types import IGNORED, LabelsB, MaskBT, TokenIdsBT
@@ -208,6 +208,8 @@ def test_questions_of_real_data_keep_their_answers(shared_data):
         encoding = TextEncoding(data.tokenizer, 384)
         answer = record.values["answers"][0]
         for sample in source.encode(record, encoding, {}):
+            if sample["starts"] == NO_ANSWER:  # a window without it
+                continue
             said = data.tokenizer.decode(sample["tokens"][sample["starts"] : sample["ends"] + 1]).strip()
             assert answer["text"].replace(" ", "") in said.replace(" ", "")
             checked += 1
