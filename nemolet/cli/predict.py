@@ -5,17 +5,22 @@ The file is read twice, a few records at a time: once to find what is wrong with
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nemolet.cli.archives import opened
 from nemolet.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from nemolet.archive import Archive
 
 _CHUNK = 512  # records between two writes
 
@@ -68,25 +73,23 @@ def run(settings: Settings) -> None:
             fix="use nemolet generate for language models; nemolet finetune task=... puts a head on an encoder",
         )
     search_as_asked(model, size=settings.beam, length_penalty=settings.length_penalty, max_length=settings.max_length)
-    out, how = Path(settings.out), repr(getattr(model, "beam", None))
+    out = Path(settings.out)
     if out.is_dir():
         raise ConfigError(
             "the answers need a file", where="out", expected="the name of a file", found=f"a folder: {out}"
         )
-    known = str(archive.model.came_from)
-    partial = _Partial(out, [known, archive.tokenizer.fingerprint, _digest(settings.input), how])
+    partial = _Partial(out, _identity(archive, settings, search=repr(getattr(model, "beam", None))))
     total = sum(1 for _ in _records(settings.input, model.READS))
-    done = partial.resume()
-    bar = _bar(total, done)
-    records = itertools.islice(_records(settings.input, model.READS), done, None)
-    with partial.path.open("a", encoding="utf-8") as file:
+    with partial.opened() as (file, done):
+        bar = _bar(total, done)
+        records = itertools.islice(_records(settings.input, model.READS), done, None)
         while chunk := list(itertools.islice(records, _CHUNK)):
             for record, answer in zip(chunk, model.predict(archive.tokenizer, chunk), strict=True):
                 kept = {"id": record["id"]} if "id" in record else {}
                 file.write(json.dumps({**kept, **answer}, ensure_ascii=False) + "\n")
             file.flush()
             bar(len(chunk))
-    partial.finish()
+        partial.finish()
     resumed = f", {done:,} of them from an earlier run" if done else ""
     print(f"{total:,} answers{resumed}: {out}")
 
@@ -112,31 +115,81 @@ def search_as_asked(model: Any, **asked: float | None) -> None:
 class _Partial:
     """Answers that are not all there yet, and what they are answers to."""
 
-    def __init__(self, out: Path, digests: list[str]) -> None:
-        self.out, self.digests = out, digests
+    def __init__(self, out: Path, identity: dict[str, Any]) -> None:
+        self.out, self.identity = out, identity
         self.path = out.with_name(f".{out.name}.partial")
         self.about = out.with_name(f".{out.name}.about")
 
-    def resume(self) -> int:
-        """How many answers there are; half a line is cut off."""
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[TextIO, int]]:
+        """The file to go on writing, which no other process has, and how many answers it holds.
+
+        Raises:
+            DataError: where another process writes it.
+        """
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        known = json.loads(self.about.read_text()) if self.about.is_file() else None
-        if known != self.digests or not self.path.is_file():  # of another model or another input
-            self.path.unlink(missing_ok=True)
-            self.about.write_text(json.dumps(self.digests))
-            return 0
-        whole = count = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    whole, count = whole + len(line), count + 1
-        os.truncate(self.path, whole)
-        return count
+        with self.path.open("a", encoding="utf-8") as file:
+            if not self._is_mine(file):
+                raise DataError(
+                    "another process writes these answers", where=str(self.out), fix="wait for it, or set another out"
+                )
+            known = self._known()
+            if known != self.identity:
+                self._begin(file, known)
+            yield file, self._whole_lines(file)
 
     def finish(self) -> None:
         """Give the answers their name."""
         self.path.replace(self.out)
         self.about.unlink(missing_ok=True)
+
+    def _is_mine(self, file: TextIO) -> bool:
+        """Whether no other process has the file, or has given it its name since it was opened."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
+
+    def _known(self) -> Any:
+        try:
+            return json.loads(self.about.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _begin(self, file: TextIO, known: Any) -> None:
+        """Drop what is there, and then say what the answers will belong to: never the other way round."""
+        if os.fstat(file.fileno()).st_size:
+            others = known if isinstance(known, dict) else {}
+            changed = [name for name, value in self.identity.items() if others.get(name) != value]
+            print(f"starting again: the answers so far have another {', '.join(changed)}")
+        file.truncate(0)
+        new = self.about.with_name(f"{self.about.name}.new")
+        new.write_text(json.dumps(self.identity))
+        new.replace(self.about)
+
+    def _whole_lines(self, file: TextIO) -> int:
+        """How many answers there are; half a line is cut off."""
+        whole = count = 0
+        with self.path.open("rb") as reader:
+            for line in reader:
+                if line.endswith(b"\n"):
+                    whole, count = whole + len(line), count + 1
+        file.truncate(whole)
+        return count
+
+
+def _identity(archive: Archive, settings: Settings, *, search: str) -> dict[str, Any]:
+    """All that answers depend on: the model by its weights and its config, the input by its content."""
+    config = json.dumps(archive.model.config(), sort_keys=True, default=str)
+    how = json.loads(json.dumps(asdict(settings), default=list))
+    return {
+        "model": [archive.model.came_from, hashlib.sha256(config.encode()).hexdigest()],
+        "tokenizer": archive.tokenizer.fingerprint if archive.tokenizer else None,
+        "input": _digest(settings.input),
+        "search": search,
+        "setting": {name: value for name, value in how.items() if name not in ("archive", "input", "out")},
+    }
 
 
 def _digest(path: str) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import signal
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -127,13 +132,103 @@ def test_memory_does_not_depend_on_how_many_records_there_are(trained, capsys, t
     assert [a["n"] for a in answers(tmp_path / "a.jsonl")] == [len(line) for line in lines]
 
 
-def test_answers_to_another_input_are_not_kept(trained, capsys, tmp_path):
+KILLED = """
+import json, os, signal, sys
+from nemolet.cli import main, predict
+calls, real = 0, json.dumps
+def dumps(value, **options):
+    global calls
+    calls += "label" in value
+    if calls == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real({**value, "long": "x" * 3000} if "label" in value else value, **options)
+json.dumps, predict._CHUNK = dumps, 4
+raise SystemExit(main(sys.argv[2:]))
+"""
+
+
+def test_a_killed_run_goes_on_with_every_line_whole_and_once(trained, capsys, tmp_path, monkeypatch):
+    rows = [{"id": i, "text": f"{WORDS[i % 4]} {i}"} for i in range(22)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", "input=in.jsonl", "out=a.jsonl"]
+    partial = tmp_path / ".a.jsonl.partial"
+    for call in (7, 12):  # within the second chunk of the first run, and within the third of the second
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run([sys.executable, "-c", KILLED, str(call), *command], env=environment, check=False)
+        assert done.returncode == -signal.SIGKILL
+        with partial.open("ab") as file:
+            file.write(b'{"id": 7, "lab')  # a buffer may reach the file before its line is whole
+    monkeypatch.setattr(verb, "_CHUNK", 4)
+    assert "22 answers, 1" in succeed(capsys, *command)
+    found = answers(tmp_path / "a.jsonl")
+    assert [a["id"] for a in found] == list(range(22))
+    assert [a["label"] for a in found] == ["cool" if r["text"].startswith("b") else "warm" for r in rows]
+    assert "long" in found[11] and "long" not in found[-1]
+    assert not list(tmp_path.glob(".a.jsonl*"))
+
+
+def changed_labels(trained, tmp_path):
+    archive = nl.load(trained / "run" / "model.nemolet")
+    archive.model.labels = ("hot", "cold")
+    model = nl.language.TextClassifier(encoder=archive.model.encoder, labels=["hot", "cold"], context=32)
+    model.load_state_dict(archive.model.state_dict())
+    nl.save(tmp_path / "other.nemolet", model=model, tokenizer=archive.tokenizer)
+    return ["archive=other.nemolet", "input=in.txt"]
+
+
+def changed_input(trained, tmp_path):
+    (tmp_path / "in.txt").write_text("\n".join(["green", *WORDS]))
+    return [f"archive={trained / 'run'}", "input=in.txt"]
+
+
+def changed_setting(trained, tmp_path):
+    return [f"archive={trained / 'run'}", "input=in.txt", "imports=[json]"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [(changed_labels, "another model"), (changed_input, "another input"), (changed_setting, "another setting")],
+)
+def test_answers_of_another_model_input_or_setting_are_not_kept(trained, capsys, tmp_path, monkeypatch, change, said):
+    (tmp_path / "in.txt").write_text("\n".join(WORDS))
+    monkeypatch.setattr(verb, "_CHUNK", 2)
+    model = nl.language.TextClassifier
+    real = model.predict
+    monkeypatch.setattr(
+        model,
+        "predict",
+        lambda self, tokenizer, records: real(self, tokenizer, records)[: len(records) - ("blue" in str(records))],
+    )
+    with pytest.raises(ValueError, match="shorter"):  # the second chunk fails
+        main(["predict", f"archive={trained / 'run'}", "input=in.txt", "out=a.jsonl"])
+    assert len((tmp_path / ".a.jsonl.partial").read_text().splitlines()) == 3
+    monkeypatch.setattr(model, "predict", real)
+    command = ["predict", *change(trained, tmp_path), "out=a.jsonl"]
+    out = succeed(capsys, *command)
+    assert "starting again: the answers so far have" in out and said in out
+    assert "from an earlier run" not in out
+    found = [a["label"] for a in answers(tmp_path / "a.jsonl")]
+    assert len(found) == len((tmp_path / "in.txt").read_text().splitlines())
+    assert set(found) <= ({"hot", "cold"} if change is changed_labels else {"warm", "cool"})
+
+
+@pytest.mark.parametrize("about", ["", '["other", "dig', "[1]", "7"])
+def test_a_broken_note_of_what_answers_belong_to_starts_again(trained, capsys, tmp_path, about):
     (tmp_path / "in.txt").write_text("red\nblue")
     (tmp_path / ".a.jsonl.partial").write_text('{"label": "old"}\n')
-    (tmp_path / ".a.jsonl.about").write_text('["other", "digests"]')
+    (tmp_path / ".a.jsonl.about").write_text(about)
     command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", "input=in.txt", "out=a.jsonl"]
     assert "2 answers: a.jsonl" in succeed(capsys, *command)
     assert "old" not in (tmp_path / "a.jsonl").read_text()
+
+
+def test_two_processes_do_not_write_the_same_answers(trained, capsys, tmp_path):
+    (tmp_path / "in.txt").write_text("red\nblue")
+    command = ["predict", f"archive={trained / 'run' / 'model.nemolet'}", "input=in.txt", "out=a.jsonl"]
+    with (tmp_path / ".a.jsonl.partial").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process writes these answers" in fail(capsys, 1, *command)
+    succeed(capsys, *command)
 
 
 @pytest.mark.parametrize(
