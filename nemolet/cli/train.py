@@ -245,9 +245,13 @@ def with_sizes(model: ModuleConfig, sizes: Mapping[str, Any], where: str = "mode
             filled[name] = size
         elif _falls_short(filled.get(name, size), size):
             raise ConfigError(
-                "the data has more of these than the model",
+                "the data says otherwise" if isinstance(size, str) else "the data has more of these than the model",
                 where=f"{where}.{name}",
-                expected=f"at least {size}" if isinstance(size, int) else ", ".join(size),
+                expected=size
+                if isinstance(size, str)
+                else f"at least {size}"
+                if isinstance(size, int)
+                else ", ".join(size),
                 found=filled[name],
                 fix=f"set {where}.{name}=null to take it from the data",
             )

@@ -92,6 +92,10 @@ class Examples(Checked, abc.ABC):
         """What these examples can be labelled with, by the name of the model's argument."""
         return {}
 
+    def settings(self, records: Sequence[Record]) -> dict[str, str]:
+        """What else a model takes from these examples, by the name of its argument."""
+        return {}
+
     def strangers(self, record: Record, known: Known) -> Iterable[str]:
         """Labels of an example that are not known."""
         return ()
@@ -120,7 +124,7 @@ class Examples(Checked, abc.ABC):
         """
         train = list(self.read(self.path))
         valid = list(self.read(self.valid_path)) if self.valid_path and split else None
-        known = self.names(train)
+        known, settings = self.names(train), self.settings(train)
         if valid is None:
             train, valid = _split(train, self.valid_fraction, self.path) if split else (train, train)
         self._check_labels([*train, *(valid if valid is not train else ())], known)
@@ -137,7 +141,7 @@ class Examples(Checked, abc.ABC):
                 fix="set a larger data.context if the model can read it, or data.too_long=truncate",
             )
         kept, aside = (tuple(self.arrange(part)) for part in parts)
-        return PreparedExamples(self, chosen, kept, aside, known, counts)
+        return PreparedExamples(self, chosen, kept, aside, known, counts, settings)
 
     def with_names(self, model: Any) -> Examples:
         """The same source, with the label sets of a model that knows them.
@@ -214,6 +218,7 @@ class PreparedExamples:
     valid: tuple[Sample, ...]
     known: Known
     counts: Counts
+    settings: Mapping[str, str]
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -227,8 +232,9 @@ class PreparedExamples:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What a model has to know: the size of the vocabulary, and the names of labels."""
-        return {"vocab_size": self.tokenizer.vocab_size, **{name: list(names) for name, names in self.known.items()}}
+        """What a model has to know: the size of the vocabulary, the names of labels, and how they are used."""
+        names = {name: list(names) for name, names in self.known.items()}
+        return {"vocab_size": self.tokenizer.vocab_size, **names, **self.settings}
 
     @property
     def summary(self) -> str:

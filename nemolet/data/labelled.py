@@ -11,6 +11,7 @@ from nemolet.data.encoding import Span, TextEncoding, split_words
 from nemolet.data.examples import Examples, Known
 from nemolet.data.ports import ClassesB, LabelsBU, LabelsBV, PlacesB, WordsBU
 from nemolet.data.records import Record, read_columns, read_records, read_squad
+from nemolet.data.schemes import scheme_of
 from nemolet.errors import DataError
 from nemolet.types import LabelsB, MaskBT, TokenIdsBT
 
@@ -100,7 +101,7 @@ class IntentsAndSlots(Examples):
 
     Args:
         text_key: where the words lie in a record, with spaces between them.
-        tags_key: where their tags lie, in the same way: ``O``, ``B-...`` and ``I-...``.
+        tags_key: where their tags lie, in the same way: ``O``, ``B-...`` and ``I-...``, or another of :data:`SCHEMES`.
         intent_key: where the intent lies.
         intents: all intents; None for those of the training data.
         slots: all tags; None for those of the training data.
@@ -135,6 +136,9 @@ class IntentsAndSlots(Examples):
             "slots": list(self.slots or tag_set(records)),
         }
 
+    def settings(self, records: Sequence[Record]) -> dict[str, str]:
+        return {"scheme": scheme_of(r.values["tags"] for r in records)}
+
     def strangers(self, record: Record, known: Known) -> Iterable[str]:
         values = record.values
         wrong = [tag for tag in values["tags"] if tag not in known["slots"]]
@@ -151,7 +155,7 @@ class TaggedWords(Examples):
 
     Args:
         word_column: column of the word, from 0.
-        tag_column: column of the tag: ``O``, ``B-...`` and ``I-...``.
+        tag_column: column of the tag: ``O``, ``B-...`` and ``I-...``, or another of :data:`SCHEMES`.
         labels: all tags; None for those of the training data.
     """
 
@@ -169,6 +173,9 @@ class TaggedWords(Examples):
 
     def names(self, records: Sequence[Record]) -> dict[str, list[str]]:
         return {"labels": list(self.labels or tag_set(records))}
+
+    def settings(self, records: Sequence[Record]) -> dict[str, str]:
+        return {"scheme": scheme_of(r.values["tags"] for r in records)}
 
     def strangers(self, record: Record, known: Known) -> Iterable[str]:
         return [tag for tag in record.values["tags"] if tag not in known["labels"]]

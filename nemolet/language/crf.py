@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nemolet.data.schemes import OUTSIDE, Scheme, tag_of
 from nemolet.types import IGNORED
 
 _NEVER = -1e4  # of a transition that cannot be; finite, so that gradients are
@@ -72,19 +73,23 @@ def likeliest_chain(logits_BUV: Tensor, transitions_PV: Tensor, lengths_B: Tenso
     return path_BU.masked_fill(torch.arange(words, device=path_BU.device) >= lengths_B[:, None], 0)
 
 
-def forbidden_transitions(labels: Sequence[str]) -> Tensor:
-    """Scores that keep ``I-x`` from following anything but ``B-x`` and ``I-x``; 0 elsewhere.
+def forbidden_transitions(labels: Sequence[str], scheme: Scheme) -> Tensor:
+    """Scores that keep a tag from following one that it may not follow in its scheme; 0 elsewhere.
+
+    Where a chain may end is left open: a sentence may have been cut there.
 
     Shape: [V + 2, V], as transitions.
 
     Example:
-        >>> (forbidden_transitions(["O", "B-a", "I-a"]) < 0).int().tolist()
+        >>> from nemolet.data.schemes import scheme_for
+        >>> labels = ["O", "B-a", "I-a"]
+        >>> (forbidden_transitions(labels, scheme_for(labels)) < 0).int().tolist()
         [[0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
     """
+    tags = [tag_of(label) for label in labels]
     table = torch.zeros(len(labels) + 2, len(labels))
-    for column, label in enumerate(labels):
-        if label.startswith("I-"):
-            allowed = [row for row, before in enumerate(labels) if before in (f"B-{label[2:]}", label)]
-            table[: len(labels) + 1, column] = _NEVER
-            table[allowed, column] = 0.0
+    for row, first in enumerate([*tags, tag_of(OUTSIDE)]):
+        for column, second in enumerate(tags):
+            if not scheme.allows(first, second):
+                table[row, column] = _NEVER
     return table

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nemolet.data.ports import LabelsBU, LogitsBUV, LogitsPV
+from nemolet.data.schemes import ENDING, OUTSIDE, SINGLE, tag_of
 from nemolet.language.crf import likeliest_chain
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
@@ -24,21 +25,25 @@ class TagSpan(NamedTuple):
 
 
 def spans_of(tags: Sequence[str]) -> list[TagSpan]:
-    """The spans that tags ``B-x I-x O`` describe; an ``I-x`` that continues nothing begins a span, as in conlleval.
+    """The spans that tags describe, in whatever scheme, read as conlleval reads them.
+
+    A span ends before another kind, a mark of a beginning or of a single word, and behind a mark of an end; a tag that
+    continues nothing begins a span.
 
     Example:
         >>> spans_of(["B-city", "I-city", "O", "I-year"])
         [TagSpan(label='city', start=0, end=2), TagSpan(label='year', start=3, end=4)]
     """
     spans: list[TagSpan] = []
-    label, start = "", 0
-    for index, tag in enumerate([*tags, "O"]):
-        mark, _, name = tag.partition("-")
-        if label and (mark != "I" or name != label):
-            spans.append(TagSpan(label, start, index))
-            label = ""
-        if mark in ("B", "I") and not label:
-            label, start = name, index
+    start, before = -1, tag_of(OUTSIDE)
+    for index, tag in enumerate(map(tag_of, [*tags, OUTSIDE])):
+        ends = before.mark in ENDING + SINGLE or tag.kind != before.kind or tag.mark in OUTSIDE + "B" + SINGLE
+        if start >= 0 and ends:
+            spans.append(TagSpan(before.kind, start, index))
+            start = -1
+        if start < 0 and tag.mark != OUTSIDE:
+            start = index
+        before = tag
     return spans
 
 

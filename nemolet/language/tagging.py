@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nemolet.data.encoding import TextEncoding, Words
 from nemolet.data.ports import ClassesB, LabelsBU, LogitsBP, LogitsBUV, LogitsPV, WordsBU
+from nemolet.data.schemes import SchemeName, scheme_for
 from nemolet.language.classification import Pool, Transform
 from nemolet.language.crf import chain_log_likelihood, forbidden_transitions
 from nemolet.language.losses import TokenLoss
@@ -66,10 +67,11 @@ class TagHead(NeuralModule):
     Args:
         width: of the hidden states.
         labels: the tags.
-        crf: whether the tags of a sentence form a chain; ``I-x`` then only follows ``B-x`` or ``I-x``.
+        crf: whether the tags of a sentence form a chain; each then only follows what it may in its scheme.
         dropout: in training.
         transform: activation of one more layer before the tags (ModernBERT); None for no such layer.
         transform_norm: whether a norm follows it.
+        scheme: of the tags; None for the usual one with their marks.
 
     Shape: hidden_BTD, words_BU -> logits_BUV, transitions_PV; weight ``V D``, steps ``(V + 2) V``.
     """
@@ -83,6 +85,7 @@ class TagHead(NeuralModule):
         dropout: float = 0.1,
         transform: ActivationName | None = None,
         transform_norm: bool = False,
+        scheme: SchemeName | None = None,
     ) -> None:
         super().__init__(D=width, V=len(labels), P=len(labels) + 2)
         self.labels, self.dropout = tuple(labels), dropout
@@ -91,7 +94,7 @@ class TagHead(NeuralModule):
         self.steps = nn.Parameter(torch.zeros(len(labels) + 2, len(labels))) if crf else None
         self.declare_axes(steps="P V")
         self.never: Tensor
-        self.register_buffer("never", forbidden_transitions(labels), persistent=False)
+        self.register_buffer("never", forbidden_transitions(labels, scheme_for(labels, scheme)), persistent=False)
 
     def forward(self, hidden: HiddenBTD, words: WordsBU) -> TagScores:
         firsts = hidden.gather(1, words[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -106,12 +109,13 @@ class TokenClassifier(NeuralModule):
 
     Args:
         encoder: from tokens (and a mask) to hidden states.
-        labels: the tags, ``O B-x I-x``; in a config they come from the data.
+        labels: the tags, such as ``O B-x I-x``; in a config they come from the data.
         context: longest sentence in tokens.
         crf: whether the tags form a chain.
         dropout: before the linear layer, in training.
         transform: activation of one more layer before the tags, as ModernBERT has it; None for no such layer.
         transform_norm: whether a norm follows it.
+        scheme: of the tags, as for :class:`TagHead`; in a config it comes from the data.
 
     Shape: tokens_BT, words_BU, mask_BT -> logits_BUV, transitions_PV.
 
@@ -138,13 +142,20 @@ class TokenClassifier(NeuralModule):
         dropout: float = 0.1,
         transform: ActivationName | None = None,
         transform_norm: bool = False,
+        scheme: SchemeName | None = None,
     ) -> None:
         width = width_of(encoder)
         super().__init__(V=len(labels), D=width, P=len(labels) + 2)
         self.labels, self.context = tuple(labels), context
         self.encoder = encoder
         self.head = TagHead(
-            width=width, labels=labels, crf=crf, dropout=dropout, transform=transform, transform_norm=transform_norm
+            width=width,
+            labels=labels,
+            crf=crf,
+            dropout=dropout,
+            transform=transform,
+            transform_norm=transform_norm,
+            scheme=scheme,
         )
 
     def forward(self, tokens: TokenIdsBT, words: WordsBU, mask: MaskBT | None = None) -> TagScores:
@@ -180,10 +191,11 @@ class RequestTagger(NeuralModule):
     Args:
         encoder: from tokens (and a mask) to hidden states.
         intents: names of the intents; in a config they come from the data.
-        slots: the tags, ``O B-x I-x``; likewise.
+        slots: the tags, such as ``O B-x I-x``; likewise.
         context: longest request in tokens.
         crf: whether the tags form a chain.
         dropout: before the linear layers, in training.
+        scheme: of the tags, as for :class:`TagHead`; likewise.
 
     Shape: tokens_BT, words_BU, mask_BT -> logits_BUV, transitions_PV, intents_BP.
     """
@@ -201,12 +213,13 @@ class RequestTagger(NeuralModule):
         context: int = 256,
         crf: bool = False,
         dropout: float = 0.1,
+        scheme: SchemeName | None = None,
     ) -> None:
         width = width_of(encoder)
         super().__init__(D=width)
         self.intents, self.slots, self.context, self.dropout = tuple(intents), tuple(slots), context, dropout
         self.encoder, self.pool = encoder, Pool()
-        self.head = TagHead(width=width, labels=slots, crf=crf, dropout=dropout)
+        self.head = TagHead(width=width, labels=slots, crf=crf, dropout=dropout, scheme=scheme)
         self.intent_head = Linear("D", "P", width, len(intents), bias=True, init_std=0.02)
 
     def forward(self, tokens: TokenIdsBT, words: WordsBU, mask: MaskBT | None = None) -> RequestScores:

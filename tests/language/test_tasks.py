@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import nemolet as nl
 from nemolet.data.encoding import TextEncoding
+from nemolet.data.schemes import scheme_for
 from nemolet.language import (
     AnswerLoss,
     ClassLoss,
@@ -262,7 +263,7 @@ def test_chains_are_those_of_brute_force():
 def test_a_chain_never_continues_what_did_not_begin():
     labels = ["O", "B-x", "I-x", "B-y", "I-y"]
     logits = torch.randn(50, 6, 5, generator=torch.Generator().manual_seed(0)) * 3
-    rows = likeliest_chain(logits, forbidden_transitions(labels), torch.full((50,), 6))
+    rows = likeliest_chain(logits, forbidden_transitions(labels, scheme_for(labels)), torch.full((50,), 6))
     for row in rows.tolist():
         for before, tag in itertools.pairwise(["O", *(labels[t] for t in row)]):
             assert not tag.startswith("I-") or before[2:] == tag[2:]
