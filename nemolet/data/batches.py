@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nemolet.data.buckets import pooled
-from nemolet.data.prepared import Batch
+from nemolet.data.prepared import Batch, Filler
 from nemolet.errors import DataError
 from nemolet.types import IGNORED, Axis, Labels, Mask, NeuralType
 
@@ -142,7 +142,7 @@ class BucketLoader:
 
 
 class PassLoader:
-    """Each sample once, the shortest first; every rank takes the same number of steps (final).
+    """Each sample once, the shortest first; every rank takes the same number of steps, some with a filler (final).
 
     Args:
         batching: of the samples.
@@ -163,15 +163,8 @@ class PassLoader:
             numbers = order[step * self.batching.together : (step + 1) * self.batching.together]
             if self.batching.rank < len(numbers):
                 yield self.batching.batch(numbers)
-            else:  # nothing is left for this rank, which still has to keep step
-                yield self._nothing(numbers[:1])
-
-    def _nothing(self, numbers: NDArray[np.int64]) -> Batch:
-        batch = collate([self.batching.samples[numbers[0]]], self.batching.ports)
-        for name, alias in self.batching.ports.items():
-            if isinstance(port_type(alias).element, Labels):
-                batch[name].fill_(IGNORED)
-        return batch
+            else:
+                yield Filler(collate([self.batching.samples[numbers[0]]], self.batching.ports))
 
 
 def typical_sizes(ports: Mapping[str, Any], *, batch_size: int, length: int) -> dict[str, int]:

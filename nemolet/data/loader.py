@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from nemolet.data.packing import Sampler
-from nemolet.data.prepared import Batch
+from nemolet.data.prepared import Batch, Filler
 from nemolet.errors import DataError
-from nemolet.types import IGNORED
 
 
 class TokenLoader:
@@ -58,7 +57,7 @@ class TokenLoader:
 
 
 class ValidationLoader:
-    """Each sample once, in order, sharded over ranks (final).
+    """Each sample once, in order, sharded over ranks, which take the same number of steps (final).
 
     Args:
         sampler: the samples.
@@ -83,9 +82,7 @@ class ValidationLoader:
             first = (step * self.ranks + self.rank) * self.batch_size
             numbers = range(min(first, self.samples.size - 1), min(first + self.batch_size, self.samples.size))
             batch = collate(self.samples, numbers)
-            if first >= self.samples.size:  # ranks must take the same number of steps; this one has nothing left
-                batch["labels"].fill_(IGNORED)
-            yield batch
+            yield batch if first < self.samples.size else Filler(batch)
 
 
 def collate(sampler: Sampler, numbers: range) -> Batch:

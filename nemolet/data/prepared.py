@@ -18,6 +18,10 @@ Batch = dict[str, Tensor]
 Progress = Callable[[str, int], Callable[[int], Any]]  # (what, total bytes) -> update(bytes)
 
 
+class Filler(dict[str, Tensor]):
+    """A batch for a rank that has none left: it keeps step with the others, and nothing in it counts (final)."""
+
+
 class Loader(Protocol):
     """An endless stream of batches that knows where it stands.
 

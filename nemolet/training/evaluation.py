@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from nemolet.data.prepared import Batch
+from nemolet.data.prepared import Batch, Filler
 from nemolet.language.metrics import LanguageScore
 from nemolet.module import NeuralModule
 from nemolet.types import IGNORED
@@ -41,6 +43,17 @@ def score(
     return LanguageScore(loss_sum, tokens, text_bytes)
 
 
+def sums_of(result: Any, batch: Batch) -> dict[str, Tensor]:
+    """What a graph counted in a batch, by name; nothing in a batch that only keeps step.
+
+    Args:
+        result: of the graph: a loss, a count, and the parts and wholes of metrics.
+        batch: it was run on.
+    """
+    values = result if isinstance(result, dict) else result._asdict()
+    return {n: (torch.zeros_like(v) if isinstance(batch, Filler) else v).detach().double() for n, v in values.items()}
+
+
 @torch.inference_mode()
 def measure(graph: NeuralModule, batches: Iterable[Batch], device: str | torch.device = "cpu") -> dict[str, float]:
     """The mean loss and the metrics of a graph, as quotients of sums over all batches.
@@ -53,8 +66,8 @@ def measure(graph: NeuralModule, batches: Iterable[Batch], device: str | torch.d
     sums: dict[str, float] = {}
     for batch in batches:
         result = graph(**{name: tensor.to(device) for name, tensor in batch.items()})
-        for name, value in (result if isinstance(result, dict) else result._asdict()).items():
-            sums[name] = sums.get(name, 0.0) + value.double().item()
+        for name, value in sums_of(result, batch).items():
+            sums[name] = sums.get(name, 0.0) + value.item()
     found = {"loss": sums["loss"] / max(1.0, sums["count"])}
     names = [name[:-5] for name in sums if name.endswith("_part")]
     return found | {name: sums[f"{name}_part"] / max(1.0, sums[f"{name}_whole"]) for name in names}

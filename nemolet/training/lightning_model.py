@@ -18,6 +18,7 @@ from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
 from nemolet.nn.router import balance_experts, routers, seed_auxiliary_losses
 from nemolet.parallel.gradients import Gradients
+from nemolet.training.evaluation import sums_of
 from nemolet.training.optim import Optim, itself
 from nemolet.training.schedule import Schedule
 from nemolet.training.watch import first_bad_module
@@ -221,8 +222,7 @@ class LightningModel(pl.LightningModule):
         """Collect sums; their quotient is the mean over all tokens, not over batches."""
         evaluate = getattr(self.trainer.strategy, "evaluate", None)
         result = self.evaluation(**batch) if evaluate is None else evaluate(self.evaluation, batch)
-        values = result if isinstance(result, dict) else result._asdict()
-        self._valid.append({name: value.detach().double() for name, value in values.items()})
+        self._valid.append(sums_of(result, batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log ``valid_loss`` and the metrics: quotients of sums over all validation batches of all ranks."""
