@@ -14,13 +14,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from nemolet.cli.archives import opened
-from nemolet.errors import ConfigError, DataError
+from nemolet.errors import ConfigError, DataError, TokenizerError
 
 if TYPE_CHECKING:
     from nemolet.archive import Archive
+    from nemolet.data.records import Record
 
 _CHUNK = 512  # records between two writes
 
@@ -37,6 +38,8 @@ class Settings:
         length_penalty: of that search, 0 favouring short texts; null likewise.
         max_length: most tokens that it writes; null likewise.
         with_adapter: a folder with an adapter of nemolet or PEFT for that model; null for none.
+        too_long: what happens to a text that is longer than the model's context: an error, truncate to its beginning,
+            or window for answers from parts of it; null for an error.
         device: where to compute.
         imports: modules of yours that register classes which the archive names.
     """
@@ -48,6 +51,7 @@ class Settings:
     length_penalty: float | None = None
     max_length: int | None = None
     with_adapter: str | None = None
+    too_long: Literal["error", "truncate", "window"] | None = None
     device: str = "cpu"
     imports: list[str] | None = None
 
@@ -73,6 +77,7 @@ def run(settings: Settings) -> None:
             fix="use nemolet generate for language models; nemolet finetune task=... puts a head on an encoder",
         )
     search_as_asked(model, size=settings.beam, length_penalty=settings.length_penalty, max_length=settings.max_length)
+    long_texts_as_asked(model, settings.too_long)
     out = Path(settings.out)
     if out.is_dir():
         raise ConfigError(
@@ -84,7 +89,7 @@ def run(settings: Settings) -> None:
         bar = _bar(total, done)
         records = itertools.islice(_records(settings.input, model.READS), done, None)
         while chunk := list(itertools.islice(records, _CHUNK)):
-            for record, answer in zip(chunk, model.predict(archive.tokenizer, chunk), strict=True):
+            for (_, record), answer in zip(chunk, _answers(model, archive.tokenizer, chunk), strict=True):
                 kept = {"id": record["id"]} if "id" in record else {}
                 file.write(json.dumps({**kept, **answer}, ensure_ascii=False) + "\n")
             file.flush()
@@ -110,6 +115,41 @@ def search_as_asked(model: Any, **asked: float | None) -> None:
         )
     if said:
         model.beam = replace(model.beam, **said)
+
+
+def long_texts_as_asked(model: Any, too_long: str | None) -> None:
+    """Let a model do otherwise with texts that are longer than its context.
+
+    Raises:
+        ConfigError: for a model that has no choice.
+    """
+    if too_long is None:
+        return
+    if not hasattr(model, "too_long"):
+        raise ConfigError(
+            "this model has no choice",
+            where="too_long",
+            expected="a model that classifies, tags, embeds or translates",
+            found=type(model).__name__,
+            fix="leave too_long out: a QuestionAnswerer always reads in windows",
+        )
+    model.too_long = too_long
+
+
+def _answers(model: Any, tokenizer: Any, records: list[Record]) -> list[dict[str, Any]]:
+    """Answers to records; where one is bad, the error names its line."""
+    try:
+        answers: list[dict[str, Any]] = model.predict(tokenizer, [record.values for record in records])
+    except (DataError, TokenizerError):
+        for where, values in records:
+            try:
+                model.predict(tokenizer, [values])
+            except (DataError, TokenizerError) as error:
+                raise type(error)(
+                    error.what, where=where, expected=error.expected, found=error.found, fix=error.fix
+                ) from error
+        raise
+    return answers
 
 
 class _Partial:
@@ -183,7 +223,9 @@ def _identity(archive: Archive, settings: Settings, *, search: str) -> dict[str,
     """All that answers depend on: the model by its weights and its config, the input by its content."""
     config = json.dumps(archive.model.config(), sort_keys=True, default=str)
     how = json.loads(json.dumps(asdict(settings), default=list))
+    added = sorted(Path(settings.with_adapter).iterdir()) if settings.with_adapter else []
     return {
+        "adapter": {path.name: _digest(str(path)) for path in added if path.is_file()},
         "model": [archive.model.came_from, hashlib.sha256(config.encode()).hexdigest()],
         "tokenizer": archive.tokenizer.fingerprint if archive.tokenizer else None,
         "input": _digest(settings.input),
@@ -200,13 +242,13 @@ def _digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _records(path: str, reads: tuple[tuple[str, ...], ...]) -> Iterator[Mapping[str, Any]]:
+def _records(path: str, reads: tuple[tuple[str, ...], ...]) -> Iterator[Record]:
     """The records of a file, each of which holds what the model reads.
 
     Raises:
         DataError: naming file and line.
     """
-    from nemolet.data.records import ending, lines, read_records
+    from nemolet.data.records import Record, ending, lines, read_records
 
     if ending(path) == ".txt":
         found: Iterable[tuple[str, Mapping[str, Any]]] = ((f"{path}:{n}", {"text": line}) for n, line in lines(path))
@@ -220,7 +262,7 @@ def _records(path: str, reads: tuple[tuple[str, ...], ...]) -> Iterator[Mapping[
                 expected=" or ".join(" and ".join(keys) for keys in reads),
                 found=", ".join(f"{k}: {v!r:.40}" for k, v in itertools.islice(values.items(), 5)) or "nothing",
             )
-        yield values
+        yield Record(where, values)
 
 
 def _is_there(value: Any) -> bool:

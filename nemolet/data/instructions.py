@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,7 +44,8 @@ class Instructions(Examples):
                 yield Record(where, {"messages": messages})
 
     def texts(self, record: Record) -> Iterable[str]:
-        return [message["content"] for message in record.values["messages"]]
+        said = [message.get("content") for message in record.values["messages"] if isinstance(message, Mapping)]
+        return [content for content in said if isinstance(content, str)]
 
     def encode(self, record: Record, encoding: TextEncoding, known: Known) -> Iterable[Sample]:
         template = ChatTemplate(self.template or "plain", self.template_tokens or {})
@@ -114,21 +115,23 @@ def conversations(values: Any, where: str) -> list[list[Message]]:
         >>> conversations({"prompt": "Hi", "response": "Hello"}, "here")
         [[{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]]
     """
-    if isinstance(values.get("messages"), list) and values["messages"]:
-        return [values["messages"]]
-    if isinstance(values.get("prompt"), str) and isinstance(values.get("response"), str):
-        return [_exchange(values["prompt"], values["response"])]
-    if isinstance(values.get("instruction"), str) and isinstance(values.get("instances"), list):
-        asked = values["instruction"]
+    held = values if isinstance(values, Mapping) else {}
+    if isinstance(held.get("messages"), list) and held["messages"]:
+        return [held["messages"]]
+    if isinstance(held.get("prompt"), str) and isinstance(held.get("response"), str):
+        return [_exchange(held["prompt"], held["response"])]
+    instances = held.get("instances")
+    whole = isinstance(instances, list) and all(isinstance(one, Mapping) and "output" in one for one in instances)
+    if isinstance(held.get("instruction"), str) and whole and instances:
+        asked = held["instruction"]
         return [
-            _exchange(f"{asked}\n\n{one['input']}" if one.get("input") else asked, one["output"])
-            for one in values["instances"]
+            _exchange(f"{asked}\n\n{one['input']}" if one.get("input") else asked, one["output"]) for one in instances
         ]
     raise DataError(
         "the record is no conversation",
         where=where,
-        expected="messages; or prompt and response; or instruction and instances",
-        found=", ".join(map(str, values)),
+        expected="messages; or prompt and response; or instruction and instances, each with an output",
+        found=", ".join(map(str, held)) or f"{type(values).__name__} {values!r:.60}",
     )
 
 
@@ -142,7 +145,7 @@ def fitted(messages: Sequence[Message], encoding: TextEncoding, where: str, temp
     Raises:
         DataError: for a conversation that is too long, empty, or fails :func:`nemolet.data.chat.lint`.
     """
-    if encoding.leaves_out(" ".join(str(m.get("content", "")) for m in messages), where):
+    if encoding.leaves_out(" ".join(str(m.get("content", "")) for m in messages if isinstance(m, Mapping)), where):
         return None
     chat = encode_chat(encoding.tokenizer, messages, where, template=template)
     if not encoding.fits(len(chat.tokens), where):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nemolet.data.batches import Sample
-from nemolet.data.encoding import Span, TextEncoding, split_words
+from nemolet.data.encoding import Span, TextEncoding, as_text, split_words
 from nemolet.data.examples import Examples, Known
 from nemolet.data.ports import ClassesB, LabelsBU, LabelsBV, PlacesB, WordsBU
 from nemolet.data.records import Record, read_columns, read_records, read_squad
@@ -237,7 +237,7 @@ def windows(question: str, context: str, encoding: TextEncoding, where: str) -> 
     _, end = encoding.tokenizer.marks
     asked = encoding.text(question, where) or []
     asked = asked and [*asked[: len(asked) - len(end)], *encoding.tokenizer.between]
-    words = split_words(context)
+    words = split_words(as_text(context, where))
     if not words or not asked:
         encoding.text(context, where)
         return []
@@ -297,7 +297,7 @@ def tag_set(records: Iterable[Record]) -> list[str]:
 def _tagged(record: Record, encoding: TextEncoding, tags: Sequence[str]) -> Iterable[Sample]:
     words = encoding.words(record.values["words"], record.where)
     if words is not None:
-        labels = [tags.index(tag) for tag in record.values["tags"][: len(words.firsts)]]
+        labels = [tags.index(record.values["tags"][number]) for number in words.numbers]
         yield {"tokens": words.ids, "words": words.firsts, "labels": labels}
 
 

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemolet.data.encoding import TextEncoding
+from nemolet.data.encoding import TextEncoding, as_list, as_text
 from nemolet.data.labelled import NO_ANSWER, Window, windows
 from nemolet.data.ports import LogitsBT, PlacesB
+from nemolet.errors import ConfigError, DataError
 from nemolet.language.classification import Transform
 from nemolet.language.losses import TokenLoss
 from nemolet.language.scores import exact_match, word_f1
-from nemolet.language.tasks import in_batches, width_of
+from nemolet.language.tasks import fields_of, in_windows, width_of
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
 from nemolet.nn.feed_forward import ActivationName
@@ -147,18 +148,20 @@ class QuestionAnswerer(NeuralModule):
         Raises:
             DataError: for an empty question or text, naming its place.
         """
+        if top < 1:
+            raise ConfigError("nothing is asked for", where="top", expected="at least 1", found=top)
+        asked = [_pair(pair, f"pair {i}") for i, pair in enumerate(as_list(pairs, "pairs"))]
         encoding = TextEncoding(tokenizer, self.context)
-        read = [windows(question, text, encoding, f"pair {i}") for i, (question, text) in enumerate(pairs)]
-        samples = [{"tokens": window.tokens, "readable": window.readable} for each in read for window in each]
+        read = [windows(question, text, encoding, f"pair {i}") for i, (question, text) in enumerate(asked)]
+        samples = [[{"tokens": window.tokens, "readable": window.readable} for window in each] for each in read]
 
         def run(batch: dict[str, Tensor]) -> list[Found]:
             scores = self(**batch)
             first, last = scores.first.float().softmax(-1), scores.last.float().softmax(-1)
             return self.likeliest(first, last, batch["readable"], top=2 * top + 10)  # some of them are the same words
 
-        found = iter(in_batches(self, samples, self.PORTS, run, batch_size=batch_size))
-        together = [[(window, next(found)) for window in each] for each in read]
-        return [self._merged(each, text)[:top] for each, (_, text) in zip(together, pairs)]
+        found = in_windows(self, samples, self.PORTS, run, batch_size=batch_size)
+        return [self._merged(list(zip(*each)), text)[:top] for *each, (_, text) in zip(read, found, asked)]
 
     def likeliest(self, first_BT: Tensor, last_BT: Tensor, readable_BT: Tensor, *, top: int = 1) -> list[Found]:
         """The likeliest spans of each row that are readable, in order and no longer than allowed.
@@ -198,7 +201,7 @@ class QuestionAnswerer(NeuralModule):
 
     def score_texts(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Exact match and F1 of words of whole answers, as SQuAD counts them."""
-        answers = self.answer(tokenizer, [(r["question"], r["context"]) for r in records])
+        answers = self.answer(tokenizer, _pairs_of(records))
         real = [[a["text"] for a in r["answers"]] or [""] for r in records]  # the empty text where there is none
         return {
             "exact_match": sum(exact_match(a.text, known) for a, known in zip(answers, real)) / len(records),
@@ -207,7 +210,18 @@ class QuestionAnswerer(NeuralModule):
 
     def predict(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answers for records with a ``question`` and a ``context``."""
-        return [asdict(a) for a in self.answer(tokenizer, [(r["question"], r["context"]) for r in records])]
+        return [asdict(a) for a in self.answer(tokenizer, _pairs_of(records))]
+
+
+def _pairs_of(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return list(zip(fields_of(records, "question"), fields_of(records, "context")))
+
+
+def _pair(value: Any, where: str) -> tuple[str, str]:
+    parts = as_list(value, where)
+    if len(parts) != 2:
+        raise DataError("this is no pair", where=where, expected="a question and a text", found=f"{len(parts)} values")
+    return as_text(parts[0], where), as_text(parts[1], where)
 
 
 class AnswerLoss(NeuralModule):

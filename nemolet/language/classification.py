@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemolet.data.encoding import TextEncoding
+from nemolet.data.encoding import LongText, TextEncoding, as_list
 from nemolet.data.ports import HiddenBD, LabelsBV
 from nemolet.language.losses import TokenLoss
-from nemolet.language.tasks import in_batches, label_scores, width_of
+from nemolet.language.tasks import fields_of, in_windows, label_scores, width_of
 from nemolet.metrics import Accuracy, Share
 from nemolet.module import NeuralModule
 from nemolet.nn.feed_forward import ACTIVATIONS, ActivationName
@@ -96,13 +96,16 @@ class TextClassifier(NeuralModule):
     Args:
         encoder: from tokens (and a mask) to hidden states.
         labels: names of the classes; in a config they come from the data.
-        context: longest text in tokens; the end of longer ones is not read.
+        context: longest text in tokens.
         pooling: how hidden states become one vector.
         multi_label: whether a text may have any number of labels.
         dropout: before the linear layer, in training.
         transform: activation of one more layer before the classes, as the classifiers of transformers have it (BERT:
             ``tanh``, with ``pooling="first"``); None for no such layer.
         transform_norm: whether a norm follows it (ModernBERT).
+
+    Its attribute ``too_long`` says what happens to longer ones: an ``error``, ``truncate`` to their beginning, or
+    ``window`` for the mean of the probabilities of parts that overlap by half.
 
     Shape: tokens_BT, mask_BT -> logits_BV.
 
@@ -118,6 +121,7 @@ class TextClassifier(NeuralModule):
     CONFIG_RULES: ClassVar = (("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),)
     READS: ClassVar = (("text",),)
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT}
+    too_long: LongText = "error"
 
     def __init__(
         self,
@@ -170,21 +174,25 @@ class TextClassifier(NeuralModule):
             batch_size: texts at once.
 
         Raises:
-            DataError: for an empty text, naming its place.
+            DataError: for an empty text, or one that is too long, naming its place.
         """
-        encoding = TextEncoding(tokenizer, self.context, "truncate")
-        samples = [{"tokens": encoding.text(text, f"text {i}")} for i, text in enumerate(texts)]
+        encoding = TextEncoding(tokenizer, self.context, self.too_long)
+        samples = [
+            [{"tokens": ids} for ids in encoding.parts(text, f"text {i}")]
+            for i, text in enumerate(as_list(texts, "texts"))
+        ]
 
-        def run(batch: dict[str, Tensor]) -> list[Classified]:
+        def run(batch: dict[str, Tensor]) -> list[Tensor]:
             logits_BV = self(**batch).float()
-            probs_BV = logits_BV.sigmoid() if self.multi_label else logits_BV.softmax(-1)
-            return [self._classified(label_scores(probs_V, self.labels), threshold) for probs_V in probs_BV.cpu()]
+            return list((logits_BV.sigmoid() if self.multi_label else logits_BV.softmax(-1)).cpu())
 
-        return in_batches(self, samples, self.PORTS, run, batch_size=batch_size)
+        found = in_windows(self, samples, self.PORTS, run, batch_size=batch_size)
+        means = [torch.stack(probs).mean(0) for probs in found]
+        return [self._classified(label_scores(probs_V, self.labels), threshold) for probs_V in means]
 
     def predict(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Labels and scores for records with a ``text``."""
-        found = self.classify(tokenizer, [record["text"] for record in records])
+        found = self.classify(tokenizer, fields_of(records, "text"))
         return [asdict(each) if self.multi_label else {"label": each.label, "scores": each.scores} for each in found]
 
     def _classified(self, scores: dict[str, float], threshold: float) -> Classified:

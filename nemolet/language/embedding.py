@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemolet.data.encoding import TextEncoding
+from nemolet.data.encoding import LongText, TextEncoding, as_list
 from nemolet.data.ports import HiddenBD
-from nemolet.errors import DataError
+from nemolet.errors import ConfigError, DataError
 from nemolet.language.classification import Pool, Pooling
 from nemolet.language.losses import TokenLoss
-from nemolet.language.tasks import in_batches, width_of
+from nemolet.language.tasks import fields_of, in_windows, width_of
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
 from nemolet.tokenizers import Tokenizer
@@ -42,8 +42,11 @@ class SentenceEmbedder(NeuralModule):
 
     Args:
         encoder: from tokens (and a mask) to hidden states.
-        context: longest text in tokens; the end of longer ones is not read.
+        context: longest text in tokens.
         pooling: how hidden states become one vector.
+
+    Its attribute ``too_long`` says what happens to longer ones: an ``error``, ``truncate`` to their beginning, or
+    ``window`` for the direction of the mean of parts that overlap by half.
 
     Shape: tokens_BT, mask_BT (, other_tokens_BS, other_mask_BS) -> vectors_BD, others_BD.
 
@@ -57,6 +60,7 @@ class SentenceEmbedder(NeuralModule):
 
     READS: ClassVar = (("text",),)
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT}
+    too_long: LongText = "error"
 
     def __init__(self, *, encoder: NeuralModule, context: int = 256, pooling: Pooling = "mean") -> None:
         super().__init__(D=width_of(encoder))
@@ -89,15 +93,21 @@ class SentenceEmbedder(NeuralModule):
         """Vectors of raw texts, [texts, D], on the CPU.
 
         Raises:
-            DataError: for an empty text, naming its place.
+            DataError: for an empty text, or one that is too long, naming its place.
         """
-        encoding = TextEncoding(tokenizer, self.context, "truncate")
-        samples = [{"tokens": encoding.text(text, f"text {i}")} for i, text in enumerate(texts)]
+        encoding = TextEncoding(tokenizer, self.context, self.too_long)
+        samples = [
+            [{"tokens": ids} for ids in encoding.parts(text, f"text {i}")]
+            for i, text in enumerate(as_list(texts, "texts"))
+        ]
 
         def run(batch: dict[str, Tensor]) -> list[Tensor]:
             return list(self(**batch).vectors.float().cpu())
 
-        return torch.stack(in_batches(self, samples, self.PORTS, run, batch_size=batch_size))
+        found = in_windows(self, samples, self.PORTS, run, batch_size=batch_size)
+        if not found:
+            return torch.zeros(0, width_of(self.encoder))
+        return torch.stack([F.normalize(torch.stack(parts).mean(0), dim=-1) for parts in found])
 
     def search(
         self, tokenizer: Tokenizer, queries: Sequence[str], texts: Sequence[str], *, top: int = 5
@@ -107,17 +117,36 @@ class SentenceEmbedder(NeuralModule):
 
     def predict(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Vectors for records with a ``text``."""
-        vectors = self.embed(tokenizer, [record["text"] for record in records])
+        vectors = self.embed(tokenizer, fields_of(records, "text"))
         return [{"vector": [round(x, 6) for x in vector.tolist()]} for vector in vectors]
 
 
 def nearest_vectors(queries_BD: Tensor, vectors_SD: Tensor, *, top: int = 5) -> list[list[Found]]:
     """The vectors with the largest products with each query, in blocks of bounded memory.
 
+    Args:
+        queries_BD: one row for each query.
+        vectors_SD: what is searched, as wide.
+        top: how many are found, or all where there are fewer.
+
+    Raises:
+        DataError: for vectors of another width, or numbers that are none.
+        ConfigError: for a ``top`` below 1.
+
     Example:
         >>> nearest_vectors(torch.eye(2)[:1], torch.eye(2), top=1)
         [[Found(index=0, score=1.0)]]
     """
+    if top < 1:
+        raise ConfigError("nothing is to be found", where="top", expected="at least 1", found=top)
+    for name, vectors in {"queries": queries_BD, "vectors": vectors_SD}.items():
+        if vectors.ndim != 2 or vectors.shape[1] != vectors_SD.shape[-1] or not vectors.isfinite().all():
+            raise DataError(
+                "these vectors cannot be compared",
+                where=name,
+                expected=f"finite numbers in rows of {vectors_SD.shape[-1]}",
+                found=f"{list(vectors.shape)}, {int((~vectors.isfinite()).sum())} of them not finite",
+            )
     found = []
     for block in queries_BD.split(256):
         scores, indices = (block @ vectors_SD.T).topk(min(top, len(vectors_SD)), dim=-1)

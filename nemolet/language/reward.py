@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nemolet.data.chat_template import ChatTemplate
-from nemolet.data.encoding import TextEncoding
+from nemolet.data.encoding import TextEncoding, as_list
 from nemolet.data.instructions import conversations, fitted
 from nemolet.data.ports import LabelsBS, ScoresB
 from nemolet.graph import Graph
@@ -77,7 +77,7 @@ class RewardModel(NeuralModule):
         """
         encoding, template = TextEncoding(tokenizer, self.context), ChatTemplate(self.template)
         samples = []
-        for number, record in enumerate(records):
+        for number, record in enumerate(as_list(records, "records")):
             where = f"record {number}"
             chat = fitted(conversations(record, where)[0], encoding, where, template)
             samples.append({"tokens": [] if chat is None else chat.tokens})

@@ -79,7 +79,10 @@ def explain(
     """
     if label is not None and label not in model.labels:
         raise ConfigError("there is no such label", where="label", expected=", ".join(model.labels), found=label)
-    ids = TextEncoding(tokenizer, model.context, "truncate").text(text, "text") or []
+    ids = (
+        TextEncoding(tokenizer, model.context, "error" if model.too_long == "error" else "truncate").text(text, "text")
+        or []
+    )
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemolet.data.encoding import TextEncoding, Words
+from nemolet.data.encoding import LongText, TextEncoding, as_list
 from nemolet.data.ports import ClassesB, LabelsBU, LogitsBP, LogitsBUV, LogitsPV, WordsBU
 from nemolet.data.schemes import SchemeName, scheme_for
 from nemolet.language.classification import Pool, Transform
 from nemolet.language.crf import chain_log_likelihood, forbidden_transitions
 from nemolet.language.losses import TokenLoss
 from nemolet.language.spans import SpanF1, TagSpan, decode_tags, spans_of
-from nemolet.language.tasks import in_batches, width_of
+from nemolet.language.tasks import fields_of, in_windows, width_of
 from nemolet.metrics import Share
 from nemolet.module import NeuralModule
 from nemolet.nn.feed_forward import ActivationName
@@ -130,6 +130,7 @@ class TokenClassifier(NeuralModule):
 
     CONFIG_RULES: ClassVar = (("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),)
     READS: ClassVar = (("words",), ("text",))
+    too_long: LongText = "error"
     PORTS: ClassVar = {"tokens": TokenIdsBT, "mask": MaskBT, "words": WordsBU}
 
     def __init__(
@@ -173,10 +174,12 @@ class TokenClassifier(NeuralModule):
     def tag(self, tokenizer: Tokenizer, sentences: Sequence[Sequence[str]], *, batch_size: int = 64) -> list[Tagged]:
         """Tag sentences that are split into words.
 
-        Words beyond the context are tagged ``O``, or with the first label where there is no ``O``.
+        The attribute ``too_long`` says what happens to a sentence beyond the context: an ``error``, ``truncate`` to its
+        beginning, or ``window`` for parts that overlap by half. A word that is not read, or has no token, is tagged
+        ``O``, or with the first label where there is no ``O``.
 
         Raises:
-            DataError: for an empty sentence, naming its place.
+            DataError: for an empty sentence, or one that is too long, naming its place.
         """
         return _tag(self, tokenizer, sentences, batch_size)
 
@@ -202,6 +205,7 @@ class RequestTagger(NeuralModule):
 
     CONFIG_RULES: ClassVar = (("dropout >= 0 and dropout < 1", "dropout is a probability below 1"),)
     READS: ClassVar = TokenClassifier.READS
+    too_long: LongText = "error"
     PORTS: ClassVar = TokenClassifier.PORTS
 
     def __init__(
@@ -313,29 +317,36 @@ class IntentAccuracy(NeuralModule):
         return Share((intents.argmax(-1) == classes).sum(), classes.ne(IGNORED).sum())
 
 
-def _sentences(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [list(record["words"]) if "words" in record else record["text"].split() for record in records]
+def _sentences(records: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+    read = enumerate(fields_of(records, "words", "text"))
+    return [each.split() if isinstance(each, str) else as_list(each, f"record {number}") for number, each in read]
 
 
 def _tag(
     model: TokenClassifier | RequestTagger, tokenizer: Tokenizer, sentences: Sequence[Sequence[str]], batch_size: int
 ) -> list[Tagged]:
-    encoding = TextEncoding(tokenizer, model.context, "truncate")
-    read = [encoding.words(words, f"sentence {i}") or Words([], []) for i, words in enumerate(sentences)]
-    samples = [{"tokens": each.ids, "words": each.firsts} for each in read]
+    encoding = TextEncoding(tokenizer, model.context, model.too_long)
+    read = [encoding.word_parts(words, f"sentence {i}") for i, words in enumerate(as_list(sentences, "sentences"))]
+    samples = [[{"tokens": part.ids, "words": part.firsts} for part in parts] for parts in read]
 
-    def run(batch: dict[str, Tensor]) -> list[tuple[list[int], str | None]]:
+    def run(batch: dict[str, Tensor]) -> list[tuple[list[int], Tensor | None]]:
         scores = model(**batch)
         lengths = (batch["words"] > 0).sum(1) + (batch["words"][:, 0] == 0)  # padding points at the first token
         tags = decode_tags(scores.logits, scores.transitions, lengths).tolist()
-        if isinstance(model, RequestTagger):
-            return [(row, model.intents[i]) for row, i in zip(tags, scores.intents.argmax(-1).tolist())]
-        return [(row, None) for row in tags]
+        intents = scores.intents.float().softmax(-1).cpu() if isinstance(model, RequestTagger) else [None] * len(tags)
+        return list(zip(tags, intents))
 
-    results = in_batches(model, samples, model.PORTS, run, batch_size=batch_size)
+    results = in_windows(model, samples, model.PORTS, run, batch_size=batch_size)
     outside = "O" if "O" in model.labels else model.labels[0]
     made = []
-    for words, each, (row, intent) in zip(sentences, read, results):
-        tags = [model.labels[t] for t in row[: len(each.firsts)]]
-        made.append(Tagged(tuple(words), (*tags, *[outside] * (len(words) - len(tags))), intent))
+    for words, parts, found in zip(sentences, read, results):
+        tags, overlap = [outside] * len(words), 0
+        for part, (row, _) in zip(parts, found):
+            for number, tag in zip(part.numbers, row):
+                if 2 * number >= part.numbers[0] + overlap:  # each half of an overlap is tagged where it has neighbours
+                    tags[number] = model.labels[tag]
+            overlap = part.stop
+        intents = [each for _, each in found if each is not None]
+        intent = model.intents[int(torch.stack(intents).mean(0).argmax())] if isinstance(model, RequestTagger) else None
+        made.append(Tagged(tuple(words), tuple(tags), intent))
     return made

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from nemolet.data.batches import Sample, collate
+from nemolet.data.encoding import as_list
 from nemolet.data.prepared import Batch
-from nemolet.errors import DeclarationError
+from nemolet.errors import DataError, DeclarationError
 from nemolet.module import NeuralModule
 from nemolet.nn.prepacking import packed
 from nemolet.tokenizers import Tokenizer
@@ -113,6 +114,45 @@ def in_batches(
             batch = collate([samples[i] for i in numbers], ports)
             results |= dict(zip(numbers, run({name: tensor.to(device) for name, tensor in batch.items()}), strict=True))
     return [results[i] for i in range(len(samples))]
+
+
+def in_windows(
+    model: NeuralModule,
+    groups: Sequence[Sequence[Sample]],
+    ports: Mapping[str, Any],
+    run: Callable[[Batch], Sequence[T]],
+    *,
+    batch_size: int = 64,
+) -> list[list[T]]:
+    """Run the windows of each text; results by text. See :func:`in_batches`."""
+    flat = [sample for group in groups for sample in group]
+    results = iter(in_batches(model, flat, ports, run, batch_size=batch_size))
+    return [[next(results) for _ in group] for group in groups]
+
+
+def fields_of(records: Sequence[Mapping[str, Any]], *names: str) -> list[Any]:
+    """What each record holds under the first of these names that it has.
+
+    Raises:
+        DataError: for a record that is none, or has none of them.
+
+    Example:
+        >>> fields_of([{"text": "a"}, {"source": "b", "text": "c"}], "source", "text")
+        ['a', 'b']
+    """
+    found = []
+    for number, record in enumerate(as_list(records, "records")):
+        held = record if isinstance(record, Mapping) else {}
+        name = next((name for name in names if name in held), None)
+        if name is None:
+            raise DataError(
+                "the record lacks what the model reads",
+                where=f"record {number}",
+                expected=" or ".join(names),
+                found=", ".join(map(str, held)) or f"{type(record).__name__} {record!r:.60}",
+            )
+        found.append(held[name])
+    return found
 
 
 def label_scores(probs_V: Tensor, labels: Sequence[str], digits: int = 6) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from nemolet.data.encoding import TextEncoding
+from nemolet.data.encoding import LongText, TextEncoding, as_list, as_text
 from nemolet.errors import GenerationError
 from nemolet.language.beam import beam_search
 from nemolet.language.constraints import Constraints
@@ -17,7 +17,7 @@ from nemolet.language.generation_rules import Beam, GenerationRules
 from nemolet.language.losses import CrossEntropy
 from nemolet.language.scores import bleu, chrf
 from nemolet.language.seq2seq import EncoderDecoder
-from nemolet.language.tasks import in_batches
+from nemolet.language.tasks import fields_of, in_windows
 from nemolet.metrics import TokenAccuracy
 from nemolet.module import NeuralModule
 from nemolet.tokenizers import Tokenizer
@@ -31,10 +31,12 @@ class Translator(NeuralModule):
 
     Args:
         model: an encoder and a decoder.
-        context: longest source in tokens; the end of longer ones is not read.
+        context: longest source in tokens.
         label_smoothing: of the loss.
 
-    Its attribute ``beam`` says how far :meth:`translate` looks: as the rules of the model say.
+    Its attribute ``beam`` says how far :meth:`translate` looks: as the rules of the model say. ``too_long`` says what
+    happens to longer sources: an ``error``, ``truncate`` to their beginning, or ``window`` for the translations of
+    parts, one after the other.
 
     Shape: source_BS, tokens_BT, source_mask_BS -> logits_BTV.
 
@@ -51,6 +53,7 @@ class Translator(NeuralModule):
     CONFIG_RULES: ClassVar = (("label_smoothing >= 0 and label_smoothing < 1", "label smoothing is a share below 1"),)
     READS: ClassVar = (("source",), ("text",))
     PORTS: ClassVar = {"source": TokenIdsBS, "source_mask": MaskBS}
+    too_long: LongText = "error"
 
     def __init__(self, *, model: EncoderDecoder, context: int = 128, label_smoothing: float = 0.1) -> None:
         super().__init__(V=model.vocab_size)
@@ -104,14 +107,22 @@ class Translator(NeuralModule):
             forbidden: words or phrases that no translation contains, not even as a part of a word.
 
         Raises:
-            DataError: for an empty text, naming its place.
+            DataError: for an empty text, or one that is too long, naming its place.
             GenerationError: for a tokenizer without an end-of-text token, or where no translation obeys.
         """
         rules = self._rules(tokenizer)
         beam = beam or self.beam
         beam = replace(beam, max_length=beam.max_length or rules.room(1) or self.context)
-        encoding = TextEncoding(tokenizer, self.context, "truncate")
-        samples = [{"source": encoding.text(text, f"text {i}")} for i, text in enumerate(texts)]
+        encoding = TextEncoding(tokenizer, self.context, self.too_long)
+        parts = [encoding.parts(text, f"text {i}", overlap=False) for i, text in enumerate(as_list(texts, "texts"))]
+        if forced and any(len(part) > 1 for part in parts):
+            raise GenerationError(
+                "a text in several windows has no one place for a forced word",
+                where="forced",
+                expected=f"texts of at most {self.context} tokens",
+                fix="set too_long to error or truncate, or leave forced out",
+            )
+        samples = [[{"source": ids} for ids in part] for part in parts]
 
         constraints = _constraints(tokenizer, forced, forbidden)
 
@@ -121,17 +132,22 @@ class Translator(NeuralModule):
             said = [[tokenizer.decode(each.tokens).strip() for each in hypotheses] for hypotheses in found]
             return [_obedient(translations, forced, forbidden) for translations in said]
 
-        return in_batches(self, samples, self.PORTS, run, batch_size=batch_size)
+        return [" ".join(said) for said in in_windows(self, samples, self.PORTS, run, batch_size=batch_size)]
 
     def predict(self, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Translations of records with a ``source`` or a ``text``; and ``forced`` and ``forbidden`` words, if any."""
         groups: dict[tuple[tuple[str, ...], ...], list[int]] = {}
+        sources = fields_of(records, "source", "text")
         for number, record in enumerate(records):
-            words = tuple(tuple(record.get(name) or ()) for name in ("forced", "forbidden"))
+            where = f"record {number}"
+            words = tuple(
+                tuple(as_text(phrase, where) for phrase in as_list(record.get(name) or (), where))
+                for name in ("forced", "forbidden")
+            )
             groups.setdefault(words, []).append(number)
         said: dict[int, str] = {}
         for (forced, forbidden), numbers in groups.items():
-            texts = [records[n].get("source") or records[n]["text"] for n in numbers]
+            texts = [sources[n] for n in numbers]
             said |= dict(zip(numbers, self.translate(tokenizer, texts, forced=forced, forbidden=forbidden)))
         return [{"translation": said[number]} for number in range(len(records))]
 
