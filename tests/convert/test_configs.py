@@ -49,7 +49,8 @@ def complete(config_class: Any, content: dict[str, Any]) -> dict[str, Any] | Non
 
 
 def meaning(architecture: Architecture, content: dict[str, Any]) -> Any:
-    return settled(architecture.read_config(content), ignore=())
+    """What a config says of a model; how it writes is said by its own file."""
+    return settled(architecture.read_config(content), ignore=("generation",))
 
 
 # Keys that repeat what others say.
