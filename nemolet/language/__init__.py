@@ -55,7 +55,6 @@ _EXPORTS = {
     "TokenClassifier": "nemolet.language.tagging",
     "TokenLoss": "nemolet.language.losses",
     "Translator": "nemolet.language.translation",
-    "attention_maps": "nemolet.language.attention_maps",
     "beam_search": "nemolet.language.beam",
     "bleu": "nemolet.language.scores",
     "chain_log_likelihood": "nemolet.language.crf",
@@ -84,7 +83,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from nemolet.language.answering import AnswerLoss, ExactSpan, QuestionAnswerer
-    from nemolet.language.attention_maps import AttentionMap, attention_maps
+    from nemolet.language.attention_maps import AttentionMap
     from nemolet.language.beam import beam_search
     from nemolet.language.classification import ClassLoss, LabelF1, MultiLabelLoss, Pool, TextClassifier
     from nemolet.language.constraints import Constraints

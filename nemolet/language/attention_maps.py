@@ -101,7 +101,7 @@ def attention_maps(
         )
     call = {"source" if writes else "tokens": _ids(model, tokenizer, text)}
     if written is not None:
-        call["tokens"] = _begun(tokenizer, written)
+        call["tokens"] = _begun(model, tokenizer, written)
     device = next(model.parameters()).device
     with evaluating(model), recorded_attention(model) as found:
         model(**{name: torch.tensor([ids], device=device) for name, ids in call.items()})
@@ -137,5 +137,9 @@ def _ids(model: NeuralModule, tokenizer: Tokenizer, text: str | Sequence[int]) -
     return TextEncoding(tokenizer, getattr(model, "context", 512), "truncate").text(text, "text") or []
 
 
-def _begun(tokenizer: Tokenizer, text: str | Sequence[int]) -> list[int]:
-    return [beginning(tokenizer), *tokenizer.encode(text)] if isinstance(text, str) else list(text)
+def _begun(model: NeuralModule, tokenizer: Tokenizer, text: str | Sequence[int]) -> list[int]:
+    """What was written, after the token that stands before all that the model writes."""
+    if not isinstance(text, str):
+        return list(text)
+    start = getattr(model, "start", None)
+    return [beginning(tokenizer) if start is None else start, *tokenizer.encode(text)]

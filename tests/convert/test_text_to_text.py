@@ -15,6 +15,7 @@ from nemolet.cli import main
 from nemolet.data import ParallelTexts
 from nemolet.data.encoding import TextEncoding
 from nemolet.data.records import Record
+from nemolet.language.attention_maps import attention_maps
 from nemolet.language.beam import Beam
 from nemolet.language.translation import in_use
 
@@ -88,6 +89,12 @@ def test_a_folder_learns_from_what_transformers_learns_from(folder):
         logits = archive.model(**batch)
     loss = torch.nn.functional.cross_entropy(logits[0], torch.tensor(sample["labels"]))
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_maps_of_attention_begin_as_the_model_does(folder):
+    archive = nl.load(folder[0])
+    found = attention_maps(archive.model, archive.tokenizer, "Why?", written="So.")[-1]
+    assert found.queries[0] == archive.tokenizer.decode([folder[1].config.decoder_start_token_id], special=True)
 
 
 def test_a_wider_beam_finds_what_is_no_less_probable(folder):
