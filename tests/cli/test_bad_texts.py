@@ -180,7 +180,8 @@ def test_a_chat_template_stays_in_its_sandbox(template, archives, tmp_path, caps
     quoted = json.dumps(template)
     status, _, err = run(capsys, *command, *options, f"data.template={quoted}")
     assert status == 1
-    assert "tries to leave its sandbox" in err or "the template fails" in err, err
+    said = ("tries to leave its sandbox", "the template fails", "nothing here is said by the assistant")
+    assert any(words in err for words in said), err
     assert not (tmp_path / "escaped").exists() and not (tmp_path / "run").exists()
 
 
