@@ -223,14 +223,13 @@ def _identity(archive: Archive, settings: Settings, *, search: str) -> dict[str,
     """All that answers depend on: the model by its weights and its config, the input by its content."""
     config = json.dumps(archive.model.config(), sort_keys=True, default=str)
     how = json.loads(json.dumps(asdict(settings), default=list))
-    added = sorted(Path(settings.with_adapter).iterdir()) if settings.with_adapter else []
+    elsewhere = ("archive", "input", "out", "with_adapter")  # an adapter is a part of what the model came from
     return {
-        "adapter": {path.name: _digest(str(path)) for path in added if path.is_file()},
         "model": [archive.model.came_from, hashlib.sha256(config.encode()).hexdigest()],
         "tokenizer": archive.tokenizer.fingerprint if archive.tokenizer else None,
         "input": _digest(settings.input),
         "search": search,
-        "setting": {name: value for name, value in how.items() if name not in ("archive", "input", "out")},
+        "setting": {name: value for name, value in how.items() if name not in elsewhere},
     }
 
 

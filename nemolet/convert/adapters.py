@@ -38,6 +38,7 @@ from nemolet.nn.adapter_files import (
     save_adapter,
     write_additions,
 )
+from nemolet.nn.adapter_settings import CONFIG as SETTINGS
 from nemolet.nn.adapter_settings import PROMPT, WEIGHTS, read_config
 from nemolet.nn.adapters import merge
 from nemolet.nn.linear import Linear
@@ -189,7 +190,9 @@ def with_adapter(archive: Archive, folder: str | Path) -> Archive:
     """
     folder, model = Path(folder), archive.model
     kind = read_config(folder).get("peft_type")
-    digest = hashlib.sha256(f"{model.came_from} ".encode() + (folder / WEIGHTS).read_bytes())
+    digest = hashlib.sha256(f"{model.came_from} ".encode())
+    for name in (SETTINGS, WEIGHTS):
+        digest.update((folder / name).read_bytes())
     if kind == PROMPT.name:
         if not isinstance(model, CausalLM):
             raise ConfigError(

@@ -12,10 +12,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 import nemolet as nl
 from nemolet.cli import main
 from nemolet.cli import predict as verb
+from nemolet.nn.adapter_files import save_adapter
+from nemolet.nn.adapters import Adapter, adapt, adapted_layers
 
 SHORT = [
     "tokenizer=byte",
@@ -315,3 +318,25 @@ def test_each_task_trains_from_its_config(task, tmp_path, capsys):
     succeed(capsys, *command)
     data = [o for o in options if o.startswith("data")]
     assert "loss" in succeed(capsys, "evaluate", "archive=run/model.nemolet", *data)
+
+
+def test_answers_with_an_adapter_belong_to_it(trained, capsys, tmp_path, monkeypatch):
+    """Another adapter is another model, and so is one of the same weights that count for more."""
+    (tmp_path / "in.txt").write_text("\n".join(WORDS))
+    archive = nl.load(trained / "run" / "model.nemolet")
+    adapt(archive.model, Adapter(rank=1))
+    for _, layer in adapted_layers(archive.model):
+        torch.nn.init.normal_(layer.up)
+    config = save_adapter(archive.model, tmp_path / "adapter") / "adapter_config.json"
+    command = ["predict", f"archive={trained / 'run'}", "input=in.txt", "out=a.jsonl", "with_adapter=adapter"]
+    plain = succeed(capsys, *command[:-1]), answers(tmp_path / "a.jsonl")
+    succeed(capsys, *command)
+    added = answers(tmp_path / "a.jsonl")
+    assert added != plain[1]
+    monkeypatch.setattr(verb._Partial, "finish", lambda self: None)
+    succeed(capsys, *command)
+    (tmp_path / "adapter").rename(tmp_path / "elsewhere")
+    assert "4 of them from an earlier run" in succeed(capsys, *command[:-1], "with_adapter=elsewhere")
+    settings = tmp_path / "elsewhere" / config.name
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "lora_alpha": 50}))
+    assert "another model" in succeed(capsys, *command[:-1], "with_adapter=elsewhere")
