@@ -155,7 +155,7 @@ def letter_files(tokenizer: LetterTokenizer | CharTokenizer, blank: int) -> dict
             where="tokenizer",
             expected="single characters without | and without bytes for others",
             found=repr(letters)[:200],
-            fix="leave the tokenizer out (tokenizer=false), and keep the .nemolet file for it",
+            fix="leave the tokenizer out (with_tokenizer=false), and keep the .nemolet file for it",
         )
     return files
 
@@ -251,5 +251,5 @@ def _no_counterpart(tokenizer: Tokenizer, expected: str) -> ConversionError:
         where="tokenizer",
         expected=expected,
         found=tokenizer.kind,
-        fix="leave it out (tokenizer=false), and keep the .nemolet file for it",
+        fix="leave it out (with_tokenizer=false), and keep the .nemolet file for it",
     )

@@ -18,7 +18,7 @@ VOCABULARY, MERGES, WORDS = "vocab.json", "merges.txt", "vocab.txt"
 _OTHERS = ("source.spm", "target.spm", "sentencepiece.bpe.model")  # whose ids are not those of the file
 _MAKE = (
     'let transformers write one: AutoTokenizer.from_pretrained("{0}").save_pretrained("{0}"), if it can;'
-    " or leave the tokenizer out: nemolet convert {0} model.nemolet tokenizer=false"
+    " or leave the tokenizer out: nemolet convert {0} model.nemolet with_tokenizer=false"
 )
 _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

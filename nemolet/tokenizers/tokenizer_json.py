@@ -89,7 +89,7 @@ def _refusal(tokenizer: Tokenizer, expected: str, found: str | None = None) -> T
         where=f"{tokenizer.kind} tokenizer",
         expected=expected[:300],
         found=found and found[:300],
-        fix="leave it out (tokenizer=false), and keep the .nemolet file for it",
+        fix="leave it out (with_tokenizer=false), and keep the .nemolet file for it",
     )
 
 

@@ -145,7 +145,7 @@ def test_pieces_are_read_as_the_library_reads_them(every, model):
 def test_what_the_format_cannot_say_is_refused(make, words):
     with pytest.raises(TokenizerError, match=words) as refused:
         tokenizer_json(make())
-    assert "cannot say" in str(refused.value) and "tokenizer=false" in refused.value.fix
+    assert "cannot say" in str(refused.value) and "with_tokenizer=false" in refused.value.fix
 
 
 @pytest.mark.parametrize("content", [b"\x0a", b"\x0a\x05ab", b"\x0b\x01", b"\xff" * 30, b"\x0a\x03\x0a\x01\xff"])
