@@ -49,13 +49,15 @@ class Declared:
         try:
             if "added_tokens_decoder" in settings:
                 found = {int(index): _token(token) for index, token in settings["added_tokens_decoder"].items()}
-                return cls(folder.path, settings, found, room)
-            settings = settings | files[SPECIAL_TOKENS]
-            special = {text_of(settings.get(key)) for key in _NAMES} | {text_of(t) for t in _further(settings)}
-            found = {
-                int(index): {**added_token(0, text, special=text in special), "normalized": text not in special}
-                for text, index in files[ADDED].items()
-            }
+            else:
+                settings = settings | files[SPECIAL_TOKENS]
+                special = {text_of(settings.get(key)) for key in _NAMES} | {text_of(t) for t in _further(settings)}
+                found = {
+                    int(index): {**added_token(0, text, special=text in special), "normalized": text not in special}
+                    for text, index in files[ADDED].items()
+                }
+            declared = cls(folder.path, settings, found, room)
+            _ = declared.texts  # which each of them has
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConversionError(
                 "the files do not say which tokens were added",
@@ -64,7 +66,7 @@ class Declared:
                 found=repr(error)[:200],
                 fix="download or copy the folder again",
             ) from error
-        return cls(folder.path, settings, found, room)
+        return declared
 
     @property
     def texts(self) -> set[str]:

@@ -230,7 +230,7 @@ def test_other_files_are_refused_with_a_way_out(kind, files, words, tmp_path):
     with pytest.raises(ConversionError, match="the vocabulary of this folder is not read") as refused:
         ours(put(tmp_path, kind, **files))
     assert all(word in refused.value.found for word in words)
-    assert "save_pretrained" in refused.value.fix and "tokenizer=false" in refused.value.fix
+    assert "save_pretrained" in refused.value.fix and "with_tokenizer=false" in refused.value.fix
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,7 @@ def test_other_files_are_refused_with_a_way_out(kind, files, words, tmp_path):
         ({"vocab__json": {"a": 0}, "merges__txt": "", "added_tokens__json": {"x": 7}}, "has another id than"),
         ({"vocab__json": {"a": 0}, "merges__txt": "", "added_tokens__json": {"x": "y"}}, "which tokens were added"),
         ({"tokenizer_config__json": {"added_tokens_decoder": {"0": {}}}}, "which tokens were added"),
+        ({"tokenizer_config__json": {"eos_token": 5}}, "which tokens were added"),
         ({"tokenizer_config__json": {"added_tokens_decoder": [1]}}, "which tokens were added"),
     ],
 )
