@@ -40,6 +40,7 @@ class PackedProduct:
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ordinary = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
         ordinary = ordinary or hidden.numel() < self.least_rows * hidden.shape[-1]
+        ordinary = ordinary or weight.is_inference()  # whose changes are not counted
         if ordinary or not hidden.dtype is weight.dtype is self.dtype or weight.device.type != "cpu":
             return F.linear(hidden, weight, bias)
         if _state(weight) != self.state:

@@ -92,6 +92,15 @@ def changed_by_an_adapter(model, hidden):
     merge(model)
 
 
+def test_a_weight_made_in_inference_mode_inside_the_block_is_the_one_that_counts():
+    model, hidden = layers(), torch.randn(2, 24)
+    with torch.inference_mode(), packed(model):
+        model(hidden)
+        weight = torch.nn.Parameter(torch.randn(40, 24), requires_grad=False)
+        model[0].weight = weight
+        assert torch.equal(model[0](hidden), torch.nn.functional.linear(hidden, weight, model[0].bias))
+
+
 def changed_by_another_weight(model, hidden):
     model[0].weight = torch.nn.Parameter(torch.randn(40, 24))
 
