@@ -67,7 +67,7 @@ class HuggingFaceTokenizer(Tokenizer):
             )
         return self.special_tokens[name]
 
-    @property
+    @functools.cached_property  # it is asked for with each text
     def _template(self) -> tuple[list[int], list[int]]:
         """What the file's own template puts before and after a text."""
         text = "a"
