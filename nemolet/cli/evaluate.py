@@ -143,9 +143,9 @@ def _print_measures(model: Any, tokenizer: Any, source: Any, settings: Settings)
     prepared = source.prepare(tokenizer, **({} if isinstance(source, FeatureCorpus) else {"split": False}))
     graph = training_graph(model, loss, metrics, prepared.fields).eval()
     found = measure(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
+    if examples and hasattr(model, "too_long") and source.too_long != "error":  # what is cut for the loss is cut here
+        model.too_long = "truncate"
     if examples and hasattr(model, "score_texts"):
-        if hasattr(model, "too_long") and source.too_long != "error":  # what is cut for the loss is cut here
-            model.too_long = "truncate"
         found |= model.score_texts(tokenizer, [record.values for record in source.read(source.path)])
     if settings.report is not None:
         _write_report(settings.report, model, tokenizer, source)

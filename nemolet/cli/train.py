@@ -247,11 +247,7 @@ def with_sizes(model: ModuleConfig, sizes: Mapping[str, Any], where: str = "mode
             raise ConfigError(
                 "the data says otherwise" if isinstance(size, str) else "the data has more of these than the model",
                 where=f"{where}.{name}",
-                expected=size
-                if isinstance(size, str)
-                else f"at least {size}"
-                if isinstance(size, int)
-                else ", ".join(size),
+                expected=_expected(size),
                 found=filled[name],
                 fix=f"set {where}.{name}=null to take it from the data",
             )
@@ -260,6 +256,12 @@ def with_sizes(model: ModuleConfig, sizes: Mapping[str, Any], where: str = "mode
 
 def _falls_short(own: Any, size: Any) -> bool:
     return bool(own < size) if isinstance(size, int) else list(own) != list(size)
+
+
+def _expected(size: Any) -> str:
+    if isinstance(size, int):
+        return f"at least {size}"
+    return size if isinstance(size, str) else ", ".join(size)
 
 
 def stopped(result: Result) -> int:

@@ -223,9 +223,7 @@ class TextEncoding:
 
     def fits(self, length: int, where: str) -> bool:
         """Whether a text is read, if only its beginning."""
-        if length <= self.context:
-            return True
-        if self.too_long == "window":
+        if length <= self.context or self.too_long == "window":
             return True
         if self.too_long == "truncate":
             self.changed.setdefault(where, f"cut after {self.context} tokens")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nemolet.data.encoding import TextEncoding
+from nemolet.data.encoding import LongText, TextEncoding
 from nemolet.errors import ConfigError
 from nemolet.language.classification import TextClassifier
 from nemolet.language.spelling import SpelledEmbedding, SpelledWords
@@ -79,10 +79,8 @@ def explain(
     """
     if label is not None and label not in model.labels:
         raise ConfigError("there is no such label", where="label", expected=", ".join(model.labels), found=label)
-    ids = (
-        TextEncoding(tokenizer, model.context, "error" if model.too_long == "error" else "truncate").text(text, "text")
-        or []
-    )
+    too_long: LongText = "error" if model.too_long == "error" else "truncate"
+    ids = TextEncoding(tokenizer, model.context, too_long).text(text, "text") or []
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
     training = [module for module in model.modules() if module.training]
     model.eval()
