@@ -60,7 +60,9 @@ def run(settings: Settings) -> None:
             print()
             said = [*asked, {"role": "assistant", "content": answer}]
         except (TokenizerError, GenerationError, DataError) as error:
-            print(f"{error}\nTry another line.", file=sys.stderr, flush=True)
+            goes_on = template is not None and said and isinstance(error, GenerationError)
+            before = " What was said before counts, too; truncate=true reads the end of it." if goes_on else ""
+            print(f"{error}\nTry another line.{before}", file=sys.stderr, flush=True)
 
 
 def _template(asked: str | None, extra: Mapping[str, bytes]) -> ChatTemplate | None:
