@@ -167,7 +167,7 @@ class GenerationRules:
         if self.repetition_penalty != 1.0:
             seen_BV = torch.zeros_like(scores_BV, dtype=torch.bool)
             for index, (row, _, _) in enumerate(rows):
-                seen_BV[index, list(row)] = True
+                seen_BV[index, [token for token in row if token < scores_BV.shape[1]]] = True
             scores_BV = penalise(scores_BV, seen_BV, self.repetition_penalty)
         out_BV, forced = torch.zeros_like(scores_BV, dtype=torch.bool), {}
         for index, (row, prompt, most) in enumerate(rows):

@@ -477,3 +477,9 @@ def test_a_prompt_longer_than_the_context_is_refused_or_its_end_is_read():
         list(model.stream(LETTERS, long))
     assert len(model.generate(LETTERS, long, max_new_tokens=3, truncate=True)[0].tokens) == 3
     assert len(generate(model, LETTERS, [fits], max_new_tokens=9)[0].tokens) == 9
+
+
+def test_a_prompt_may_hold_tokens_that_are_never_chosen():
+    """A model may have more rows than its tokenizer has tokens."""
+    scores_BV = GenerationRules(repetition_penalty=2.0).bound(torch.ones(1, 3), [([1, 7], 2, 9)])
+    assert scores_BV.tolist() == [[1.0, 0.5, 1.0]]
