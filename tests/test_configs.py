@@ -185,12 +185,16 @@ def test_every_tokenizer_is_made(option, poem, tmp_path):
     assert tokenizer.decode(tokenizer.encode(said)) == back
 
 
+SPELLED = ("banking77", "clinc150", "uner_ewt", "wnut17")
+
+
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])
 def test_every_experiment_passes_check(experiment, capsys):
     assert main(["check", f"experiment={experiment}", *RECORDINGS.get(experiment, [])]) == 0
     out = capsys.readouterr().out
     assert "of optimizer state" in out
-    assert experiment in RECORDINGS or "GFLOP per token" in out  # what reads audio looks at its lengths
+    looks_at_values = experiment in RECORDINGS or experiment in SPELLED  # at lengths of audio, at where words end
+    assert looks_at_values or "GFLOP per token" in out
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -92,7 +92,10 @@ def test_a_hybrid_is_heard_by_ctc_or_by_its_transducer_greedily_or_by_a_beam(hyb
         assert set(used) == {way}
 
 
-@pytest.mark.parametrize("option", ["beam=4", "by_ctc=true"])
-def test_what_another_model_does_not_have_is_refused(option, tiny_run, poem, capsys):
+@pytest.mark.parametrize(
+    "option, problem",
+    [("beam=4", "beam: this model does not search"), ("by_ctc=true", "by_ctc: this model has no such setting")],
+)
+def test_what_another_model_does_not_have_is_refused(option, problem, tiny_run, poem, capsys):
     assert main(["evaluate", f"archive={tiny_run.archive}", f"data.path={poem}", option]) == 2
-    assert f"{option.split('=')[0]}: this model has no such setting" in capsys.readouterr().err
+    assert problem in capsys.readouterr().err

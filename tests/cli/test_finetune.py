@@ -84,7 +84,8 @@ def test_instructions_with_and_without_an_addition(base, chats, capsys, adapter)
         for a in (base, "run/model.nemolet")
     ]
     assert scores[1] < scores[0]  # the answers became likelier
-    assert nl.load("run").extra == SMALL_FILES
+    assert nl.load("run").extra.items() > SMALL_FILES.items()
+    assert set(nl.load("run").extra) - set(SMALL_FILES) == {"chat_template.jinja"}  # with which it was trained
     before, after = weights(base), weights("run/model.nemolet")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     if adapter is None:

@@ -117,6 +117,7 @@ def test_an_empty_text_is_refused_with_its_place():
 
 def test_a_long_sentence_is_tagged_as_far_as_the_context():
     model = TokenClassifier(encoder=Mean(), labels=["O", "B-x"], context=8)
+    model.too_long = "truncate"
     tagged = model.tag(BYTES, [["ab", "cd", "ef", "gh"]])[0]
     assert len(tagged.tags) == 4
     assert tagged.tags[2:] == ("O", "O")

@@ -100,7 +100,7 @@ def test_activations_are_divided_as_the_plan_cuts_them():
 def test_recomputing_keeps_what_enters_a_block():
     whole, options = graph(), {}
     for name in ("none", "every_2", "full"):
-        (options[name],) = memory(whole, plan(whole), BATCH, parallel=Parallel(checkpointing=name))
+        (options[name],) = memory(whole, plan(whole), BATCH, parallel=Parallel(dp_replicate=2, checkpointing=name))
     assert options["full"].activations < options["every_2"].activations < options["none"].activations
     (low,) = memory(whole, plan(whole, sizes=MeshSizes(dp_shard=2)), BATCH, parallel=Parallel(param_dtype="bfloat16"))
     assert low.activations < options["none"].activations
@@ -152,7 +152,7 @@ def test_activations_are_those_that_stay_in_memory(checkpointing):
     def counted(layers):
         on_meta = graph(layers=layers, tied=True, norm="layer")
         batch = {name: torch.zeros(2, 16, dtype=torch.long, device="meta") for name in ("tokens", "labels")}
-        (stage,) = memory(on_meta, plan(on_meta), batch, parallel=Parallel(checkpointing=checkpointing))
+        (stage,) = memory(on_meta, plan(on_meta), batch, parallel=Parallel(dp_replicate=2, checkpointing=checkpointing))
         return stage.activations
 
     recomputed = {"none": 0, "every_2": 1}.get(checkpointing, 2)  # each keeps the random state it began with
@@ -166,7 +166,8 @@ def test_selective_checkpointing_keeps_less_than_all_and_more_than_the_entries()
     for checkpointing in ("none", "selective", "full"):
         for tp in (1, 2):
             derived = plan(whole, sizes=MeshSizes(tp=tp))
-            (stage,) = memory(whole, derived, BATCH, parallel=Parallel(tp=tp, checkpointing=checkpointing))
+            layout = Parallel(dp_replicate=2, tp=tp, checkpointing=checkpointing)
+            (stage,) = memory(whole, derived, BATCH, parallel=layout)
             kept[checkpointing, tp] = stage.activations
     for tp in (1, 2):
         assert kept["none", tp] > kept["selective", tp] > kept["full", tp]

@@ -125,7 +125,7 @@ def test_adamw_equals_torch(model):
         step(model, optimizer)
         step(twin, reference)
     for a, b in zip(model.parameters(), twin.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # rounding near zero, after steps of 1e-2
 
 
 def test_muon_orthogonalises_matrices(model):
