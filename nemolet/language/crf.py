@@ -87,9 +87,5 @@ def forbidden_transitions(labels: Sequence[str], scheme: Scheme) -> Tensor:
         [[0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
     """
     tags = [tag_of(label) for label in labels]
-    table = torch.zeros(len(labels) + 2, len(labels))
-    for row, first in enumerate([*tags, tag_of(OUTSIDE)]):
-        for column, second in enumerate(tags):
-            if not scheme.allows(first, second):
-                table[row, column] = _NEVER
-    return table
+    after = [[0.0 if scheme.allows(first, second) else _NEVER for second in tags] for first in [*tags, tag_of(OUTSIDE)]]
+    return torch.tensor([*after, [0.0] * len(labels)])

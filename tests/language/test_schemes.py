@@ -141,3 +141,11 @@ def test_tags_that_follow_no_scheme_are_learned_without_rules():
     assert scheme_of([["O", "I-x"], ["B-x", "B-x"], ["I-x", "B-x"], ["B-x"]]) == "free"
     assert scheme_of([["NOUN"], ["VERB", "NOUN"]]) == "free"
     assert scheme_of([]) == "free"
+
+
+def test_a_model_with_many_tags_is_kept(tmp_path):
+    tags = ["O", *(f"{mark}-{name}" for name in range(60) for mark in "BI")]
+    model = TokenClassifier(encoder=NgramEncoder(vocab_size=300, width=8, buckets=16), labels=tags, crf=True)
+    kept = nl.load(nl.save(tmp_path / "tags.nemolet", model=model)).model
+    rules = model.eval()(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[0, 1]])).transitions
+    assert torch.equal(kept.eval()(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[0, 1]])).transitions, rules)
