@@ -137,7 +137,8 @@ def test_a_teacher_is_spread_beside_its_student(ranks, base, tmp_path):
             assert losses[name] == pytest.approx(alone, rel=1e-5), name
     for name in ("fsdp", "tp"):
         for key, tensor in nl.load(tmp_path / name).model.state_dict().items():
-            torch.testing.assert_close(tensor, expected[key], rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+            # Where a gradient is near zero, AdamW makes much of its rounding; a wrong one would move a weight by 0.01.
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-4, atol=1e-4, msg=f"{name}: {key}")
 
 
 @pytest.mark.parametrize(
