@@ -57,7 +57,7 @@ class Transform(NeuralModule):
         activation: after the linear layer.
         norm: whether a norm follows; neither it nor the linear layer has a bias then (ModernBERT).
 
-    Shape: hidden_..D -> hidden_..D.
+    Shape: [..., D] -> [..., D].
 
     Example:
         >>> Transform(width=4, activation="tanh")(torch.zeros(2, 4)).shape
