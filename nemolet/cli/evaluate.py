@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemolet.cli.archives import opened
+from nemolet.cli.archives import opened, search_as_asked
 from nemolet.config import ModuleConfig, build
 from nemolet.errors import ConfigError
 
@@ -66,7 +66,6 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Print loss, perplexity and bits per byte; of a model of a task or of speech, the numbers of its task."""
-    from nemolet.cli.predict import search_as_asked
     from nemolet.data.corpus import Corpus
     from nemolet.language.classification import TextClassifier
     from nemolet.language.translation import in_use

@@ -12,11 +12,11 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from nemolet.cli.archives import opened
+from nemolet.cli.archives import long_texts_as_asked, opened, search_as_asked
 from nemolet.errors import ConfigError, DataError, TokenizerError
 
 if TYPE_CHECKING:
@@ -97,43 +97,6 @@ def run(settings: Settings) -> None:
         partial.finish()
     resumed = f", {done:,} of them from an earlier run" if done else ""
     print(f"{total:,} answers{resumed}: {out}")
-
-
-def search_as_asked(model: Any, **asked: float | None) -> None:
-    """Let a translator look for its texts otherwise; what is None stays as it is.
-
-    Raises:
-        ConfigError: for a model that does not search.
-    """
-    said = {name: value for name, value in asked.items() if value is not None}
-    if said and not hasattr(model, "beam"):
-        raise ConfigError(
-            "this model does not search",
-            where={"size": "beam"}.get(next(iter(said)), next(iter(said))),
-            expected="a model that writes texts, such as nemolet.language.Translator",
-            found=type(model).__name__,
-        )
-    if said:
-        model.beam = replace(model.beam, **said)
-
-
-def long_texts_as_asked(model: Any, too_long: str | None) -> None:
-    """Let a model do otherwise with texts that are longer than its context.
-
-    Raises:
-        ConfigError: for a model that has no choice.
-    """
-    if too_long is None:
-        return
-    if not hasattr(model, "too_long"):
-        raise ConfigError(
-            "this model has no choice",
-            where="too_long",
-            expected="a model that classifies, tags, embeds or translates",
-            found=type(model).__name__,
-            fix="leave too_long out: a QuestionAnswerer always reads in windows",
-        )
-    model.too_long = too_long
 
 
 def _answers(model: Any, tokenizer: Any, records: list[Record]) -> list[dict[str, Any]]:

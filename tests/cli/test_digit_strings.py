@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 
@@ -77,9 +78,9 @@ def test_a_hybrid_is_heard_by_ctc_or_by_its_transducer_greedily_or_by_a_beam(hyb
         monkeypatch.setattr(module, name, lambda *args, **more: used.append(name) or real(*args, **more))
 
     for name in ("greedy_ctc", "greedy_transducer"):
-        watched(nl.speech.models, name)
+        watched(importlib.import_module("nemolet.speech.models"), name)
     for name in ("ctc_beam", "transducer_beam"):
-        watched(nl.speech.beam, name)
+        watched(importlib.import_module("nemolet.speech.beam"), name)
     ways = {
         (): "greedy_ctc",  # as the recipe says
         ("by_ctc=false",): "greedy_transducer",
