@@ -166,11 +166,9 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as a prompt; without a prompt for an answer, its last message goes on."""
         names = token_names(self.text)
-        written = self.template.render(chat_history, add_generation_prompt=add_generation_prompt, **names)
         if add_generation_prompt:
-            return written
-        last = chat_history[-1]["content"].strip()
-        return written[: written.rindex(last) + len(last)]
+            return self.template.render(chat_history, add_generation_prompt=True, **names)
+        return self.template.render_open(chat_history, **names)
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

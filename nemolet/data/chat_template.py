@@ -29,7 +29,8 @@ _SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 # What goes wrong in an expression of a template.
 _FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 _LARGEST = 1_000_000  # characters that a template may write
-_BEGIN, _END = "\uf8f0", "\uf8f1"  # around what a template marks as said by the assistant; for private use in Unicode
+# For private use in Unicode: around what a template marks as said by the assistant, and where a message goes on.
+_BEGIN, _END, _GOES_ON = "\uf8f0", "\uf8f1", "\uf8f2"
 Message = Mapping[str, Any]
 
 
@@ -121,7 +122,39 @@ class ChatTemplate:
             variables: what else the template sees; names of special tokens that came with it count before.
         """
         given = {"add_generation_prompt": add_generation_prompt, "tools": tools, "documents": documents, **variables}
-        return self._written(messages, given).replace(_BEGIN, "").replace(_END, "")
+        return _unmarked(self._written(messages, given))
+
+    def render_open(self, messages: Sequence[Message], **variables: Any) -> str:
+        """The text of a conversation up to the end of its last message, which goes on.
+
+        Args:
+            messages: with role and content.
+            variables: as for :meth:`render`.
+
+        Raises:
+            DataError: without a message that is a text, or for a template that leaves its end out.
+
+        Example:
+            >>> ChatTemplate("chatml").render_open([{"role": "assistant", "content": "It is "}])
+            '<|im_start|>assistant\\nIt is '
+        """
+        last = messages[-1].get("content") if messages else None
+        if not isinstance(last, str):
+            raise DataError("no message goes on", where="messages", expected="a text at the end", found=repr(last)[:80])
+        marked = {**messages[-1], "content": f"{last}{_GOES_ON} "}
+        written = _unmarked(self._written([*messages[:-1], marked], variables))
+        text, found, rest = written.rpartition(_GOES_ON)
+        if not rest.startswith(" "):  # a template that trims its messages, whose ends are shielded by the mark
+            text = text.rstrip()
+        if not found or last.strip() not in text:
+            raise DataError(
+                "the template does not write the last message as it is",
+                where="chat_template",
+                expected="a message that can go on",
+                found=f"{last[-60:]!r} in {written.replace(_GOES_ON, '')[-60:]!r}",
+                fix="use a template that only adds to messages, or let the conversation end before an answer",
+            )
+        return text
 
     def _written(self, messages: Sequence[Message], given: Mapping[str, Any]) -> str:
         import jinja2
@@ -185,6 +218,10 @@ class ChatTemplate:
             written = prompt + said
         rest = whole[len(written) :]
         return [turn for turn in [*turns, Turn(rest.rstrip("\n"), False)] if turn.text]
+
+
+def _unmarked(text: str) -> str:
+    return text.replace(_BEGIN, "").replace(_END, "")
 
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

@@ -67,6 +67,30 @@ def test_a_template_writes_what_it_writes_in_transformers(name, tmp_path):
         assert template.render(CHAT, **asked, **token_names(ours(tmp_path))) == expected
 
 
+TRIMS = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
+SHOUTS = "{% for m in messages %}[{{ m.content | upper }}]{% endfor %}"
+DROPS = "{% for m in messages[:-1] %}[{{ m.content }}]{% endfor %}"
+
+
+@pytest.mark.parametrize("source", [QWEN, TRIMS], ids=["keeps", "trims"])
+@pytest.mark.parametrize("text", ["No", " No ", "No\n\n", "", "Hi"])
+def test_a_message_goes_on_where_it_does_in_transformers(source, text, tmp_path):
+    theirs = save_tokenizer("llama", tmp_path, chat_template=source)
+    chat = [*CHAT[:-1], {"role": "assistant", "content": text}]
+    expected = theirs.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    assert ChatTemplate(source).render_open(chat) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "chat"),
+    [(SHOUTS, CHAT), (DROPS, CHAT), (QWEN, []), (QWEN, [{"role": "tool"}])],
+    ids=["shouts", "drops", "no message", "no text"],
+)
+def test_a_message_that_cannot_go_on_is_refused(source, chat):
+    with pytest.raises(DataError, match="goes on|as it is"):
+        ChatTemplate(source).render_open(chat)
+
+
 def test_what_a_template_marks_is_learned(tmp_path):
     theirs = save_tokenizer("qwen2", tmp_path, chat_template=QWEN)
     whole = theirs.apply_chat_template(CHAT, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)

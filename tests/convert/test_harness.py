@@ -20,6 +20,8 @@ TEXTS = ["to be", "the question. to be, or not", "x " * 60, "return", "naïve"]
 CHATS = [
     [{"role": "user", "content": "to be?"}],
     [{"role": "user", "content": "to be?"}, {"role": "assistant", "content": "not"}],
+    [{"role": "user", "content": "to be?"}, {"role": "assistant", "content": " not to "}],
+    [{"role": "user", "content": "to be?"}, {"role": "assistant", "content": ""}],
 ]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
 
