@@ -190,10 +190,20 @@ class ChatTemplate:
         adds to its own prompt for an answer, without the line end behind.
 
         Raises:
-            DataError: for a template without marks that writes earlier messages anew when more follow.
+            DataError: for a template that cuts off a mark, or, without marks, writes earlier messages anew when more
+                follow.
         """
         whole = self._written(messages, variables)
-        if _BEGIN in whole:
+        marks = re.sub(f"[^{_BEGIN}{_END}]", "", whole)
+        if marks.replace(_BEGIN + _END, ""):
+            raise DataError(
+                "the template changes what it has marked as said by the assistant",
+                where="chat_template",
+                expected="{% generation %} around what is written, not around what is cut or turned later",
+                found=f"{marks.count(_BEGIN)} beginnings and {marks.count(_END)} ends",
+                fix="put {% generation %} where the text is written",
+            )
+        if marks:
             parts = re.split(f"[{_BEGIN}{_END}]", whole)
             parts[-1] = parts[-1].rstrip("\n")
             return [Turn(text, number % 2 == 1) for number, text in enumerate(parts) if text]
@@ -279,7 +289,7 @@ def _environment() -> Any:
             return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
 
         def _marked(self, caller: Any) -> str:
-            return f"{_BEGIN}{caller()}{_END}"
+            return f"{_BEGIN}{_unmarked(caller())}{_END}"  # what is marked within is a part of it
 
     class Values(Namespace):
         def __init__(*args: Any, **kwargs: Any) -> None:  # without a name, so that a value may be called `self`

@@ -91,10 +91,17 @@ def test_a_message_that_cannot_go_on_is_refused(source, chat):
         ChatTemplate(source).render_open(chat)
 
 
-def test_what_a_template_marks_is_learned(tmp_path):
-    theirs = save_tokenizer("qwen2", tmp_path, chat_template=QWEN)
+WITHIN = QWEN.replace(
+    "{{- message.content + ", "{% generation %}{{- message.content }}{% endgeneration %}{{- "
+)  # a mark in a mark
+
+
+@pytest.mark.parametrize("source", [QWEN, WITHIN], ids=["one mark", "marks within marks"])
+def test_what_a_template_marks_is_learned(source, tmp_path):
+    theirs = save_tokenizer("qwen2", tmp_path, chat_template=source)
     whole = theirs.apply_chat_template(CHAT, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     mine, template = ours(tmp_path), ChatTemplate.of(files(tmp_path))
+    assert template.render(CHAT) == theirs.apply_chat_template(CHAT, tokenize=False)
     ids, learned = [], []
     for turn in template.turns(CHAT):
         some = mine.encode(turn.text, special=True)
@@ -102,6 +109,17 @@ def test_what_a_template_marks_is_learned(tmp_path):
     count = len(ids)  # without the line end behind
     assert (ids, learned) == (whole["input_ids"][:count], whole["assistant_masks"][:count])
     assert len(whole["input_ids"]) - count <= 1
+
+
+def test_marks_that_do_not_hold_are_refused():
+    template = ChatTemplate("{% set x %}{% generation %}Yes{% endgeneration %}{% endset %}{{ x[:2] }}")
+    assert template.render(CHAT) == "Y"
+    with pytest.raises(DataError, match="1 beginnings and 0 ends"):
+        template.turns(CHAT)
+
+
+def test_characters_of_the_marks_are_refused_in_messages():
+    template = ChatTemplate(QWEN)
     with pytest.raises(DataError, match="for private use"):
         template.render([{"role": "user", "content": "\uf8f0"}])
 
