@@ -24,8 +24,8 @@ from nemolet.data.chat_template import ChatTemplate
 from nemolet.errors import ConfigError
 from nemolet.language.decoding import beginning, generate
 from nemolet.language.likelihood import Likelihood, likelihoods
-from nemolet.language.sampling import Sampling
 from nemolet.nn.prepacking import pack
+from nemolet.sampling import Sampling
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _AUTO = 8  # pairs at once where the harness leaves it to the model

@@ -115,8 +115,8 @@ def _continues_texts(model: Any) -> bool:
 
 def manner(settings: Settings, model: Any) -> dict[str, Any]:
     """How texts are written: what was asked for, then by the rules of the model."""
-    from nemolet.language.generation_rules import GenerationRules, chosen
-    from nemolet.language.sampling import Sampling
+    from nemolet.generation_rules import GenerationRules, chosen
+    from nemolet.sampling import Sampling
 
     rules = (getattr(model, "generation", None) if settings.own_rules else None) or GenerationRules()
     rules = replace(

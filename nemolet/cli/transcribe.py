@@ -157,7 +157,7 @@ def _opened(settings: Settings) -> tuple[Any, Any]:
     """A recognizer, or what writes with a Whisper model; and the tokenizer."""
     from nemolet.speech.models import Recognizer
     from nemolet.speech.spectrogram_to_text import SpectrogramToText
-    from nemolet.speech.whisper import Writer, WritingRules
+    from nemolet.speech.whisper import Writer
 
     archive = opened(settings.archive, device=settings.device, adapter=settings.with_adapter)
     model, tokenizer = archive.model.eval(), archive.tokenizer
@@ -181,9 +181,8 @@ def _opened(settings: Settings) -> tuple[Any, Any]:
             found=", ".join(str(getattr(settings, name)) for name in odd),
         )
     if isinstance(model, SpectrogramToText):
-        rules = WritingRules.read(archive.extra, settings.archive)
         task: Literal["translate", "transcribe"] = "translate" if settings.to_english else "transcribe"
-        return Writer(model, tokenizer, rules, language=settings.language, task=task), tokenizer
+        return Writer(model, tokenizer, language=settings.language, task=task), tokenizer
     return model, tokenizer
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from nemolet.convert.fields import Config, Part
 from nemolet.errors import ConversionError, GenerationError
-from nemolet.language.generation_rules import Beam, GenerationRules
-from nemolet.language.sampling import Sampling
+from nemolet.generation_rules import Beam, GenerationRules
+from nemolet.sampling import Sampling
 
 KEY = "generation_config"  # of the file's content, beside that of config.json
 # Theirs -> ours, and the value that says nothing.

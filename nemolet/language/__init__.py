@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "AnswerLoss": "nemolet.language.answering",
     "AttentionMap": "nemolet.language.attention_maps",
-    "Beam": "nemolet.language.generation_rules",
+    "Beam": "nemolet.generation_rules",
     "Calibration": "nemolet.language.mistakes",
     "CausalLM": "nemolet.language.models",
     "LanguageModel": "nemolet.language.language_model",
@@ -24,7 +24,7 @@ _EXPORTS = {
     "Distilled": "nemolet.language.distillation",
     "EncoderDecoder": "nemolet.language.seq2seq",
     "ExactSpan": "nemolet.language.answering",
-    "GenerationRules": "nemolet.language.generation_rules",
+    "GenerationRules": "nemolet.generation_rules",
     "IntentAccuracy": "nemolet.language.tagging",
     "LabelF1": "nemolet.language.classification",
     "LanguageScore": "nemolet.language.metrics",
@@ -43,7 +43,7 @@ _EXPORTS = {
     "RequestTagger": "nemolet.language.tagging",
     "RewardModel": "nemolet.language.reward",
     "RewardPairs": "nemolet.language.reward",
-    "Sampling": "nemolet.language.sampling",
+    "Sampling": "nemolet.sampling",
     "SentenceEmbedder": "nemolet.language.embedding",
     "SpanF1": "nemolet.language.spans",
     "SpelledEmbedding": "nemolet.language.spelling",
@@ -82,6 +82,7 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from nemolet.generation_rules import Beam, GenerationRules
     from nemolet.language.answering import AnswerLoss, ExactSpan, QuestionAnswerer
     from nemolet.language.attention_maps import AttentionMap
     from nemolet.language.beam import beam_search
@@ -92,7 +93,6 @@ if TYPE_CHECKING:
     from nemolet.language.distillation import DistillationLoss, Distilled
     from nemolet.language.embedding import ContrastiveLoss, NearestIsRight, SentenceEmbedder, nearest_vectors
     from nemolet.language.encoders import MaskedLM, TextEncoder
-    from nemolet.language.generation_rules import Beam, GenerationRules
     from nemolet.language.language_model import LanguageModel
     from nemolet.language.likelihood import Likelihood, likelihoods
     from nemolet.language.losses import CrossEntropy, TokenLoss
@@ -105,7 +105,6 @@ if TYPE_CHECKING:
     from nemolet.language.prompt_tuning import PromptTuned, load_prompt, save_prompt
     from nemolet.language.reward import RewardModel, RewardPairs
     from nemolet.language.saliency import explain
-    from nemolet.language.sampling import Sampling
     from nemolet.language.scores import bleu, chrf, exact_match, word_f1
     from nemolet.language.seq2seq import EncoderDecoder
     from nemolet.language.spans import SpanF1, span_score, spans_of
@@ -114,3 +113,4 @@ if TYPE_CHECKING:
     from nemolet.language.tasks import TaskModel
     from nemolet.language.translation import Translator
     from nemolet.nn.transformer import Decoder
+    from nemolet.sampling import Sampling

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nemolet.errors import GenerationError
+from nemolet.generation_rules import Beam, GenerationRules
 from nemolet.language.constraints import Constraints
-from nemolet.language.generation_rules import Beam, GenerationRules
 from nemolet.nn.cache import KVCache
 
 _LONGEST = 128  # tokens of a text, where nobody says
@@ -79,7 +79,7 @@ def beam_search(
         GenerationError: for rules without beginning or end, or where no text that was seen obeys the constraints.
     """
     beam, constraints = beam or rules.beam or Beam(), constraints or Constraints()
-    start, longest = _bounds(rules, beam)
+    start, longest = rules.beginning(), beam.max_length or rules.room(1) or _LONGEST
     batch, size = source_BS.shape[0], beam.size
     memory = model.encode(source_BS, source_mask_BS).repeat_interleave(size, 0)
     seen = source_mask_BS.repeat_interleave(size, 0)
@@ -119,19 +119,6 @@ def beam_search(
                 fix="allow more tokens (max_length), a wider beam, or fewer phrases",
             )
     return [row.done for row in rows]
-
-
-def _bounds(rules: GenerationRules, beam: Beam) -> tuple[int, int]:
-    """The token before a text, and most tokens of one."""
-    if rules.start is None or not rules.stop:
-        raise GenerationError(
-            "it is not known how a text begins and ends",
-            where="rules",
-            expected="start, and at least one token in stop",
-            found=f"start={rules.start}, stop={rules.stop}",
-            fix="take them from the tokenizer that the model was trained with",
-        )
-    return rules.start, beam.max_length or rules.room(1) or _LONGEST
 
 
 def _log_probs(

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from nemolet.errors import GenerationError, TokenizerError
-from nemolet.language.generation_rules import GenerationRules
-from nemolet.language.sampling import Sampling, choose
+from nemolet.generation_rules import GenerationRules
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
 from nemolet.nn.prepacking import pack, unpack
+from nemolet.sampling import Sampling, choose
 from nemolet.tokenizers.base import Tokenizer
 
 _LONGEST = 128  # tokens of a continuation, where nobody says

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from nemolet.generation_rules import GenerationRules, chosen
 from nemolet.language.decoding import Completion, generate, stream
-from nemolet.language.generation_rules import GenerationRules, chosen
-from nemolet.language.sampling import Sampling
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
+from nemolet.sampling import Sampling
 from nemolet.tokenizers.base import Tokenizer
 from nemolet.types import LogitsBTV, MaskBT, PositionsBT, SegmentsBT, TokenIdsBT
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 
+from nemolet.generation_rules import GenerationRules
 from nemolet.graph import Graph
-from nemolet.language.generation_rules import GenerationRules
 from nemolet.language.language_model import LanguageModel
 from nemolet.nn.attention import AttentionOptions
 from nemolet.nn.block import ResidualOptions

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from nemolet.errors import ShapeError
+from nemolet.generation_rules import GenerationRules
 from nemolet.graph import Graph
-from nemolet.language.generation_rules import GenerationRules
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
 from nemolet.nn.embedding import Embedding, Head

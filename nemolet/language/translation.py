@@ -10,10 +10,10 @@ from torch import Tensor
 
 from nemolet.data.encoding import LongText, TextEncoding, as_list, as_text
 from nemolet.errors import GenerationError
+from nemolet.generation_rules import Beam, GenerationRules
 from nemolet.language.beam import beam_search
 from nemolet.language.constraints import Constraints
 from nemolet.language.decoding import written_rules
-from nemolet.language.generation_rules import Beam, GenerationRules
 from nemolet.language.losses import CrossEntropy
 from nemolet.language.scores import bleu, chrf
 from nemolet.language.seq2seq import EncoderDecoder

@@ -52,6 +52,7 @@ _EXPORTS = {
     "NeuralScorer": "nemolet.speech.scorers",
     "NgramModel": "nemolet.speech.scorers",
     "Normalize": "nemolet.speech.front_end",
+    "PromptTokens": "nemolet.speech.spectrogram_to_text",
     "Recognizer": "nemolet.speech.models",
     "RoomImpulse": "nemolet.speech.augmentation",
     "Shift": "nemolet.speech.augmentation",
@@ -75,7 +76,6 @@ _EXPORTS = {
     "WaveStem": "nemolet.speech.wave_encoder",
     "WhisperMel": "nemolet.speech.whisper",
     "Writer": "nemolet.speech.whisper",
-    "WritingRules": "nemolet.speech.whisper",
     "WhiteNoise": "nemolet.speech.augmentation",
     "Windows": "nemolet.speech.transcription",
     "word_error_rate": "nemolet.speech.word_error",
@@ -126,11 +126,11 @@ if TYPE_CHECKING:
     from nemolet.speech.prediction import TransducerDecoder
     from nemolet.speech.recurrent import LSTMEncoder
     from nemolet.speech.scorers import Boost, NeuralScorer, NgramModel
-    from nemolet.speech.spectrogram_to_text import SpectrogramToText
+    from nemolet.speech.spectrogram_to_text import PromptTokens, SpectrogramToText
     from nemolet.speech.streaming import ConformerStream
     from nemolet.speech.synthesis import SpokenDigits
     from nemolet.speech.transcription import Transcript, Windows, transcribe
     from nemolet.speech.transducer import Hybrid, TokenAndDuration, Transducer
     from nemolet.speech.wave_encoder import WaveEncoder, Waveform, WaveStem
-    from nemolet.speech.whisper import WhisperMel, Writer, WritingRules
+    from nemolet.speech.whisper import WhisperMel, Writer
     from nemolet.speech.word_error import ErrorRate, character_error_rate, word_error_rate, worst_utterances

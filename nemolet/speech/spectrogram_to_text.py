@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from nemolet.errors import ShapeError
+from nemolet.generation_rules import GenerationRules
 from nemolet.graph import Graph
 from nemolet.module import NeuralModule
 from nemolet.nn.cache import KVCache
@@ -42,6 +45,23 @@ class ConvStem(NeuralModule):
         return F.gelu(self.halve(F.gelu(self.widen(spectrogram))))
 
 
+@dataclass(frozen=True)
+class PromptTokens:
+    """Tokens that tell a model of speech what to write: which language, whether translated, and whether with times.
+
+    Args:
+        languages: the token of each language, by its code; none for a model that knows one only.
+        tasks: the token of each task.
+        no_times: the token after which no times are written; None where there is none.
+        latest: frames of the encoder after which no first segment may begin; None for any.
+    """
+
+    languages: Mapping[str, int] = field(default_factory=dict)
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    no_times: int | None = None
+    latest: int | None = None
+
+
 class SpectrogramToText(NeuralModule):
     """From a spectrogram to text, one token after another (Whisper: Radford et al., 2022; final).
 
@@ -53,6 +73,8 @@ class SpectrogramToText(NeuralModule):
         embedding_scale: factor of the embeddings.
         tied: whether the head shares the embedding's weight.
         pad_vocab_to: round the stored vocabulary up to a multiple; padding is never visible.
+        generation: how it writes; None for no rules but that it does.
+        prompt: what it can be told before it writes; None for nothing.
 
     Shape: ``B T C``, tokens_BT -> logits_BTV.
 
@@ -80,6 +102,8 @@ class SpectrogramToText(NeuralModule):
         embedding_scale: float = 1.0,
         tied: bool = True,
         pad_vocab_to: int = 1,
+        generation: GenerationRules | None = None,
+        prompt: PromptTokens | None = None,
     ) -> None:
         if not decoder.cross or encoder.width != decoder.width:
             raise ShapeError(
@@ -91,6 +115,7 @@ class SpectrogramToText(NeuralModule):
             )
         super().__init__(V=vocab_size, C=bins)
         self.vocab_size, self.bins, self.context = vocab_size, bins, decoder.max_length
+        self.generation, self.prompt = generation or GenerationRules(), prompt or PromptTokens()
         self.source_frames = encoder.max_length  # states of the encoder; the spectrogram has twice as many
         stem = ConvStem(bins=bins, width=encoder.width)
         embed = Embedding("V", "D", vocab_size, decoder.width, pad_to_multiple_of=pad_vocab_to, scale=embedding_scale)

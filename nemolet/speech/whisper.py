@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nemolet.errors import ConfigError, GenerationError
+from nemolet.generation_rules import GenerationRules
 from nemolet.module import NeuralModule
 from nemolet.speech.features import power_spectrum
 from nemolet.speech.filterbank import slaney_mel_filters
@@ -72,65 +71,6 @@ class WhisperMel(NeuralModule):
         return (energy_BTC.clamp_min(energy_BTC.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
 
 
-@dataclass(frozen=True)
-class WritingRules:
-    """What a Whisper model is to be told before it writes, and what it may not write.
-
-    Args:
-        start: the first token.
-        end: the last one.
-        languages: token of each language, by its code; none for a model that knows one only.
-        tasks: token of each task.
-        plain: the token after which no times are written; None where there is none.
-        never: tokens that are not written.
-        not_first: tokens that are not written at the beginning.
-        longest: most tokens after the prompt.
-        latest: frames of the encoder after which no first segment may begin; None for any.
-    """
-
-    start: int
-    end: int
-    languages: Mapping[str, int] = field(default_factory=dict)
-    tasks: Mapping[str, int] = field(default_factory=dict)
-    plain: int | None = None
-    never: tuple[int, ...] = ()
-    not_first: tuple[int, ...] = ()
-    longest: int = 448
-    latest: int | None = None
-
-    @classmethod
-    def read(cls, files: Mapping[str, bytes], where: str) -> WritingRules:
-        """The rules in the generation config that came with a model.
-
-        Raises:
-            ConfigError: where there is none, or it lacks the tokens of beginning and end.
-        """
-        known: dict[str, Any] = {}
-        for name in ("config.json", "generation_config.json"):
-            known |= {key: value for key, value in json.loads(files.get(name, b"{}")).items() if value is not None}
-        lacking = [key for key in ("decoder_start_token_id", "eos_token_id") if key not in known]
-        if lacking:
-            raise ConfigError(
-                "it is not known how this model begins and ends a text",
-                where=where,
-                expected="generation_config.json with decoder_start_token_id and eos_token_id",
-                found=f"no {lacking[0]}",
-                fix="convert the whole folder, with the small files beside the weights",
-            )
-        end = known["eos_token_id"]
-        return cls(
-            start=known["decoder_start_token_id"],
-            end=end[0] if isinstance(end, list) else end,
-            languages={name.strip("<|>"): token for name, token in known.get("lang_to_id", {}).items()},
-            tasks=known.get("task_to_id", {}),
-            plain=known.get("no_timestamps_token_id"),
-            never=tuple(known.get("suppress_tokens", ())),
-            not_first=tuple(known.get("begin_suppress_tokens", ())),
-            longest=known.get("max_length", 448),
-            latest=known.get("max_initial_timestamp_index"),
-        )
-
-
 class Written(NamedTuple):
     """The tokens of a window, and the log-probability of each and of the end."""
 
@@ -144,24 +84,27 @@ class Writer:
     Args:
         model: in evaluation.
         tokenizer: the model's.
-        rules: of its prompts.
         language: code of the spoken language, such as ``"de"``; None to let the model find it in each part.
         task: ``"transcribe"``, or ``"translate"`` to write English whatever is spoken.
+        rules: how it writes, but for beams and sampling: each token is the likeliest. Lengths are of what is written,
+            without the prompt. None for the rules that the model came with.
 
     Raises:
         ConfigError: for a language or a task that the model does not know.
+        GenerationError: for rules without beginning or end, or that ask for what is not done here.
     """
 
     def __init__(
         self,
         model: SpectrogramToText,
         tokenizer: Tokenizer,
-        rules: WritingRules,
         *,
         language: str | None = None,
         task: str = "transcribe",
+        rules: GenerationRules | None = None,
     ) -> None:
-        for name, value, known in (("language", language, rules.languages), ("task", task, rules.tasks)):
+        prompt, rules = model.prompt, rules or model.generation
+        for name, value, known in (("language", language, prompt.languages), ("task", task, prompt.tasks)):
             if value is not None and value not in known and (known or value != "transcribe"):
                 raise ConfigError(
                     f"the model does not know this {name}",
@@ -169,11 +112,13 @@ class Writer:
                     expected=", ".join(known) or "none: the model knows one only",
                     found=value,
                 )
-        self.model, self.tokenizer, self.rules, self.language, self.task = model, tokenizer, rules, language, task
+        rules.check()
+        self.model, self.tokenizer, self.rules, self.start = model, tokenizer, rules, rules.beginning()
+        self.language, self.task = language, task
         self.features = WhisperMel(frames=2 * model.source_frames, bins=model.bins).to(next(model.parameters()).device)
-        plain = rules.plain
+        plain = prompt.no_times
         timed = plain is not None and plain + 1 < model.vocab_size
-        self.times = Times(plain + 1, plain, rules.end, rules.latest) if plain is not None and timed else None
+        self.times = Times(plain + 1, plain, rules.stop[0], prompt.latest) if plain is not None and timed else None
 
     @property
     def sample_rate(self) -> int:
@@ -267,22 +212,24 @@ class Writer:
         Raises:
             GenerationError: for a prompt that leaves no room for a text.
         """
-        rules, tokens_BT = self.rules, self._prompts(memory_BSD, languages, times)
-        room = min(rules.longest, self.model.context - tokens_BT.shape[1])
+        rules, prompts = self.rules, self._prompts(languages, times)
+        before, device = len(prompts[0]), memory_BSD.device
+        room = min(rules.room(0) or self.model.context, self.model.context - before)
         if room < 1:
-            raise GenerationError("the prompt leaves no room for a text", where="Writer", found=tokens_BT.shape[1])
-        cache = self.model.new_cache(len(memory_BSD), tokens_BT.shape[1] + room)
+            raise GenerationError("the prompt leaves no room for a text", where="Writer", found=before)
+        cache = self.model.new_cache(len(memory_BSD), before + room)
         written = [Written([], []) for _ in memory_BSD]
-        open_rows = set(range(len(memory_BSD)))
-        for step in range(room):
+        tokens_BT, open_rows = torch.tensor(prompts, device=device), set(range(len(memory_BSD)))
+        for _ in range(room):
             logits_BV = self.model.decode(tokens_BT, memory_BSD, cache=cache, last_only=True)[:, -1].float()
-            logits_BV[:, list(rules.never) + (list(rules.not_first) if step == 0 else [])] = -torch.inf
+            texts = [[*prompt, *each.tokens] for prompt, each in zip(prompts, written)]
+            logits_BV = rules.bound(logits_BV, [(text, before, before + room) for text in texts])
             if times is not None:
                 times.bound(logits_BV, [each.tokens for each in written])
             best_B, token_B = logits_BV.log_softmax(-1).max(-1)
             for row in sorted(open_rows):
                 written[row].log_probs.append(float(best_B[row]))
-                if int(token_B[row]) == rules.end:
+                if int(token_B[row]) in rules.stop:
                     open_rows.remove(row)
                 else:
                     written[row].tokens.append(int(token_B[row]))
@@ -293,20 +240,19 @@ class Writer:
 
     def _languages(self, memory_BSD: Tensor) -> list[int | None]:
         """The token of the language of each row, given or heard; None for a model that knows one only."""
-        known = self.rules.languages
+        known = self.model.prompt.languages
         if not known:
             return [None] * len(memory_BSD)
         if self.language is not None:
             return [known[self.language]] * len(memory_BSD)
         ids = torch.tensor(list(known.values()), device=memory_BSD.device)
-        start_B1 = torch.full((len(memory_BSD), 1), self.rules.start, device=memory_BSD.device)
+        start_B1 = torch.full((len(memory_BSD), 1), self.start, device=memory_BSD.device)
         best_B = self.model.decode(start_B1, memory_BSD)[:, -1][:, ids].argmax(-1)
         return [int(token) for token in ids[best_B]]
 
-    def _prompts(self, memory_BSD: Tensor, languages: Sequence[int | None], times: Times | None) -> Tensor:
-        """What stands before each text: beginning, language, task, and whether no times are wanted. Shape: [B, T]."""
-        rules = self.rules
-        after = [rules.tasks[self.task]] if self.task in rules.tasks else []
-        after += [] if rules.plain is None or times is not None else [rules.plain]
-        rows = [[rules.start, *([] if each is None else [each]), *after] for each in languages]
-        return torch.tensor(rows, device=memory_BSD.device)
+    def _prompts(self, languages: Sequence[int | None], times: Times | None) -> list[list[int]]:
+        """What stands before each text: beginning, language, task, and whether no times are wanted."""
+        known = self.model.prompt
+        after = [known.tasks[self.task]] if self.task in known.tasks else []
+        after += [] if known.no_times is None or times is not None else [known.no_times]
+        return [[self.start, *([] if each is None else [each]), *after] for each in languages]

@@ -10,7 +10,7 @@ import transformers
 
 from nemolet.convert import known_architectures
 from nemolet.language.decoding import Decoding
-from nemolet.language.sampling import Sampling
+from nemolet.sampling import Sampling
 
 from .conftest import MODELS, VOCAB, Pair
 from .tiny_models import HEADS, example

@@ -11,8 +11,10 @@ import torch
 
 import nemolet as nl
 from nemolet.cli import main
-from nemolet.errors import ConfigError, GenerationError
-from nemolet.speech import WhisperMel, Writer, WritingRules
+from nemolet.convert import write
+from nemolet.errors import GenerationError
+from nemolet.language import GenerationRules
+from nemolet.speech import PromptTokens, WhisperMel, Writer
 from nemolet.speech.whisper_times import Times
 
 from .tiny_models import WHISPER, shaken
@@ -89,8 +91,8 @@ def test_tokens_are_those_of_generate(folder, language, task):
     options = {} if language is None else {"language": language}
     found = theirs.generate(features, task=task, num_beams=1, do_sample=False, max_new_tokens=20, **options)
     archive = nl.load(folder)
-    rules = replace(WritingRules.read(archive.extra, str(folder)), longest=20)
-    writer = Writer(archive.model, archive.tokenizer, rules, language=language, task=task)
+    rules = replace(archive.model.generation, max_new=20)
+    writer = Writer(archive.model, archive.tokenizer, language=language, task=task, rules=rules)
     written = [found.tokens for found in writer.write([torch.from_numpy(part) for part in audio])]
     expected = [[t for t in row if t not in (0, 2)] for row in found.tolist()]
     expected = [row[4:] if row[:1] == [1] else row for row in expected]  # some versions tell the prompt as well
@@ -107,14 +109,50 @@ def test_as_many_tokens_are_written_as_theirs(folder):
     archive = nl.load(folder)
     extractor = transformers.WhisperFeatureExtractor(feature_size=10, chunk_length=2)
     features = extractor(recordings()[0], sampling_rate=16000, return_tensors="pt").input_features
-    rules = WritingRules.read(archive.extra, str(folder))
+    rules = archive.model.generation
     for longest in (9, 64):
         theirs.generation_config.max_length = longest
         found = theirs.generate(features, language="en", task="transcribe", num_beams=1, do_sample=False)[0].tolist()
-        own = replace(rules, longest=longest, never=(*rules.never, 2), not_first=())
-        writer = Writer(archive.model, archive.tokenizer, own, language="en")
+        own = replace(rules, max_length=longest, never=(*rules.never, 2), not_first=())
+        writer = Writer(archive.model, archive.tokenizer, language="en", rules=own)
         [written] = writer.write([torch.from_numpy(recordings()[0])])
         assert written.tokens == (found[4:] if found[0] == 1 else found)
+
+
+@torch.no_grad()
+def test_it_obeys_the_rules_of_every_writer(folder):
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    archive = nl.load(folder)
+    extractor = transformers.WhisperFeatureExtractor(feature_size=10, chunk_length=2)
+    features = extractor(recordings()[0], sampling_rate=16000, return_tensors="pt").input_features
+    asked = {"language": "en", "task": "transcribe", "num_beams": 1, "do_sample": False, "max_new_tokens": 20}
+    plain = Writer(archive.model, archive.tokenizer, language="en")
+    before = plain.write([torch.from_numpy(recordings()[0])])[0].tokens[:20]
+    for theirs_say, ours_say in (
+        ({"repetition_penalty": 3.0}, {"repetition_penalty": 3.0}),
+        ({"no_repeat_ngram_size": 2}, {"no_repeat": 2}),
+        ({"bad_words_ids": [[before[1]], [before[0], 21]]}, {"forbidden": ((before[1],), (before[0], 21))}),
+    ):
+        found = theirs.generate(features, **asked, **theirs_say)[0].tolist()
+        rules = replace(archive.model.generation, max_new=20, **ours_say)
+        [written] = Writer(archive.model, archive.tokenizer, language="en", rules=rules).write(
+            [torch.from_numpy(recordings()[0])]
+        )
+        expected = [token for token in (found[4:] if found[0] == 1 else found) if token not in (0, 2)]
+        assert written.tokens == expected and written.tokens != before
+
+
+def test_what_it_can_be_told_is_kept_and_written_back(timed, tmp_path):
+    told = PromptTokens({"en": 3, "de": 4}, {"transcribe": 5, "translate": 6}, no_times=95, latest=20)
+    archive = nl.load(timed)
+    again = nl.load(nl.save(tmp_path / "w.nemolet", model=archive.model))
+    assert archive.model.prompt == again.model.prompt == told
+    assert archive.model.generation == again.model.generation
+    same = write(tmp_path / "same", model=archive.model, tokenizer=archive.tokenizer, extra=archive.extra)
+    name = "generation_config.json"
+    assert (same / name).read_bytes() == (timed / name).read_bytes()
+    bare = nl.load(write(tmp_path / "bare", model=again.model))  # from the arguments of the model alone
+    assert bare.model.prompt == told and bare.model.generation == archive.model.generation
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +217,7 @@ def test_segments_of_long_audio_are_those_of_generate(timed, language):
         for s in found["segments"][0]
     ]
     archive = nl.load(timed)
-    writer = Writer(archive.model, archive.tokenizer, WritingRules.read(archive.extra, str(timed)), language=language)
+    writer = Writer(archive.model, archive.tokenizer, language=language)
     short = torch.from_numpy(recordings()[1])
     alone, [_, long] = (
         writer.transcribe([torch.from_numpy(audio)])[0],
@@ -221,8 +259,8 @@ def test_what_whisper_cannot_do_is_refused(folder, tmp_path, capsys):
         assert main(["transcribe", f"archive={folder}", f"audio={tmp_path}/a.wav", setting]) == 2
         assert setting.partition("=")[0] in capsys.readouterr().err
     archive = nl.load(folder)
-    writer = Writer(archive.model, archive.tokenizer, WritingRules.read(archive.extra, str(folder)))
+    writer = Writer(archive.model, archive.tokenizer)
     with pytest.raises(GenerationError, match="writes no times"):
         writer.transcribe([torch.zeros(32001)])
-    with pytest.raises(ConfigError, match="begins and ends"):
-        WritingRules.read({}, "here")
+    with pytest.raises(GenerationError, match="begins and ends"):
+        Writer(archive.model, archive.tokenizer, rules=GenerationRules())

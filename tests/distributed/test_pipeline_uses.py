@@ -9,11 +9,11 @@ import torch.distributed as dist
 import nemolet as nl
 from nemolet.errors import ParallelError
 from nemolet.language.decoding import generate
-from nemolet.language.sampling import Sampling
 from nemolet.metrics import Share
 from nemolet.parallel import MeshSizes, make_mesh
 from nemolet.parallel.pipeline import Piped, Pipeline
 from nemolet.parallel.plan import plan
+from nemolet.sampling import Sampling
 from nemolet.tokenizers.simple import ByteTokenizer
 from nemolet.training.graphs import training_graph
 from nemolet.types import LabelsBT, LogitsBTV

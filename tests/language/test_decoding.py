@@ -10,11 +10,11 @@ from torch import nn
 
 import nemolet as nl
 from nemolet.errors import GenerationError
+from nemolet.generation_rules import GenerationRules
 from nemolet.language.decoding import Completion, Decoding, generate, stream
-from nemolet.language.generation_rules import GenerationRules
 from nemolet.language.models import CausalLM
-from nemolet.language.sampling import Sampling
 from nemolet.module import NeuralModule
+from nemolet.sampling import Sampling
 from nemolet.tokenizers import ByteTokenizer, CharTokenizer
 from nemolet.tokenizers.base import TableTokenizer
 from nemolet.types import LogitsBTV, MaskBT, PositionsBT, TokenIdsBT

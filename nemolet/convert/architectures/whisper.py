@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from nemolet.convert.architecture import Architecture
-from nemolet.convert.fields import Field, Fixed, Part, activation
+from nemolet.convert.fields import Config, Field, Fixed, Part, activation
+from nemolet.convert.generation import KEY
 from nemolet.convert.mapping import Rule, rules
 from nemolet.convert.operations import Heads, Rows
 
 SIDES = ("encoder", "decoder")
+_SAID = {"task_to_id": "tasks", "no_timestamps_token_id": "no_times", "max_initial_timestamp_index": "latest"}
 _USUAL = {"norm": "layer", "norm_eps": 1e-5, "gated": False, "bias": True, "position": "learned"}
+
+
+@dataclass(frozen=True)
+class _Prompt(Part):
+    """The argument ``prompt``, out of ``generation_config.json``."""
+
+    def read(self, theirs: Mapping[str, Any], ours: Config) -> None:
+        said = theirs.get(KEY, theirs)
+        languages = {name.strip("<|>"): token for name, token in (said.get("lang_to_id") or {}).items()}
+        prompt = {"languages": languages, **{own: said.get(key) for key, own in _SAID.items()}}
+        prompt["tasks"] = prompt["tasks"] or {}
+        if any(value not in ({}, None) for value in prompt.values()):
+            ours["prompt"] = prompt
+
+    def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
+        prompt = ours.get("prompt") or {}
+        languages = {f"<|{name}|>": token for name, token in (prompt.get("languages") or {}).items()}
+        said = {"lang_to_id": languages, **{key: prompt.get(own) for key, own in _SAID.items()}}
+        rest = {key: value for key, value in theirs.get(KEY, {}).items() if key not in said}
+        theirs[KEY] = {**rest, **{key: value for key, value in said.items() if value not in ({}, None)}}
 
 
 def _side(side: str, positions: str) -> tuple[Part, ...]:
@@ -38,6 +64,7 @@ CONFIG = (
     *_side("encoder", "max_source_positions"),
     *_side("decoder", "max_target_positions"),
     Field("tie_word_embeddings", "tied"),
+    _Prompt(),
 )
 _LAYER = {
     "attention.qkv.weight": (

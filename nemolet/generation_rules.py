@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nemolet.errors import GenerationError
-from nemolet.language.sampling import Sampling, penalise
+from nemolet.sampling import Sampling, penalise
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,23 @@ class GenerationRules:
                 found=", ".join(self.unmet),
                 fix="write with rules of your own (rules=GenerationRules(...); own_rules=false on the command line)",
             )
+
+    def beginning(self) -> int:
+        """The token before a text of a decoder that reads an encoder.
+
+        Raises:
+            GenerationError: where it is not known, or nothing is that ends a text.
+        """
+        if self.start is None or not self.stop:
+            raise GenerationError(
+                "it is not known how a text begins and ends",
+                where="rules",
+                expected="start, and at least one token in stop",
+                found=f"start={self.start}, stop={self.stop}",
+                fix="take them from the tokenizer that the model was trained with; a folder is converted with its"
+                " generation_config.json",
+            )
+        return self.start
 
     def room(self, prompt: int) -> int | None:
         """Most new tokens after so many; None where the rules do not say."""

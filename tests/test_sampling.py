@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nemolet.errors import GenerationError
-from nemolet.language.sampling import Sampling, choose, keep_likely, penalise
+from nemolet.sampling import Sampling, choose, keep_likely, penalise
 
 
 def reference_top_p(logits: np.ndarray, p: float) -> set[int]:
