@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -83,7 +83,7 @@ def run(settings: Settings) -> None:
         raise ConfigError(
             "the answers need a file", where="out", expected="the name of a file", found=f"a folder: {out}"
         )
-    partial = _Partial(out, _identity(archive, settings, search=repr(getattr(model, "beam", None))))
+    partial = _Partial(out, _identity(archive, model, settings))
     total = sum(1 for _ in _records(settings.input, model.READS))
     with partial.opened() as (file, done):
         bar = _bar(total, done)
@@ -182,17 +182,16 @@ class _Partial:
         return count
 
 
-def _identity(archive: Archive, settings: Settings, *, search: str) -> dict[str, Any]:
-    """All that answers depend on: the model by its weights and its config, the input by its content."""
+def _identity(archive: Archive, model: Any, settings: Settings) -> dict[str, Any]:
+    """All that answers depend on, each once: the model by its weights, config and manner, the input by its content."""
     config = json.dumps(archive.model.config(), sort_keys=True, default=str)
-    how = json.loads(json.dumps(asdict(settings), default=list))
-    elsewhere = ("archive", "input", "out", "with_adapter")  # an adapter is a part of what the model came from
     return {
         "model": [archive.model.came_from, hashlib.sha256(config.encode()).hexdigest()],
         "tokenizer": archive.tokenizer.fingerprint if archive.tokenizer else None,
         "input": _digest(settings.input),
-        "search": search,
-        "setting": {name: value for name, value in how.items() if name not in elsewhere},
+        "search": repr(getattr(model, "beam", None)),
+        "too_long": getattr(model, "too_long", None),
+        "device": settings.device,
     }
 
 

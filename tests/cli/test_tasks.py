@@ -185,27 +185,38 @@ def changed_input(trained, tmp_path):
 
 
 def changed_setting(trained, tmp_path):
-    return [f"archive={trained / 'run'}", "input=in.txt", "imports=[json]"]
+    return [f"archive={trained / 'run'}", "input=in.txt", "too_long=truncate"]
+
+
+def broken(trained, tmp_path, monkeypatch):
+    """A run that leaves three of four answers behind."""
+    (tmp_path / "in.txt").write_text("\n".join(WORDS))
+    model = nl.language.TextClassifier
+    real = model.predict
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "_CHUNK", 2)
+        patch.setattr(
+            model,
+            "predict",
+            lambda self, tokenizer, records: real(self, tokenizer, records)[: len(records) - ("blue" in str(records))],
+        )
+        with pytest.raises(ValueError, match="shorter"):  # the second chunk fails
+            main(["predict", f"archive={trained / 'run'}", "input=in.txt", "out=a.jsonl"])
+    assert len((tmp_path / ".a.jsonl.partial").read_text().splitlines()) == 3
+
+
+def test_a_setting_that_says_what_holds_anyway_changes_nothing(trained, capsys, tmp_path, monkeypatch):
+    broken(trained, tmp_path, monkeypatch)
+    command = ["predict", f"archive={trained / 'run'}", "input=in.txt", "out=a.jsonl", "too_long=error"]
+    assert "4 answers, 3 of them from an earlier run" in succeed(capsys, *command)
 
 
 @pytest.mark.parametrize(
     "change, said",
-    [(changed_labels, "another model"), (changed_input, "another input"), (changed_setting, "another setting")],
+    [(changed_labels, "another model"), (changed_input, "another input"), (changed_setting, "another too_long")],
 )
 def test_answers_of_another_model_input_or_setting_are_not_kept(trained, capsys, tmp_path, monkeypatch, change, said):
-    (tmp_path / "in.txt").write_text("\n".join(WORDS))
-    monkeypatch.setattr(verb, "_CHUNK", 2)
-    model = nl.language.TextClassifier
-    real = model.predict
-    monkeypatch.setattr(
-        model,
-        "predict",
-        lambda self, tokenizer, records: real(self, tokenizer, records)[: len(records) - ("blue" in str(records))],
-    )
-    with pytest.raises(ValueError, match="shorter"):  # the second chunk fails
-        main(["predict", f"archive={trained / 'run'}", "input=in.txt", "out=a.jsonl"])
-    assert len((tmp_path / ".a.jsonl.partial").read_text().splitlines()) == 3
-    monkeypatch.setattr(model, "predict", real)
+    broken(trained, tmp_path, monkeypatch)
     command = ["predict", *change(trained, tmp_path), "out=a.jsonl"]
     out = succeed(capsys, *command)
     assert "starting again: the answers so far have" in out and said in out
