@@ -61,6 +61,7 @@ class Settings:
         ("max_batches >= 1", "max_batches is at least 1; null for the whole text"),
         ("context >= 1", "context is at least 1; null for the model's own"),
         ("beam >= 1", "beam is at least 1"),
+        ("report is None or max_batches is None", "a report is of all texts; leave max_batches out"),
     )
 
 
@@ -142,25 +143,25 @@ def _print_measures(model: Any, tokenizer: Any, source: Any, settings: Settings)
     prepared = source.prepare(tokenizer, **({} if isinstance(source, FeatureCorpus) else {"split": False}))
     graph = training_graph(model, loss, metrics, prepared.fields).eval()
     found = measure(graph, prepared.valid_loader(max_batches=settings.max_batches), settings.device)
-    if examples and hasattr(model, "too_long") and source.too_long != "error":  # what is cut for the loss is cut here
-        model.too_long = "truncate"
-    if examples and hasattr(model, "score_texts"):
-        found |= model.score_texts(tokenizer, [record.values for record in source.read(source.path)])
-    if settings.report is not None:
-        _write_report(settings.report, model, tokenizer, source)
     over = [f"over {len(prepared.valid):,} examples"] if hasattr(prepared, "valid") else []
-    if examples:  # of which several may share a row
-        counts = prepared.counts
-        over = [f"over {counts.valid - counts.left_out:,} examples{counts.changes}"]
+    if examples:
+        found |= _whole_texts(model, tokenizer, prepared, settings.report)
+        over = [f"over {len(prepared.measured):,} examples{prepared.counts.changes}"]  # several may share a row
     print("  ".join([*(f"{name} {value:.4f}" for name, value in found.items()), *over]))
 
 
-def _write_report(path: str, model: Any, tokenizer: Any, source: Any) -> None:
+def _whole_texts(model: Any, tokenizer: Any, prepared: Any, page: str | None) -> dict[str, float]:
+    """Scores of whole texts, and the page of mistakes: of what the loss was of, and cut where that was cut."""
     from nemolet.language.mistakes import report
 
-    records = list(source.read(source.path))
-    texts, labels = ([record.values[key] for record in records] for key in (source.text_key, source.label_key))
-    Path(path).write_text(report(model, tokenizer, texts, labels), encoding="utf-8")
+    source, records = prepared.source, [record.values for record in prepared.measured]
+    if hasattr(model, "too_long") and source.too_long != "error":
+        model.too_long, model.context = "truncate", source.context
+    if page is not None:
+        texts, labels = ([values[key] for values in records] for key in (source.text_key, source.label_key))
+        note = prepared.counts.changes.removeprefix("; ")
+        Path(page).write_text(report(model, tokenizer, texts, labels, note=note), encoding="utf-8")
+    return model.score_texts(tokenizer, records) if hasattr(model, "score_texts") else {}
 
 
 def _search(settings: Settings, model: Any) -> Any:

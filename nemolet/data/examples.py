@@ -130,7 +130,8 @@ class Examples(Checked, abc.ABC):
         self._check_labels([*train, *(valid if valid is not train else ())], known)
         chosen = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.make(_Texts(self, train))
         encoding = TextEncoding(chosen, self.context, self.too_long, self.empty)
-        parts = [[s for record in part for s in self.encode(record, encoding, known)] for part in (train, valid)]
+        made = [[(record, list(self.encode(record, encoding, known))) for record in part] for part in (train, valid)]
+        parts = [[sample for _, samples in part for sample in samples] for part in made]
         counts = Counts(len(train), len(valid), encoding.changed)
         if not all(parts):
             raise DataError(
@@ -141,7 +142,8 @@ class Examples(Checked, abc.ABC):
                 fix="set a larger data.context if the model can read it, or data.too_long=truncate",
             )
         kept, aside = (tuple(self.arrange(part)) for part in parts)
-        return PreparedExamples(self, chosen, kept, aside, known, counts, settings)
+        measured = tuple(record for record, samples in made[1] if samples)
+        return PreparedExamples(self, chosen, kept, aside, known, counts, settings, measured)
 
     def with_names(self, model: Any) -> Examples:
         """The same source, with the label sets of a model that knows them.
@@ -210,7 +212,18 @@ class _Texts:
 
 @dataclass(frozen=True)
 class PreparedExamples:
-    """Samples with their tokenizer, ready to be learned from (final)."""
+    """Samples with their tokenizer, ready to be learned from (final).
+
+    Args:
+        source: where they come from.
+        tokenizer: that made their ids.
+        train: samples for training.
+        valid: samples for validation.
+        known: names of what they are labelled with.
+        counts: of examples, with what was left out.
+        settings: what else a model takes from them.
+        measured: the examples that the samples for validation were made of.
+    """
 
     source: Examples
     tokenizer: Tokenizer
@@ -219,6 +232,7 @@ class PreparedExamples:
     known: Known
     counts: Counts
     settings: Mapping[str, str]
+    measured: tuple[Record, ...]
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -154,7 +154,13 @@ class Calibration:
 
 
 def report(
-    model: TextClassifier, tokenizer: Tokenizer, texts: Sequence[str], real: Sequence[str], *, most: int = 10
+    model: TextClassifier,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    real: Sequence[str],
+    *,
+    most: int = 10,
+    note: str = "",
 ) -> str:
     """An HTML page: how each class fares, what is taken for what, whether the model knows how sure to be, and what its
     surest mistakes depended on.
@@ -165,6 +171,7 @@ def report(
         texts: to be classified.
         real: their labels.
         most: how many mistakes are explained.
+        note: what is to be said of the texts, such as how many are not among them.
 
     Raises:
         DataError: for lists of different lengths.
@@ -181,7 +188,7 @@ def report(
     )
     return f"""<!doctype html><html><head><meta charset="utf-8"><title>mistakes</title></head>
 <body style="font-family:sans-serif;max-width:60em;margin:2em auto">
-<p>{sum(right):,} of {len(right):,} right</p>
+<p>{sum(right):,} of {len(right):,} right{html.escape(f"; {note}" if note else "")}</p>
 <h3>Classes, the worst first</h3><pre>{html.escape(confusion.table(len(confusion.labels)))}</pre>
 <h3>A row for each real class, a column for each predicted one</h3>{confusion.svg()}
 <h3>Accuracy over confidence; expected calibration error {calibration.error:.3f}</h3>{calibration.svg()}

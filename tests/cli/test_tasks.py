@@ -268,6 +268,28 @@ def test_mistakes_of_a_classifier_as_a_page(trained, tmp_path, capsys):
     assert "of 48 right" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.parametrize(
+    "odd, setting, why",
+    [
+        (" ", ["data.empty=skip"], "left out (empty)"),
+        ("green " * 40, ["data.too_long=skip", "context=20"], "left out (longer than 20 tokens)"),
+        ("green " * 40, ["data.too_long=truncate", "context=20"], "cut after 20 tokens"),
+    ],
+)
+def test_a_page_is_of_the_texts_that_are_measured(trained, tmp_path, capsys, odd, setting, why):
+    kept = (trained / "train.jsonl").read_text().splitlines()[:8]
+    label = json.loads(kept[0])["label"]
+    rows = [json.dumps({"text": odd, "label": label}), *kept]
+    (tmp_path / "some.jsonl").write_text("\n".join(rows))
+    command = ["evaluate", trained / "run", "data=labelled", "data.path=some.jsonl", *setting, "report=page.html"]
+    printed, page = succeed(capsys, *command), (tmp_path / "page.html").read_text()
+    count = 9 if why.startswith("cut") else 8
+    assert f"over {count} examples; 1 {why}: some.jsonl:1" in printed
+    right = round(float(printed.split("accuracy ")[1].split()[0]) * count)
+    assert f"<p>{right} of {count} right; 1 {why}: some.jsonl:1</p>" in page
+    assert "leave max_batches out" in fail(capsys, 2, *command, "max_batches=1")
+
+
 def test_what_guesses_masked_tokens_is_evaluated_and_writes_nothing(tmp_path, capsys):
     tokenizer = nl.tokenizers.SentencePieceTokenizer.train(["a b"] * 9, vocab_size=263, special_tokens=["<mask>"])
     stack = nl.nn.Encoder(layers=1, width=16, heads=2)
