@@ -3,6 +3,8 @@
 Forward passes are those of inference, with weights laid out for the CPU (``packed``). Training is a whole step.
 Decoding writes 64 tokens after 16, greedily. Both contenders live in one process with one thread and take turns, so
 that a busy machine slows them alike. Figures are medians of tokens per CPU-second, ratios those of the turns.
+Memory that is freed stays with the process, as in nemolet's training: what the system takes to fetch it again depends
+on which layer happens to free it last.
 "products" runs nothing but the matrix products of the linear layers and the head, as torch does them by itself;
 "bound" is how much faster than transformers an implementation would be that did nothing else.
 
@@ -29,6 +31,7 @@ import torch.nn.functional as F
 import nemolet as nl
 from nemolet.language.decoding import Decoding
 from nemolet.nn import packed
+from nemolet.training.memory import keep_freed_memory
 
 Step = Callable[[], object]
 LLAMA = {"layers": 12, "width": 512, "heads": 8, "ffn_width": 1408, "tied": False}  # 50 million parameters
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     print(f"tokens per CPU-second, medians of {arguments.turns} turns, one thread, torch {torch.__version__}")
     columns = ("nemolet", "transformers", "ratio", "products", "bound")
     print(f"{'model':<7}{'work':<10}{'size':>7} {'precision':<10}{'compile':<8}" + "".join(f"{c:>14}" for c in columns))

@@ -108,11 +108,16 @@ def _state(weight: Tensor) -> tuple[int, int]:
 def _gains(layer: Linear | Head) -> bool:
     weight = layer.weight
     plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and layer.product is F.linear
-    return plain and not weight.is_inference() and _has_products(weight.dtype)  # whose changes are not counted
+    return plain and not weight.is_inference() and has_products(weight.dtype)  # whose changes are not counted
 
 
-def _has_products(dtype: torch.dtype) -> bool:
-    """Whether this build of torch and this processor have them for numbers of a type."""
+def has_products(dtype: torch.dtype) -> bool:
+    """Whether this build of torch and this processor have fast matrix products of numbers of a type.
+
+    Example:
+        >>> has_products(torch.float64)
+        False
+    """
     has = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     if dtype is torch.bfloat16:
         return has and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

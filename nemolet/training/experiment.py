@@ -21,6 +21,7 @@ from nemolet.data.prepared import Loader, Prepared, digest
 from nemolet.errors import TrainingError, needs
 from nemolet.module import NeuralModule
 from nemolet.nn.adapters import departures
+from nemolet.nn.prepacking import has_products
 from nemolet.parallel.deferred import Deferred
 from nemolet.parallel.settings import Parallel
 from nemolet.training.callbacks import ExponentialAverage, Patience, Recorder, spoken
@@ -220,6 +221,11 @@ def _identity(
 @contextmanager
 def _arithmetic(graph: NeuralModule, training: Training) -> Iterator[None]:
     """While a graph is trained: the products that its precision asks for."""
+    if training.precision == "bf16-mixed" and not _on_gpu(training) and not has_products(torch.bfloat16):
+        rank_zero_only(print)(
+            "trainer.precision=bf16-mixed: this processor has no matrix products in bfloat16, and steps take many times "
+            "as long as with trainer.precision=32"
+        )
     if training.precision != "fp8-mixed":
         yield
         return

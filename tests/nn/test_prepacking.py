@@ -11,7 +11,7 @@ from nemolet.nn import Adapter, adapt, adapted_layers, merge, prepacking
 from nemolet.nn.prepacking import PackedProduct, pack, packed, unpack
 
 pytestmark = pytest.mark.skipif(
-    not prepacking._has_products(torch.float32), reason="this processor has no such products"
+    not prepacking.has_products(torch.float32), reason="this processor has no such products"
 )
 
 
@@ -36,7 +36,7 @@ def test_results_are_the_same(dtype, near, bias, shape):
     with torch.inference_mode():
         expected = model(hidden)
         with packed(model):
-            assert all(isinstance(layer.product, PackedProduct) == prepacking._has_products(dtype) for layer in model)
+            assert all(isinstance(layer.product, PackedProduct) == prepacking.has_products(dtype) for layer in model)
             found = model(hidden)
     assert found.shape == (*shape, 10) and found.dtype == dtype  # without the table's padding
     torch.testing.assert_close(found, expected, atol=near, rtol=near)

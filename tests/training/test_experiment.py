@@ -201,6 +201,13 @@ def test_arithmetic_of_a_step_is_that_of_the_formula(corpus):
     assert peak_flops(torch.device("cpu")) > 1e8
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_slow_products_in_bfloat16_are_told(corpus, tmp_path, monkeypatch, capsys, fast):
+    monkeypatch.setattr("nemolet.training.experiment.has_products", lambda dtype: fast)
+    run(corpus, tmp_path / "run", precision="bf16-mixed", max_steps=1, accelerator="cpu")
+    assert ("trainer.precision=32" in capsys.readouterr().out) is not fast
+
+
 def test_fp16_needs_a_gpu(corpus, tmp_path):
     if torch.cuda.is_available():
         assert run(corpus, tmp_path, precision="16-mixed").steps == 30

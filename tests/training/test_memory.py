@@ -18,7 +18,8 @@ if sys.argv[1] == "kept":
     keep_freed_memory()
 
 def step():
-    kept = [torch.ones(32 * 1024) for _ in range(100)]  # 12.5 MB, as a small model's activations
+    small = [torch.ones(32 * 1024) for _ in range(100)]  # 12.5 MB, as a small model's activations
+    large = torch.ones(10 * 1024 * 1024)  # 40 MB, as the gradient of an embedding
 
 for _ in range(3):
     step()
@@ -36,4 +37,4 @@ def test_what_a_step_frees_is_there_for_the_next_one():
         mode: float(run([sys.executable, "-c", ROUNDS, mode], capture_output=True, check=True, env=first).stdout)
         for mode in ("usual", "kept")
     }
-    assert pages["kept"] < 100 < 2000 < pages["usual"]  # of 3200 that a step uses
+    assert pages["kept"] < 100 < 10000 < pages["usual"]  # of 13,440 that a step uses
