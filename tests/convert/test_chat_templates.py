@@ -14,7 +14,7 @@ from nemolet.convert.folder import CARRIED, TEMPLATES
 from nemolet.data.chat import token_names
 from nemolet.data.chat_template import TEMPLATES as TEMPLATES_OF_OURS
 from nemolet.data.chat_template import ChatTemplate
-from nemolet.errors import DataError
+from nemolet.errors import DataError, GenerationError
 
 from .tiny_tokenizers import ours, save_tokenizer
 
@@ -240,3 +240,36 @@ def test_a_chat_is_a_conversation_in_the_template_of_the_model(chatter, capsys, 
     asked = [theirs.apply_chat_template(part, add_generation_prompt=True)["input_ids"] for part in (said[:1], said)]
     assert [prompt for prompt, _ in prompts] == [*asked, "Hi", "<|im_end|>", "So"]
     assert prompts[0][1] == (theirs.eos_token_id, theirs.convert_tokens_to_ids("<|im_end|>"))
+
+
+def test_a_conversation_forgets_its_oldest_turns_and_no_system_message(chatter, capsys, monkeypatch):
+    prompts, context, longest = [], 256, 40
+
+    def remembered(model, tokenizer, asked, **how):
+        prompts.append(asked[0])
+        if len(asked[0]) > context:
+            raise GenerationError("the prompt is longer than the model can read")
+        yield 0, f"answer {len(prompts)}"
+
+    monkeypatch.setattr("nemolet.language.decoding.stream", remembered)
+    theirs = transformers.AutoTokenizer.from_pretrained(chatter)
+    lines = [f"question {number}" for number in range(14)]
+    lines.insert(10, "long " * context)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat", str(chatter), "system=Be kind", f"max_new_tokens={longest}"]) == 0
+    said, forgotten = [], 0
+    for number, (line, prompt) in enumerate(zip(lines, prompts, strict=True), 1):
+        asked = [*said, {"role": "user", "content": line}]
+
+        def written(first, asked=asked):
+            messages = [{"role": "system", "content": "Be kind"}, *asked[2 * first :]]
+            return theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+        first = next((n for n in range(len(asked) // 2) if len(written(n)) <= context - longest), len(asked) // 2)
+        assert prompt == written(first)
+        if len(prompt) <= context:  # a line that is too long by itself is forgotten, and nothing else
+            said = [*asked[2 * first :], {"role": "assistant", "content": f"answer {number}"}]
+            forgotten += first
+    err = capsys.readouterr().err
+    assert err.count("Try another line") == 1 and "no longer fit the context (256 tokens)" in err
+    assert forgotten >= 2 and len(said) > 2
