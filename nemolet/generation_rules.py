@@ -201,8 +201,18 @@ class GenerationRules:
 
 
 def chosen(rules: GenerationRules, **asked: Any) -> Sampling:
-    """How tokens are chosen: what is asked for, then what the rules say, then what is usual."""
-    return replace(rules.sampling or Sampling(), **{name: value for name, value in asked.items() if value is not None})
+    """How tokens are chosen: what is asked for, then what the rules say, then what is usual.
+
+    Who asks for a choice among the likeliest tokens asks for sampling, even of a model that is greedy by its rules.
+
+    Example:
+        >>> rules = GenerationRules(sampling=Sampling(temperature=0.0))
+        >>> chosen(rules).greedy, chosen(rules, top_k=5).greedy, chosen(rules, top_k=5, temperature=0.0).greedy
+        (True, False, True)
+    """
+    said = {name: value for name, value in asked.items() if value is not None}
+    own = rules.sampling or Sampling()
+    return replace(Sampling() if own.greedy and said else own, **said)
 
 
 def _ends_with(row: Sequence[int], beginning: Sequence[int]) -> bool:

@@ -20,7 +20,8 @@ class Settings:
         archive: a ``.nemolet`` file.
         prompt: a text, or a list of texts.
         max_new_tokens: length limit of each continuation. This and the next five are where null as the model came with
-            them, and else 200 tokens with a temperature of 0.8.
+            them: a model with a ``generation_config.json`` is greedy unless that says ``do_sample``, as in
+            transformers. What nobody says is 200 tokens and, as for models that were made here, a temperature of 0.8.
         temperature: 0 takes the most likely token.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens with this probability.

@@ -82,7 +82,7 @@ class Generation(Part):
         elif values["start"] is None:
             values["start"] = theirs.get("decoder_start_token_id", said.get("bos_token_id"))
         try:
-            values["sampling"] = _sampling(said)
+            values["sampling"] = _sampling(said, greedy=not self.reads and _says_no_sampling(known))
             values["beam"] = _beam(said) if self.reads else None
             rules = GenerationRules(**values, unmet=_unmet(said, causal=not self.reads))
         except (GenerationError, TypeError, ValueError, KeyError) as error:
@@ -99,8 +99,11 @@ class Generation(Part):
         rules = {**asdict(GenerationRules()), **(ours.get("generation") or {})}
         known = dict(theirs.pop(KEY, None) or {})
         written = {key: _list(rules[own]) for key, (own, usual) in _FIELDS.items() if _list(rules[own]) != _list(usual)}
-        if rules["sampling"]:
-            written |= {"do_sample": True, **{key: rules["sampling"][key] for key in _SAMPLING}}
+        sampling = rules["sampling"]
+        if sampling and Sampling(**sampling).greedy:
+            written["do_sample"] = False
+        elif sampling:
+            written |= {"do_sample": True, **{key: sampling[key] for key in _SAMPLING}}
         if rules["beam"] and self.reads:
             back = {name: value for value, name in _ENDS.items() if value is not None}
             written |= {key: rules["beam"][own] for key, own in _BEAM.items()}
@@ -111,7 +114,8 @@ class Generation(Part):
         if self.reads:
             theirs["decoder_start_token_id"] = rules["start"]
         if written or known:
-            theirs[KEY] = {**{key: value for key, value in known.items() if key not in ruled}, **written}
+            unsaid = {} if sampling or self.reads else {"do_sample": None}  # without the key it would be greedy
+            theirs[KEY] = {**{key: value for key, value in known.items() if key not in ruled}, **unsaid, **written}
 
 
 def _many(value: Any) -> tuple[Any, ...]:
@@ -122,9 +126,14 @@ def _list(value: Any) -> Any:
     return [_list(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _sampling(said: Mapping[str, Any]) -> Sampling | None:
+def _says_no_sampling(known: Mapping[str, Any] | None) -> bool:
+    """Whether there is a file, and it does not ask for sampling: then transformers takes the likeliest token."""
+    return known is not None and known.get("do_sample", False) is False
+
+
+def _sampling(said: Mapping[str, Any], *, greedy: bool) -> Sampling | None:
     if not said.get("do_sample"):
-        return None
+        return Sampling(temperature=0.0) if greedy else None
     return Sampling(**{key: said.get(key, usual) for key, usual in _SAMPLING.items()})
 
 

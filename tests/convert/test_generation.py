@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import nemolet as nl
+from nemolet.cli.generate import Settings, manner
 from nemolet.convert import convert, read, write
 from nemolet.errors import ConversionError, GenerationError
 from nemolet.language import GenerationRules, Translator, beam_search
@@ -124,6 +125,30 @@ def test_a_language_model_writes_what_transformers_writes(settings, folders):
         (found,) = nl.language.generate(model, Numbers(), [prompt], sampling=nl.language.Sampling(temperature=0.0))
         assert found.tokens == before_end(expected, model.generation.stop)
         assert (found.finish == "stop") == (len(found.tokens) < len(expected))
+
+
+def test_a_file_that_does_not_ask_for_sampling_asks_for_the_likeliest_tokens(folders, tmp_path):
+    theirs = prepared(folders["llama2"], {"eos_token_id": 2, "max_length": 12, "temperature": 0.6})
+    expected = theirs.generate(torch.tensor([[7, 11, 13]]))[0, 3:].tolist()
+    archive = nl.load(convert(folders["llama2"], tmp_path / "m.nemolet"))
+    model = archive.model
+    (found,) = model.generate(Numbers(), "7 11 13")
+    assert found.tokens == before_end(expected, (2,))
+    how = manner(Settings(archive="a"), model)
+    assert how["sampling"].greedy and how["rules"].max_new is None  # their length counts, too
+    assert manner(Settings(archive="a", top_k=5), model)["sampling"] == nl.language.Sampling(top_k=5)
+    assert manner(Settings(archive="a", own_rules=False), model)["sampling"].temperature == 0.8
+    bare = nl.load(write(tmp_path / "bare", model=model))  # from the rules alone
+    assert bare.model.generation == model.generation
+
+
+def test_a_model_that_was_made_here_samples_there_and_back(tmp_path):
+    sizes = {"vocab_size": VOCAB, "layers": 1, "width": 16, "heads": 2}
+    for name, rules in {"plain": None, "ends": GenerationRules(stop=(2,))}.items():
+        model = nl.language.CausalLM(**sizes, generation=rules)
+        assert manner(Settings(archive="a"), model)["sampling"] == nl.language.Sampling(temperature=0.8)
+        again = nl.load(write(tmp_path / name, model=model)).model
+        assert again.generation == model.generation and again.generation.sampling is None
 
 
 def test_a_translator_of_a_converted_model_writes_its_text(folders, tmp_path):
