@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,10 @@ from nemolet.nn.embedding import Embedding
 from nemolet.nn.linear import Linear
 from nemolet.nn.norm import LayerNorm
 from nemolet.nn.transformer import Encoder
-from nemolet.types import HiddenBTD, MaskBT, TokenIdsBT
+from nemolet.types import Hidden, HiddenBTD, Mask, MaskBT, NeuralType, TokenIdsBT
+
+HiddenBUD = Annotated[Tensor, NeuralType("B U D", Hidden())]
+MaskBU = Annotated[Tensor, NeuralType("B U", Mask())]
 
 PRIME, BIG = 1_000_003, 2_038_074_743
 
@@ -85,7 +88,8 @@ class Neighbours(NeuralModule):
         reach: how many positions to each side.
         dropout: of what is added, in training.
 
-    Shape: hidden_BTD, mask_BT -> hidden_BTD; weight ``(2 D) ((2 reach + 1) D)``.
+    Shape: hidden_BUD, mask_BU -> hidden_BUD; weight ``(2 D) ((2 reach + 1) D)``. Words or tokens are U here: a part
+    of them does not see its neighbours, so ranks never cut them as they cut the T of a stack.
     """
 
     def __init__(self, *, width: int, reach: int = 1, dropout: float = 0.0) -> None:
@@ -95,7 +99,7 @@ class Neighbours(NeuralModule):
         window = 2 * reach + 1
         self.proj = Linear(f"({window} D={width})", f"(2 D={width})", window * width, 2 * width, bias=True)
 
-    def forward(self, hidden: HiddenBTD, mask: MaskBT | None = None) -> HiddenBTD:
+    def forward(self, hidden: HiddenBUD, mask: MaskBU | None = None) -> HiddenBUD:
         here = self.norm(hidden)
         if mask is not None:
             here = here * mask[..., None]  # what lies behind the end is nothing, however long the batch is

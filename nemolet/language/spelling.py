@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemolet.language.ngrams import BIG, PRIME, Neighbours, run_rows
+from nemolet.language.ngrams import BIG, PRIME, HiddenBUD, MaskBU, Neighbours, run_rows
 from nemolet.module import NeuralModule
 from nemolet.nn.embedding import Embedding
 from nemolet.nn.transformer import Encoder
-from nemolet.types import Hidden, HiddenBTD, Mask, MaskBT, NeuralType, PositionsBT, TokenIdsBT
-
-HiddenBUD = Annotated[Tensor, NeuralType("B U D", Hidden())]
-MaskBU = Annotated[Tensor, NeuralType("B U", Mask())]
+from nemolet.types import HiddenBTD, MaskBT, PositionsBT, TokenIdsBT
 
 BYTES = 257  # ids of ByteTokenizer: the bytes, and the end of a text
 _EDGE = 0  # what runs of letters see before and after a word
 _SPACE, _MARK, _SMALL, _CAPITAL, _DIGIT, _FOREIGN = range(6)
+_USUAL = 5  # bytes of an English word with its space, where the bytes themselves are not known
 
 
 def _kind(byte: int) -> int:
@@ -30,6 +29,13 @@ def _kind(byte: int) -> int:
     if letter.isalpha():
         return _CAPITAL if letter.isupper() else _SMALL
     return _SPACE if letter.isspace() else _DIGIT if letter.isdigit() else _MARK
+
+
+def _counting() -> contextlib.AbstractContextManager[object]:
+    """How many words there are stays a number of the graph that is compiled."""
+    if not torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True)
 
 
 class Places(NamedTuple):
@@ -98,8 +104,9 @@ class SpelledEmbedding(NeuralModule):
         self.register_buffer("symbols", torch.tensor(small) + _EDGE + 1, persistent=False)
 
     def forward(self, tokens: TokenIdsBT, mask: MaskBT | None = None) -> SpelledWords:
-        places = self.places(tokens, mask)
-        rows_N, word_N, weight_N = self.rows(tokens, places)
+        with _counting():
+            places = self.places(tokens, mask)
+            rows_N, word_N, weight_N = self.rows(tokens, places)
         vectors_ND: Tensor = self.pieces(rows_N[None])[0]
         vectors_ND = vectors_ND * weight_N[:, None].to(vectors_ND.dtype)
         real_BU = places.real
@@ -125,7 +132,8 @@ class SpelledEmbedding(NeuralModule):
         at = torch.arange(kinds.shape[1], device=kinds.device)
         first = torch.where(begins, at, 0).cummax(1).values
         goes_on = F.pad(there & ~starts, (0, 1))[:, 1:]
-        real = torch.arange(int(word.max()) + 1, device=kinds.device) <= word[:, -1:]
+        most = kinds.shape[1] // _USUAL if word.is_meta else int(word.max())
+        real = torch.arange(most + 1, device=kinds.device) <= word[:, -1:]
         return Places(word, first, inside, inside & ~goes_on, real)
 
     def rows(self, tokens_BT: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,20 +145,20 @@ class SpelledEmbedding(NeuralModule):
         number = torch.arange(real.numel(), device=real.device).view_as(real)
         ends = [(order, closed) for order in self.letters for closed in (False, True) if order > closed]
         runs = [self._run(symbols, places, *each) for each in ends]
-        rows, words = [rows[there] for rows, there in runs], [number.gather(1, places.word)[t] for _, t in runs]
-        runs_N = torch.cat(words) if words else number.new_zeros(0)
-        count = torch.bincount(runs_N, minlength=real.numel())
+        letters = [(rows, there, number.gather(1, places.word)) for rows, there in runs]
         whole = [run_rows(self._code(symbols, places.inside, places), order, self.buckets) for order in self.words]
         if self.shapes:
             changes = (kinds != F.pad(kinds, (1, 0))[:, :-1]) | (kinds == _MARK) | self._is_first(places)
             shape = torch.where(kinds == _MARK, symbols, kinds + BYTES + 1)
             whole.append(run_rows(self._code(shape, places.inside & changes, places), 1, self.buckets))
-        weight = torch.cat([count[runs_N].rsqrt(), torch.ones(len(whole) * int(real.sum()), device=real.device)])
-        return (
-            torch.cat([*rows, *[each[real] for each in whole]]),
-            torch.cat([runs_N, *[number[real] for _ in whole]]),
-            weight,  # the sum of many runs is as long as the vector of one
-        )
+        pieces = [*letters, *((rows, real, number) for rows in whole)]
+        rows, there, word = (torch.cat([part.flatten() for part in parts]) for parts in zip(*pieces))
+        kept_N = torch.nonzero_static(there, size=there.numel() if there.is_meta else int(there.sum()))[:, 0]
+        of_letters = there & (torch.arange(len(there), device=there.device) < len(letters) * symbols.numel())
+        count = number.new_zeros(number.numel()).index_add(0, word, of_letters.long())
+        # The sum of many runs of letters is as long as the vector of one.
+        weight = torch.where(of_letters, count[word].clamp(min=1).rsqrt(), 1.0)
+        return rows[kept_N], word[kept_N], weight[kept_N]
 
     def _run(self, symbols_BT: Tensor, places: Places, order: int, closed: bool) -> tuple[Tensor, Tensor]:
         """The row of the run of letters that ends with each byte, or with the edge after it; and where there is one."""

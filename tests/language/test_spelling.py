@@ -10,6 +10,7 @@ from nemolet.errors import ConfigError, ConversionError
 from nemolet.language import SpelledEmbedding, SpellingEncoder, TextClassifier, TokenClassifier
 from nemolet.language.saliency import explain
 from nemolet.tokenizers import ByteTokenizer
+from nemolet.training.throughput import flops_per_entry
 
 BYTES = ByteTokenizer()
 WORDS = ["card", "cards", "discard", "banana", "bandana", "a", "I", "ab", "Card", "né"]
@@ -94,6 +95,21 @@ def test_padding_changes_nothing_that_is_not_padding():
     together = encoder(padded, mask)
     assert torch.allclose(together[0, : len(short)], encoder(torch.tensor([short]))[0], atol=1e-6)
     assert torch.allclose(together[1], encoder(torch.tensor([long]))[0], atol=1e-6)
+
+
+def test_it_compiles_whole_for_any_number_of_words():
+    encoder = SpellingEncoder(width=8, buckets=512, layers=1, heads=2, shapes=True).eval()
+    compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+    for text in ("A card", "Where is it, please?", "no"):
+        tokens = torch.tensor([BYTES.encode(text)])
+        torch.testing.assert_close(compiled(tokens), encoder(tokens))
+        compiled(tokens).sum().backward()
+
+
+def test_operations_are_counted_for_words_of_usual_length():
+    encoder = SpellingEncoder(width=8, buckets=64, neighbours=1, reach=1)
+    found = flops_per_entry(encoder, {"tokens": torch.zeros(1, 50, dtype=torch.long)})
+    assert found == 3 * 2 * (3 * 8) * (2 * 8) * 11 / 50  # 11 words in 50 bytes
 
 
 def test_names_nobody_has_seen_are_found_by_their_capitals():
