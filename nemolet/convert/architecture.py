@@ -6,7 +6,7 @@ An :class:`Architecture` is two tables: parts of ``config.json`` and rules of te
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,15 +195,30 @@ def all_fitting(config: Mapping[str, Any]) -> list[Architecture]:
         ConversionError: saying for each why not.
     """
     known = known_architectures()
-    reasons = {name: "; ".join(architecture.lost(config)) for name, architecture in known.items()}
-    found = [known[name] for name, reason in reasons.items() if not reason]
+    lost = {name: architecture.lost(config) for name, architecture in known.items()}
+    found = [known[name] for name, reasons in lost.items() if not reasons]
     if found:
         return found
-    close = {name: reason for name, reason in reasons.items() if ", not " not in reason}
+    close = {name: reasons for name, reasons in lost.items() if not any(", not " in reason for reason in reasons)}
+    nearest_first = sorted(close, key=lambda name: _distance(close[name]))
     raise ConversionError(
         "no known architecture can express this model",
         where="model",
-        found="\n".join(f"{name}: {' '.join(reason.split())}" for name, reason in close.items())[:1500]
+        found="\n".join(f"{name}: {' '.join('; '.join(close[name]).split())}"[:300] for name in nearest_first)[:1500]
         or f"a {config.get('_target_')}, which transformers has no class for",
-        fix="keep it as a .nemolet file, or add the architecture (docs/huggingface.md)",
+        fix=(_other_settings(nearest_first[0], close[nearest_first[0]]) if close else "")
+        + "keep it as a .nemolet file, or add the architecture (docs/huggingface.md)",
     )
+
+
+def _distance(lost: Sequence[str]) -> float:
+    """How many options differ; what cannot be said at all is furthest."""
+    return len(lost) if all(" and " in reason for reason in lost) else float("inf")
+
+
+def _other_settings(name: str, lost: Sequence[str]) -> str:
+    """With which settings of the model itself it would fit an architecture; nothing where its parts differ, too."""
+    wanted = [(reason.partition(": ")[0], reason.rpartition(" and ")[2]) for reason in lost]
+    if _distance(lost) == float("inf") or any("." in path for path, _ in wanted):
+        return ""
+    return f"train it with {' '.join(f'model.{path}={value}' for path, value in wanted)} for {name}, "

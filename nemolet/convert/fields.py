@@ -101,7 +101,10 @@ class Field(Part):
     def write(self, ours: Mapping[str, Any], theirs: Config) -> None:
         value = get(ours, self.ours)
         for key in (self.theirs,) if isinstance(self.theirs, str) else self.theirs:
-            put(theirs, key, ABSENT if value is ABSENT else self.to_theirs(value))
+            try:
+                put(theirs, key, ABSENT if value is ABSENT else self.to_theirs(value))
+            except KeyError as error:
+                raise ConversionError("this value has no counterpart", where=self.ours, found=repr(value)) from error
 
 
 def activation(theirs: str, ours: str) -> Field:

@@ -113,6 +113,20 @@ def test_a_classifier_trained_here_is_written_for_transformers(tmp_path, capsys,
     assert theirs.config.id2label == {0: "a", 1: "b"}
 
 
+@pytest.mark.parametrize("name", [name for name in HEADS if "ForSequence" in name and "Modern" not in name])
+def test_a_classifier_that_does_not_fit_is_told_how_it_would(name, tmp_path):
+    model = read(save_head(name, tmp_path / "hf")).model
+    plain = nl.language.TextClassifier(encoder=model.encoder, labels=["a", "b"])
+    with pytest.raises(ConversionError) as refused:
+        write(tmp_path / "out", model=plain)
+    assert refused.value.found.startswith(name)
+    assert f" for {name}, keep it" in refused.value.fix
+    said = dict(each.split("=") for each in refused.value.fix.split(" for ")[0].split()[3:])
+    values = {key.removeprefix("model."): {"True": True}.get(value, value) for key, value in said.items()}
+    fitting = nl.language.TextClassifier(encoder=model.encoder, labels=["a", "b"], **values)
+    assert json.loads((write(tmp_path / "out", model=fitting) / "config.json").read_text())["architectures"] == [name]
+
+
 @pytest.mark.parametrize("pair", ["<s> $A </s> $B:1 </s>:1", "<s> $A </s> </s> $B </s>", None])
 def test_a_question_and_a_text_stand_together_as_the_tokenizer_puts_them(tmp_path, pair):
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
