@@ -223,8 +223,8 @@ def _arithmetic(graph: NeuralModule, training: Training) -> Iterator[None]:
     """While a graph is trained: the products that its precision asks for."""
     if training.precision == "bf16-mixed" and not _on_gpu(training) and not has_products(torch.bfloat16):
         rank_zero_only(print)(
-            "trainer.precision=bf16-mixed: this processor has no matrix products in bfloat16, and steps take many times"
-            " as long as with trainer.precision=32"
+            "trainer.precision=bf16-mixed: this processor has no matrix products in bfloat16; "
+            "steps take many times as long as with trainer.precision=32"
         )
     if training.precision != "fp8-mixed":
         yield

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Muon, Optimizer
+from torch.optim import Optimizer
 
 from nemolet.errors import TrainingError
 from nemolet.module import NeuralModule
-from nemolet.parallel.gradients import gathered, local, own_part, split_by_mesh
+from nemolet.parallel.gradients import split_by_mesh
 from nemolet.rules import Checked
+from nemolet.training.muon import Muon
 from nemolet.types import Axis
 
 Named = tuple[str, nn.Parameter]
@@ -88,13 +89,7 @@ class Optim(Checked):
                 found="none",
                 fix="set optim=adamw",
             )
-        kind = ShardedMuon if any(isinstance(p, DTensor) for part in groups["matrix"] for _, p in part) else Muon
-        muon = kind(
-            _groups(groups["matrix"], self.weight_decay),
-            lr=self.muon_lr or self.lr,
-            momentum=self.momentum,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        muon = Muon(_groups(groups["matrix"], self.weight_decay), lr=self.muon_lr or self.lr, momentum=self.momentum)
         rest = _groups(groups["table"], self.weight_decay) + _groups(groups["vector"], 0.0)
         return Pair(muon, self._adamw(rest))
 
@@ -123,42 +118,6 @@ class Optim(Checked):
 
 def _groups(parts: list[list[Named]], weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": part, "weight_decay": weight_decay} for part in parts]
-
-
-class ShardedMuon(Muon):
-    """Muon for parameters of which every rank holds a part (final).
-
-    The direction of a matrix depends on all of it: its momentum is gathered, every rank computes the direction of
-    the whole as :class:`torch.optim.Muon` does, and keeps its part.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-        return loss
-
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        assert parameter.grad is not None
-        momentum, gradient = local(state["momentum_buffer"]), local(parameter.grad)
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        matrix = gathered(update, parameter)
-        step = nn.Parameter(torch.zeros_like(matrix))
-        step.grad = matrix
-        same = ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
-        Muon([step], momentum=0.0, nesterov=False, weight_decay=0.0, **{name: group[name] for name in same}).step()
-        weight = local(parameter.data)
-        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(own_part(step.data, parameter))
 
 
 def group_parameters(module: nn.Module) -> dict[str, list[nn.Parameter]]:
