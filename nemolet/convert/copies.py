@@ -24,7 +24,7 @@ _RENAMED = {
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedEntries:
     """The entries of a folder under the names that it has.
 
     Args:
@@ -36,7 +36,7 @@ class Named:
     copies: Mapping[str, str]
 
 
-def as_named(entries: list[Entry], architecture: Architecture, specs: Mapping[str, Spec]) -> Named:
+def as_named(entries: list[Entry], architecture: Architecture, specs: Mapping[str, Spec]) -> NamedEntries:
     """The entries with names as in the file.
 
     A body has a prefix where it was saved with a head, and none else. A tensor that is missing is read from its copy.
@@ -59,7 +59,7 @@ def as_named(entries: list[Entry], architecture: Architecture, specs: Mapping[st
         return stands_in.get(there, there)
 
     renamed = [replace(entry, theirs=tuple(in_file(name) for name in entry.theirs)) for entry in entries]
-    return Named(renamed, {copy: stands_in.get(name, name) for copy, name in copies.items()})
+    return NamedEntries(renamed, {copy: stands_in.get(name, name) for copy, name in copies.items()})
 
 
 def forms(prefix: str) -> tuple[Callable[[str], str], ...]:
@@ -93,7 +93,7 @@ def _differ(folder: Folder, one: str, other: str) -> bool:
     return specs[one] != specs[other] or not torch.equal(folder.weights.get(one), folder.weights.get(other))
 
 
-def check_copies(named: Named, folder: Folder) -> None:
+def check_copies(named: NamedEntries, folder: Folder) -> None:
     """What is stored a second time, such as a tied head, has to be the same: it is not read.
 
     Raises:

@@ -18,7 +18,7 @@ _FURTHER = ("extra_special_tokens", "additional_special_tokens")
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredTokens:
     """What the small files of a folder say about tokens.
 
     Args:
@@ -35,7 +35,7 @@ class Declared:
     room: int
 
     @classmethod
-    def by(cls, folder: Folder, room: int) -> Declared:
+    def by(cls, folder: Folder, room: int) -> DeclaredTokens:
         """Read them as transformers does: ids in the settings count, else those of the two older files.
 
         Raises:

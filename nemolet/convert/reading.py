@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from nemolet.archive import Archive
 from nemolet.config import build
 from nemolet.convert.architecture import Architecture, find
-from nemolet.convert.copies import Named, as_named, check_copies, head_is_tied
+from nemolet.convert.copies import NamedEntries, as_named, check_copies, head_is_tied
 from nemolet.convert.fields import Config
 from nemolet.convert.folder import Folder, described, open_folder
 from nemolet.convert.mapping import Entry, expand, expected_shapes, ours_from
@@ -116,7 +116,7 @@ def vocabulary(config: Mapping[str, Any]) -> int:
     return max((int(value) for value in found if value), default=0)
 
 
-def _compare(named: Named, model: NeuralModule, architecture: Architecture, folder: Folder) -> None:
+def _compare(named: NamedEntries, model: NeuralModule, architecture: Architecture, folder: Folder) -> None:
     specs, shapes = folder.weights.specs, expected_shapes(named.entries, model)
     known = [re.compile(pattern) for pattern in architecture.ignored]
     extra = [n for n in specs if n not in shapes and n not in named.copies and not any(p.fullmatch(n) for p in known)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemolet.convert.declared_tokens import ADDED, SETTINGS, Declared, as_bytes, text_of
+from nemolet.convert.declared_tokens import ADDED, SETTINGS, DeclaredTokens, as_bytes, text_of
 from nemolet.convert.folder import TOKENIZER_FILES, Folder, as_json, parse, small_file
 from nemolet.convert.vocabularies import VOCABULARY, read_vocabulary
 from nemolet.errors import ConversionError, TokenizerError
@@ -44,7 +44,7 @@ def read_tokenizer(folder: Folder, *, vocab_size: int) -> Tokenizer | None:
 
 
 def _of_others(folder: Folder, vocab_size: int) -> Tokenizer | None:
-    file, declared = folder.path / TABLE, Declared.by(folder, vocab_size)
+    file, declared = folder.path / TABLE, DeclaredTokens.by(folder, vocab_size)
     if file.is_file():
         content = small_file(file)
         with naming(file):
@@ -69,7 +69,7 @@ def _check_size(tokenizer: Tokenizer, vocab_size: int, *, where: str) -> None:
         )
 
 
-def _with_markers(content: bytes, declared: Declared) -> HuggingFaceTokenizer:
+def _with_markers(content: bytes, declared: DeclaredTokens) -> HuggingFaceTokenizer:
     """A tokenizer that knows the tokens that begin and end a document, as far as the folder names them.
 
     One that begins counts only where the tokenizer itself puts it: that of GPT-2 has a name for it, but does not.

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nemolet.convert.declared_tokens import Declared, as_bytes
+from nemolet.convert.declared_tokens import DeclaredTokens, as_bytes
 from nemolet.convert.folder import Folder, parse, small_file
 from nemolet.errors import ConversionError, TokenizerError
 from nemolet.tokenizers import SentencePieceTokenizer, Tokenizer, tokenizer_json
@@ -44,7 +44,7 @@ _BY_MODEL = {
 }
 
 
-def read_vocabulary(folder: Folder, declared: Declared) -> bytes | Tokenizer | None:
+def read_vocabulary(folder: Folder, declared: DeclaredTokens) -> bytes | Tokenizer | None:
     """The content of the ``tokenizer.json`` that transformers would make of a folder, or a tokenizer; None for neither.
 
     Raises:
@@ -76,7 +76,7 @@ def read_vocabulary(folder: Folder, declared: Declared) -> bytes | Tokenizer | N
     )
 
 
-def _class_of(folder: Folder, declared: Declared) -> str | None:
+def _class_of(folder: Folder, declared: DeclaredTokens) -> str | None:
     model = str(folder.config.get("model_type"))
     said = declared.settings.get("tokenizer_class") or folder.config.get("tokenizer_class")
     if model == "qwen2" or not isinstance(said, str):  # transformers makes Qwen's own, whatever is said
@@ -84,7 +84,7 @@ def _class_of(folder: Folder, declared: Declared) -> str | None:
     return said.removesuffix("Fast")
 
 
-def _byte_pairs(folder: Folder, declared: Declared) -> Part:
+def _byte_pairs(folder: Folder, declared: DeclaredTokens) -> Part:
     """Pairs of characters that stand for bytes; a text is cut into words first."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     vocab = parse(folder.carried[VOCABULARY], folder.path / VOCABULARY)
@@ -108,19 +108,19 @@ def _byte_pairs(folder: Folder, declared: Declared) -> Part:
     return _content(model, pre_tokenizer=level, decoder=level, post_processor=template(before, after, vocab))
 
 
-def _qwen(folder: Folder, declared: Declared) -> Part:
+def _qwen(folder: Folder, declared: DeclaredTokens) -> Part:
     content = _byte_pairs(folder, declared)
     level = {**content["pre_tokenizer"], "use_regex": False}
     cut = {"type": "Sequence", "pretokenizers": [split(_QWEN), level]}
     return {**content, "normalizer": {"type": "NFC"}, "pre_tokenizer": cut}
 
 
-def _roberta(folder: Folder, declared: Declared) -> Part:
+def _roberta(folder: Folder, declared: DeclaredTokens) -> Part:
     content = _byte_pairs(folder, declared)
     return {**content, "post_processor": _around(declared, content["model"]["vocab"], _ROBERTA)}
 
 
-def _bert(folder: Folder, declared: Declared) -> Part:
+def _bert(folder: Folder, declared: DeclaredTokens) -> Part:
     vocab = {line.rstrip(): index for index, line in enumerate(_lines(folder, WORDS))}
     said = declared.settings
     normalizer = {
@@ -140,7 +140,7 @@ def _bert(folder: Folder, declared: Declared) -> Part:
     )
 
 
-def _around(declared: Declared, ids: Mapping[str, int], usual: Mapping[str, str]) -> Part:
+def _around(declared: DeclaredTokens, ids: Mapping[str, int], usual: Mapping[str, str]) -> Part:
     """The marks of a whole text, of an encoder."""
     marks = [declared.named(key, usual[key]) for key in ("cls_token", "sep_token")]
     missing = [str(mark) for mark in marks if mark not in ids]
@@ -155,7 +155,7 @@ def _around(declared: Declared, ids: Mapping[str, int], usual: Mapping[str, str]
     return template([str(marks[0])], [str(marks[1])], ids)
 
 
-def _t5(model: bytes, declared: Declared) -> Part:
+def _t5(model: bytes, declared: DeclaredTokens) -> Part:
     """A unigram model with further tokens behind it, for what a text leaves out."""
     parsed = SentencePieceModel.parse(model)
     vocab: list[tuple[str, float]] = [(piece.text, piece.score) for piece in parsed.pieces]
@@ -171,10 +171,10 @@ def _t5(model: bytes, declared: Declared) -> Part:
         decoder=spaces,
         post_processor=template([], [str(declared.named("eos_token", "</s>"))], ids),
     )
-    return Declared(declared.where, {"extra_special_tokens": extra}, {}, declared.room).added_to(content)
+    return DeclaredTokens(declared.where, {"extra_special_tokens": extra}, {}, declared.room).added_to(content)
 
 
-def _pieces(tokenizer: SentencePieceTokenizer, declared: Declared) -> bytes | Tokenizer:
+def _pieces(tokenizer: SentencePieceTokenizer, declared: DeclaredTokens) -> bytes | Tokenizer:
     """The model alone where nothing else is said; otherwise a ``tokenizer.json`` of it with what is."""
     own = {key: tokenizer.processor.id_to_piece(i) for key, i in _marks(tokenizer).items() if i is not None}
     told = {key: declared.named(key) for key in own if key in declared.settings}
@@ -233,7 +233,7 @@ def _lines(folder: Folder, name: str) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-_Reader = tuple[Callable[[Folder, Declared], Part] | None, Mapping[str, str], tuple[str, ...]]
+_Reader = tuple[Callable[[Folder, DeclaredTokens], Part] | None, Mapping[str, str], tuple[str, ...]]
 _READERS: dict[str, _Reader] = {
     "GPT2Tokenizer": (_byte_pairs, _GPT2, (VOCABULARY, MERGES)),
     "Qwen2Tokenizer": (_qwen, _QWEN2, (VOCABULARY, MERGES)),

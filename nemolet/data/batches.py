@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nemolet.data.buckets import pooled
-from nemolet.data.prepared import Batch, Filler
+from nemolet.data.prepared import Batch, DummyBatch
 from nemolet.errors import DataError
 from nemolet.types import IGNORED, Axis, Labels, Mask, NeuralType
 
@@ -142,7 +142,7 @@ class BucketLoader:
 
 
 class PassLoader:
-    """Each sample once, the shortest first; every rank takes the same number of steps, some with a filler (final).
+    """Each sample once, the shortest first; every rank takes the same number of steps, some with a dummy batch (final).
 
     Args:
         batching: of the samples.
@@ -164,7 +164,7 @@ class PassLoader:
             if self.batching.rank < len(numbers):
                 yield self.batching.batch(numbers)
             else:
-                yield Filler(collate([self.batching.samples[numbers[0]]], self.batching.ports))
+                yield DummyBatch(collate([self.batching.samples[numbers[0]]], self.batching.ports))
 
 
 def typical_sizes(ports: Mapping[str, Any], *, batch_size: int, length: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nemolet.data.packing import Sampler
-from nemolet.data.prepared import Batch, Filler
+from nemolet.data.prepared import Batch, DummyBatch
 from nemolet.errors import DataError
 
 
@@ -82,7 +82,7 @@ class ValidationLoader:
             first = (step * self.ranks + self.rank) * self.batch_size
             numbers = range(min(first, self.samples.size - 1), min(first + self.batch_size, self.samples.size))
             batch = collate(self.samples, numbers)
-            yield batch if first < self.samples.size else Filler(batch)
+            yield batch if first < self.samples.size else DummyBatch(batch)
 
 
 def collate(sampler: Sampler, numbers: range) -> Batch:

@@ -18,7 +18,7 @@ Batch = dict[str, Tensor]
 Progress = Callable[[str, int], Callable[[int], Any]]  # (what, total bytes) -> update(bytes)
 
 
-class Filler(dict[str, Tensor]):
+class DummyBatch(dict[str, Tensor]):
     """A batch for a rank that has none left: it keeps step with the others, and nothing in it counts (final)."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemolet.data.prepared import Batch, Filler
+from nemolet.data.prepared import Batch, DummyBatch
 from nemolet.language.metrics import LanguageScore
 from nemolet.module import NeuralModule
 from nemolet.types import IGNORED
@@ -51,7 +51,8 @@ def sums_of(result: Any, batch: Batch) -> dict[str, Tensor]:
         batch: it was run on.
     """
     values = result if isinstance(result, dict) else result._asdict()
-    return {n: (torch.zeros_like(v) if isinstance(batch, Filler) else v).detach().double() for n, v in values.items()}
+    found = {name: value.detach().double() for name, value in values.items()}
+    return {name: torch.zeros_like(value) for name, value in found.items()} if isinstance(batch, DummyBatch) else found
 
 
 @torch.inference_mode()

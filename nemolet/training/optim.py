@@ -20,7 +20,7 @@ from nemolet.rules import Checked
 from nemolet.training.muon import Muon
 from nemolet.types import Axis
 
-Named = tuple[str, nn.Parameter]
+NamedParameter = tuple[str, nn.Parameter]
 PartOf = Callable[[nn.Parameter], nn.Parameter]
 
 
@@ -102,7 +102,7 @@ class Optim(Checked):
             fused=True if self.fused is None else self.fused,
         )
 
-    def _adafactor(self, groups: dict[str, list[list[Named]]]) -> Optimizer:
+    def _adafactor(self, groups: dict[str, list[list[NamedParameter]]]) -> Optimizer:
         cut = [name for kind in groups.values() for part in kind for name, p in part if isinstance(p, DTensor)]
         if cut:
             raise TrainingError(
@@ -116,7 +116,7 @@ class Optim(Checked):
         return torch.optim.Adafactor(decayed + _groups(groups["vector"], 0.0), lr=self.lr)
 
 
-def _groups(parts: list[list[Named]], weight_decay: float) -> list[dict[str, Any]]:
+def _groups(parts: list[list[NamedParameter]], weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": part, "weight_decay": weight_decay} for part in parts]
 
 

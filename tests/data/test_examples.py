@@ -25,7 +25,7 @@ from nemolet.data import (
 from nemolet.data.batches import Batching, BucketLoader, PassLoader
 from nemolet.data.encoding import split_words
 from nemolet.data.labelled import NO_ANSWER, windows
-from nemolet.data.prepared import Filler
+from nemolet.data.prepared import DummyBatch
 from nemolet.errors import DataError
 from nemolet.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from nemolet.types import IGNORED, LabelsB, MaskBT, TokenIdsBT
@@ -82,7 +82,7 @@ def test_ranks_share_a_pass():
 def test_validation_counts_each_sample_once_and_ranks_keep_step(ranks):
     loaders = [PassLoader(Batching(samples(9), PORTS, batch_size=2, rank=r, ranks=ranks)) for r in range(ranks)]
     assert len({len(list(loader)) for loader in loaders}) == 1
-    batches = [b for loader in loaders for b in loader if not isinstance(b, Filler)]
+    batches = [b for loader in loaders for b in loader if not isinstance(b, DummyBatch)]
     labels = [label for b in batches for label in b["labels"].tolist()]
     assert sorted(labels) == list(range(9))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nemolet.data import Blend, PackedTokens, TokenLoader, ValidationLoader
-from nemolet.data.prepared import Filler
+from nemolet.data.prepared import DummyBatch
 from nemolet.errors import DataError
 
 
@@ -134,7 +134,7 @@ def test_validation_sees_every_token_once(ranks):
     sampler = packed(random_documents(6, 60), sequence_length=8, order="sequential")
     loaders = [ValidationLoader(sampler, batch_size=4, rank=r, ranks=ranks) for r in range(ranks)]
     assert len({len(list(loader)) for loader in loaders}) == 1
-    batches = [b for loader in loaders for b in loader if not isinstance(b, Filler)]
+    batches = [b for loader in loaders for b in loader if not isinstance(b, DummyBatch)]
     labels = sum(int((b["labels"] != -100).sum()) for b in batches)
     assert labels == sum(int((sampler.sample(n).labels != -100).sum()) for n in range(sampler.size))
 

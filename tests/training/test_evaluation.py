@@ -8,7 +8,7 @@ import torch
 import nemolet as nl
 from nemolet.data import SimilarTexts
 from nemolet.data.batches import Batching, PassLoader
-from nemolet.data.prepared import Filler
+from nemolet.data.prepared import DummyBatch
 from nemolet.language import NgramEncoder, SentenceEmbedder
 from nemolet.language.preference import PreferenceLoss, PreferredShare
 from nemolet.training import training_graph
@@ -83,5 +83,5 @@ def test_a_loss_over_samples_is_that_of_one_rank(ranks):
 def test_a_filler_stays_one_when_it_is_moved():
     from lightning_utilities.core.apply_func import apply_to_collection
 
-    batch = Filler(tokens=torch.zeros(1, 2))
-    assert isinstance(apply_to_collection(batch, torch.Tensor, lambda tensor: tensor.to("cpu")), Filler)
+    batch = DummyBatch(tokens=torch.zeros(1, 2))
+    assert isinstance(apply_to_collection(batch, torch.Tensor, lambda tensor: tensor.to("cpu")), DummyBatch)
