@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,14 +79,8 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Transcribe every file; one that cannot be read is named and the others go on."""
-    from nemolet.speech.transcription import Windows, transcribe
-    from nemolet.speech.whisper import Writer
-
     model, tokenizer = _opened(settings)
-    status = 0
-    windows = Windows(settings.window, settings.margin)
-    search = _search(settings, model, tokenizer)
-    waiting: list[tuple[Path, Any]] = []
+    hear = _hearing(settings, model, tokenizer)
     recordings = files(settings.audio)
     if settings.format in ("srt", "vtt") and settings.out is None and len(recordings) > 1:
         raise ConfigError(
@@ -95,33 +90,57 @@ def run(settings: Settings) -> int:
             found=f"{len(recordings)} recordings",
             fix="set out=..., or name one recording",
         )
-    for path in [*recordings, None]:
-        if path is not None:
-            try:
-                waiting.append((path, _samples(path, model.sample_rate)))
-            except DataError as error:
-                print(error, file=sys.stderr)
-                status = 1
-        if waiting and (path is None or len(waiting) == settings.batch_size or settings.stream):
-            audio = [samples for _, samples in waiting]
-            if settings.stream:
-                arrived = _live(model, tokenizer, audio[0], settings.stream)
-                found = [arrived.transcript]
-                _write(waiting[0][0], arrived.transcript, settings, {"stream": arrived.as_json()})
-            else:
-                if isinstance(model, Writer):
-                    times = settings.format in ("srt", "vtt") or (settings.format == "json" and model.times is not None)
-                    found = model.transcribe(audio, batch_size=settings.batch_size, times=times)
-                else:
-                    found = transcribe(
-                        model, tokenizer, audio, search=search, batch_size=settings.batch_size, windows=windows
-                    )
-                for (name, _), transcript in zip(waiting, found):
-                    _write(name, transcript, settings)
-            if settings.pictures is not None:
-                _draw(model, waiting, found, Path(settings.pictures))
-            waiting = []
-    return status
+    unread: list[Path] = []
+    size = 1 if settings.stream else settings.batch_size
+    for batch in _batches(recordings, size, model.sample_rate, unread):
+        found = hear([samples for _, samples in batch])
+        for (path, _), (transcript, more) in zip(batch, found, strict=True):
+            _write(path, transcript, settings, more)
+        if settings.pictures is not None:
+            _draw(model, batch, [transcript for transcript, _ in found], Path(settings.pictures))
+    return 1 if unread else 0
+
+
+def _batches(
+    recordings: list[Path], size: int, sample_rate: int, unread: list[Path]
+) -> Iterator[list[tuple[Path, Any]]]:
+    """Recordings with their samples, so many at a time; those that cannot be read are named and put aside."""
+    batch: list[tuple[Path, Any]] = []
+    for path in recordings:
+        try:
+            batch.append((path, _samples(path, sample_rate)))
+        except DataError as error:
+            print(error, file=sys.stderr)
+            unread.append(path)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _hearing(
+    settings: Settings, model: Any, tokenizer: Any
+) -> Callable[[list[Any]], list[tuple[Transcript, dict[str, Any]]]]:
+    """What makes transcripts of recordings, each with what else there is to write of it."""
+    from nemolet.speech.transcription import Windows, transcribe
+    from nemolet.speech.whisper import Writer
+
+    windows, search = Windows(settings.window, settings.margin), _search(settings, model, tokenizer)
+    size = settings.batch_size
+
+    def hear(audio: list[Any]) -> list[tuple[Transcript, dict[str, Any]]]:
+        if settings.stream:
+            arrived = [_live(model, tokenizer, samples, settings.stream) for samples in audio]
+            return [(each.transcript, {"stream": each.as_json()}) for each in arrived]
+        if isinstance(model, Writer):
+            times = settings.format in ("srt", "vtt") or (settings.format == "json" and model.times is not None)
+            found = model.transcribe(audio, batch_size=size, times=times)
+        else:
+            found = transcribe(model, tokenizer, audio, search=search, batch_size=size, windows=windows)
+        return [(transcript, {}) for transcript in found]
+
+    return hear
 
 
 def files(audio: str | list[str]) -> list[Path]:
@@ -266,14 +285,11 @@ def _draw(model: Any, heard: list[tuple[Path, Any]], found: list[Transcript], fo
         spectrogram_picture(model, audio, folder / f"{path.stem}.svg", title=title, tokens=transcript.tokens)
 
 
-def _write(path: Path, transcript: Transcript, settings: Settings, extra: dict[str, Any] | None = None) -> None:
+def _write(path: Path, transcript: Transcript, settings: Settings, more: dict[str, Any]) -> None:
     from nemolet.speech.subtitles import srt, vtt
 
     if settings.format == "json":
-        text = (
-            json.dumps({"audio_filepath": str(path), **transcript.as_json(), **(extra or {})}, ensure_ascii=False)
-            + "\n"
-        )
+        text = json.dumps({"audio_filepath": str(path), **transcript.as_json(), **more}, ensure_ascii=False) + "\n"
     else:
         text = {"text": lambda t: t.text + "\n", "srt": srt, "vtt": vtt}[settings.format](transcript)
     if settings.out is None:
