@@ -13,6 +13,7 @@ from typing import Any
 from nemolet.config.schema import schema_of
 from nemolet.convert.differences import differences, settled
 from nemolet.convert.fields import Config, Part, read_config, write_config
+from nemolet.convert.folder import class_names
 from nemolet.convert.generation import Generation
 from nemolet.convert.mapping import Rule
 from nemolet.errors import ConversionError, nearest
@@ -147,23 +148,24 @@ def find(config: Mapping[str, Any]) -> Architecture:
         ConversionError: listing the known ones.
     """
     known = known_architectures()
-    for name in config.get("architectures") or ():
+    names = class_names(config)
+    for name in names:
         if name in known:
             return known[name]
         body = next((architecture for architecture in known.values() if name in architecture.bodies_of), None)
         if body is not None:
             return body
-    kind, names = config.get("model_type"), config.get("architectures") or []
+    kind = config.get("model_type")
     same = [architecture for architecture in known.values() if architecture.model_type == kind]
     if same and (not names or all(name.endswith("Model") for name in names)):
         return same[0]
     kinds = sorted({architecture.model_type for architecture in known.values()})
-    close = nearest(str((names or [kind])[0]), [architecture.name for architecture in same] or known)
+    close = nearest(names[0] if names else str(kind), [architecture.name for architecture in same] or known)
     raise ConversionError(
         "this architecture is not known",
         where="config.json",
         expected=", ".join(architecture.name for architecture in same) or f"a model of {', '.join(kinds)}",
-        found=f"{', '.join(map(str, names)) or 'no class'}, model type {kind}",
+        found=f"{', '.join(names) or 'no class'}, model type {kind}",
         fix=(f"is it {close}? " if close else "") + "docs/huggingface.md lists all, and shows how to add one",
     )
 

@@ -78,6 +78,38 @@ class DeclaredTokens:
         """The text of a token with a name; a name that is declared as null has none."""
         return text_of(self.settings[key]) if key in self.settings else usual
 
+    def flag(self, key: str, usual: bool | None = False) -> bool | None:
+        """A setting that is on or off; null says nothing.
+
+        Raises:
+            ConversionError: for another value.
+        """
+        value = self.settings.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.impossible(key, "true or false")
+        return usual if value is None else value
+
+    def count(self, key: str, usual: int) -> int:
+        """A number of tokens; null says nothing.
+
+        Raises:
+            ConversionError: for another value, or more than the model knows.
+        """
+        value = self.settings.get(key)
+        if value is not None and not (type(value) is int and 0 <= value <= self.room):
+            raise self.impossible(key, f"a whole number from 0 to {self.room}, which is what the model knows")
+        return usual if value is None else value
+
+    def impossible(self, key: str, expected: str) -> ConversionError:
+        """What is wrong with a setting."""
+        return ConversionError(
+            "a setting of the tokenizer is impossible",
+            where=f"{self.where / SETTINGS}: {key}",
+            expected=expected,
+            found=json.dumps(self.settings[key])[:200],
+            fix="take the settings of the tokenizer from where its vocabulary comes from",
+        )
+
     def added_to(self, content: Part, usual: Mapping[str, str] | None = None) -> Part:
         """A ``tokenizer.json`` with these tokens, in the order in which transformers adds them.
 

@@ -154,6 +154,24 @@ def described(files: Mapping[str, bytes], where: Path = Path()) -> dict[str, Any
     return config
 
 
+def class_names(config: Mapping[str, Any], where: str | Path = CONFIG) -> list[str]:
+    """The classes of transformers that a config is for.
+
+    Raises:
+        ConversionError: where ``architectures`` is no list of names.
+    """
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConversionError(
+            "the config does not say of which class it is",
+            where=f"{where}: architectures",
+            expected='a list of names, such as ["LlamaForCausalLM"]',
+            found=json.dumps(names)[:200],
+            fix=_AGAIN,
+        )
+    return names
+
+
 def as_json(content: Mapping[str, Any]) -> bytes:
     """What a JSON file holds."""
     return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"

@@ -29,6 +29,7 @@ _QWEN2 = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 _ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>"}
 _ROBERTA |= {"pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
 _BERT = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+_AROUND = ("cls_token", "sep_token")  # the marks of a text, of an encoder
 _T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _BY_MODEL = {
     "gpt2": "GPT2Tokenizer",
@@ -99,13 +100,11 @@ def _byte_pairs(folder: Folder, declared: DeclaredTokens) -> Part:
         )
     model = bpe(vocab, [(left, right) for left, right in merges])
     before, after = (
-        [text]
-        if declared.settings.get(f"add_{which}_token") and (text := declared.named(f"{which}_token", usual))
-        else []
-        for which, usual in (("bos", _GPT2["bos_token"]), ("eos", _GPT2["eos_token"]))
+        [declared.named(f"{which}_token", _GPT2[f"{which}_token"])] if declared.flag(f"add_{which}_token") else []
+        for which in ("bos", "eos")
     )
-    level["add_prefix_space"] = bool(declared.settings.get("add_prefix_space", False))
-    return _content(model, pre_tokenizer=level, decoder=level, post_processor=template(before, after, vocab))
+    level["add_prefix_space"] = declared.flag("add_prefix_space")
+    return _content(model, pre_tokenizer=level, decoder=level, post_processor=_marked(declared, vocab, before, after))
 
 
 def _qwen(folder: Folder, declared: DeclaredTokens) -> Part:
@@ -117,18 +116,18 @@ def _qwen(folder: Folder, declared: DeclaredTokens) -> Part:
 
 def _roberta(folder: Folder, declared: DeclaredTokens) -> Part:
     content = _byte_pairs(folder, declared)
-    return {**content, "post_processor": _around(declared, content["model"]["vocab"], _ROBERTA)}
+    marks = [[declared.named(key, _ROBERTA[key])] for key in _AROUND]
+    return {**content, "post_processor": _marked(declared, content["model"]["vocab"], *marks)}
 
 
 def _bert(folder: Folder, declared: DeclaredTokens) -> Part:
     vocab = {line.rstrip(): index for index, line in enumerate(_lines(folder, WORDS))}
-    said = declared.settings
     normalizer = {
         "type": "BertNormalizer",
         "clean_text": True,
-        "handle_chinese_chars": said.get("tokenize_chinese_chars", True),
-        "strip_accents": said.get("strip_accents"),
-        "lowercase": said.get("do_lower_case", True),
+        "handle_chinese_chars": declared.flag("tokenize_chinese_chars", True),
+        "strip_accents": declared.flag("strip_accents", None),
+        "lowercase": declared.flag("do_lower_case", True),
     }
     model = {"type": "WordPiece", "vocab": vocab, "unk_token": declared.named("unk_token", _BERT["unk_token"])}
     return _content(
@@ -136,30 +135,31 @@ def _bert(folder: Folder, declared: DeclaredTokens) -> Part:
         normalizer=normalizer,
         pre_tokenizer={"type": "BertPreTokenizer"},
         decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
-        post_processor=_around(declared, vocab, _BERT),
+        post_processor=_marked(declared, vocab, *([declared.named(key, _BERT[key])] for key in _AROUND)),
     )
 
 
-def _around(declared: DeclaredTokens, ids: Mapping[str, int], usual: Mapping[str, str]) -> Part:
-    """The marks of a whole text, of an encoder."""
-    marks = [declared.named(key, usual[key]) for key in ("cls_token", "sep_token")]
-    missing = [str(mark) for mark in marks if mark not in ids]
-    if missing:
+def _marked(
+    declared: DeclaredTokens, ids: Mapping[str, int], before: list[str | None], after: list[str | None]
+) -> Part:
+    """The marks of a whole text."""
+    marks = [mark for mark in (*before, *after) if mark is None or mark not in ids]
+    if marks:
         raise ConversionError(
             "the marks of a text are not in its vocabulary",
             where=str(declared.where),
-            expected="cls_token and sep_token among the tokens",
-            found=f"no {', '.join(missing)}",
+            expected="the tokens that begin and end a text among the tokens",
+            found=", ".join("none is named" if mark is None else f"no {mark}" for mark in marks),
             fix="take the vocabulary and the settings of the tokenizer from one place",
         )
-    return template([str(marks[0])], [str(marks[1])], ids)
+    return template([str(mark) for mark in before], [str(mark) for mark in after], ids)
 
 
 def _t5(model: bytes, declared: DeclaredTokens) -> Part:
     """A unigram model with further tokens behind it, for what a text leaves out."""
     parsed = SentencePieceModel.parse(model)
     vocab: list[tuple[str, float]] = [(piece.text, piece.score) for piece in parsed.pieces]
-    vocab += [(f"<extra_id_{n}>", 0.0) for n in reversed(range(declared.settings.get("extra_ids", 100)))]
+    vocab += [(f"<extra_id_{n}>", 0.0) for n in reversed(range(declared.count("extra_ids", 100)))]
     ids = {text: index for index, (text, _) in enumerate(vocab)}
     spaces = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
     charsmap = base64.b64encode(parsed.charsmap).decode()
@@ -169,7 +169,7 @@ def _t5(model: bytes, declared: DeclaredTokens) -> Part:
         normalizer={"type": "Precompiled", "precompiled_charsmap": charsmap} if charsmap else None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, spaces]},
         decoder=spaces,
-        post_processor=template([], [str(declared.named("eos_token", "</s>"))], ids),
+        post_processor=_marked(declared, ids, [], [declared.named("eos_token", _T5["eos_token"])]),
     )
     return DeclaredTokens(declared.where, {"extra_special_tokens": extra}, {}, declared.room).added_to(content)
 
@@ -181,8 +181,7 @@ def _pieces(tokenizer: SentencePieceTokenizer, declared: DeclaredTokens) -> byte
     added = [
         token["content"] for token in declared.numbered.values() if token["content"] not in tokenizer.special_tokens
     ]
-    puts_bos = declared.settings.get("add_bos_token") is not False
-    puts_eos = bool(declared.settings.get("add_eos_token"))
+    puts_bos, puts_eos = declared.flag("add_bos_token", True), declared.flag("add_eos_token")
     if all(own[key] == text for key, text in told.items()) and not added and puts_bos and not puts_eos:
         return tokenizer
     ids = _marks(tokenizer)

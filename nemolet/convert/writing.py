@@ -24,6 +24,7 @@ from nemolet.convert.folder import (
     PROCESSOR,
     WEIGHTS,
     as_json,
+    class_names,
     described,
 )
 from nemolet.convert.generation import KEY as RULES
@@ -108,7 +109,7 @@ def write_folder(
     vocab = vocabulary(config)
     entries = with_copies(expand(chosen.rules, shape, vocab=vocab, blank=blank), chosen)
     specs = _specs(entries, shape, dtypes)
-    letters = any(name.endswith("ForCTC") for name in theirs.get("architectures") or ())
+    letters = any(name.endswith("ForCTC") for name in class_names(theirs))
     files = tokenizer_files(
         tokenizer,
         extra,
