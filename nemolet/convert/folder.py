@@ -172,6 +172,26 @@ def class_names(config: Mapping[str, Any], where: str | Path = CONFIG) -> list[s
     return names
 
 
+def blank_of(config: Mapping[str, Any], where: str | Path = CONFIG) -> int | None:
+    """The label of a recognizer by CTC that is no letter, which in transformers is that of padding; None for others.
+
+    Raises:
+        ConversionError: where it is no label.
+    """
+    if not any(name.endswith("ForCTC") for name in class_names(config, where)):
+        return None
+    blank = config.get("pad_token_id")
+    if blank is not None and (type(blank) is not int or blank < 0):
+        raise ConversionError(
+            "the blank is none of the labels",
+            where=f"{where}: pad_token_id",
+            expected="the number of a label",
+            found=json.dumps(blank)[:200],
+            fix=_AGAIN,
+        )
+    return blank or 0
+
+
 def as_json(content: Mapping[str, Any]) -> bytes:
     """What a JSON file holds."""
     return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"

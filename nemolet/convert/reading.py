@@ -18,7 +18,7 @@ from nemolet.config import build
 from nemolet.convert.architecture import Architecture, find
 from nemolet.convert.copies import NamedEntries, as_named, check_copies, head_is_tied
 from nemolet.convert.fields import Config
-from nemolet.convert.folder import Folder, described, open_folder
+from nemolet.convert.folder import CONFIG, Folder, blank_of, described, open_folder
 from nemolet.convert.mapping import Entry, expand, expected_shapes, ours_from
 from nemolet.convert.tokenizer_files import read_tokenizer
 from nemolet.errors import ConversionError, NemoletError
@@ -98,7 +98,7 @@ def plan_for(folder: Folder) -> Plan:
         raise ConversionError(
             "the config builds no model", where=f"{folder.path}: config.json", found=str(error)[:500]
         ) from error
-    blank = folder.config.get("pad_token_id") or 0
+    blank = blank_of(folder.config, folder.path / CONFIG) or 0
     entries = expand(architecture.rules, model, vocab=vocabulary(config), blank=blank)
     named = as_named(entries, architecture, folder.weights.specs)
     _compare(named, model, architecture, folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemolet.convert.declared_tokens import ADDED, SETTINGS, DeclaredTokens, as_bytes, text_of
-from nemolet.convert.folder import CONFIG, TOKENIZER_FILES, Folder, as_json, class_names, parse, small_file
+from nemolet.convert.folder import CONFIG, TOKENIZER_FILES, Folder, as_json, blank_of, parse, small_file
 from nemolet.convert.vocabularies import VOCABULARY, read_vocabulary
 from nemolet.errors import ConversionError, TokenizerError
 from nemolet.tokenizers import (
@@ -52,8 +52,9 @@ def _of_others(folder: Folder, vocab_size: int) -> Tokenizer | None:
         if not declared.texts <= {token.content for token in known}:
             content = as_bytes(declared.added_to(parse(content, file)))
         return _with_markers(content, declared)
-    if any(name.endswith("ForCTC") for name in class_names(folder.config, folder.path / CONFIG)):
-        return read_letters(folder.carried, folder.path, blank=folder.config.get("pad_token_id") or 0)
+    blank = blank_of(folder.config, folder.path / CONFIG)
+    if blank is not None:
+        return read_letters(folder.carried, folder.path, blank=blank)
     found = read_vocabulary(folder, declared)
     return _with_markers(found, declared) if isinstance(found, bytes) else found
 

@@ -24,7 +24,7 @@ from nemolet.convert.folder import (
     PROCESSOR,
     WEIGHTS,
     as_json,
-    class_names,
+    blank_of,
     described,
 )
 from nemolet.convert.generation import KEY as RULES
@@ -105,15 +105,14 @@ def write_folder(
     chosen, theirs = _their_config(config, architecture, original)
     with torch.device("meta"):
         shape: NeuralModule = build(config, where="model")
-    blank = theirs.get("pad_token_id") or 0
+    blank = blank_of(theirs)
     vocab = vocabulary(config)
-    entries = with_copies(expand(chosen.rules, shape, vocab=vocab, blank=blank), chosen)
+    entries = with_copies(expand(chosen.rules, shape, vocab=vocab, blank=blank or 0), chosen)
     specs = _specs(entries, shape, dtypes)
-    letters = any(name.endswith("ForCTC") for name in class_names(theirs))
     files = tokenizer_files(
         tokenizer,
         extra,
-        blank=blank if letters else None,
+        blank=blank,
         vocab_size=vocab,
         model_type=chosen.model_type,
         continues=isinstance(shape, LanguageModel),

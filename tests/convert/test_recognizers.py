@@ -223,3 +223,12 @@ def test_the_encoder_of_pretraining_is_read_without_its_quantizer(tmp_path, opti
         assert torch.equal(again(audio).last_hidden_state, expected)
     with pytest.raises(ConversionError, match="not known"):
         write(tmp_path / "other", model=archive.model, architecture="Wav2Vec2ForPreTraining")
+
+
+@pytest.mark.parametrize("blank", ["<pad>", -1, [0], 0.5, {}])
+def test_a_blank_that_is_no_label_is_named(blank, tmp_path):
+    folder, _, _ = saved(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": blank}))
+    with pytest.raises(ConversionError, match="pad_token_id: the blank is none of the labels"):
+        nl.load(folder)
