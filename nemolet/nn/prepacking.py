@@ -19,23 +19,22 @@ _ROWS = 64  # the layout for so many rows serves one row and thousands as well
 class PackedProduct:
     """The product with one weight, which oneDNN has laid out in blocks once instead of at each product (final).
 
-    A weight that another one has replaced, or that was changed in place, is laid out anew. What needs gradients,
-    another precision or a graph of operations gets the ordinary product.
+    That happens at the second product, as it takes longer than it saves at a single one, such as that of a prompt. A
+    weight that another one has replaced, or that was changed in place, is laid out anew. What needs gradients, another
+    precision or a graph of operations gets the ordinary product.
 
     Args:
-        weight: of a linear layer, in float32 or bfloat16. Shape: [O, I].
+        dtype: of the weight, float32 or bfloat16.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self.dtype = weight.dtype
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.multiply = torch.ops.mkldnn._linear_pointwise.default
         # Without AVX512 a single row takes as long or longer.
         self.least_rows = 1 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 2
-        self._lay_out(weight)
-
-    def _lay_out(self, weight: Tensor) -> None:
-        self.blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
-        self.source, self.state = weight, _state(weight)  # held, so that its place is no other's
+        self.source: Tensor | None = None  # held, so that its place is no other's
+        self.state: tuple[int, int] | None = None
+        self.blocks: Tensor | None = None
 
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ordinary = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
@@ -43,8 +42,11 @@ class PackedProduct:
         ordinary = ordinary or weight.is_inference()  # whose changes are not counted
         if ordinary or not hidden.dtype is weight.dtype is self.dtype or weight.device.type != "cpu":
             return F.linear(hidden, weight, bias)
-        if _state(weight) != self.state:
-            self._lay_out(weight)
+        if _state(weight) != self.state:  # the first product may be the only one
+            self.source, self.state, self.blocks = weight, _state(weight), None
+            return F.linear(hidden, weight, bias)
+        if self.blocks is None:
+            self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
         out: Tensor = self.multiply(hidden, self.blocks, bias, "none", [], "")
         return out
 
@@ -70,7 +72,7 @@ def pack(model: nn.Module) -> list[Linear | Head]:
     if sum(layer.weight.nbytes for layer in layers) > _memory() // 4:
         return []
     for layer in layers:
-        layer.product = PackedProduct(layer.multiplied if isinstance(layer, Head) else layer.weight)
+        layer.product = PackedProduct(layer.weight.dtype)
     return layers
 
 

@@ -37,7 +37,10 @@ def test_results_are_the_same(dtype, near, bias, shape):
         expected = model(hidden)
         with packed(model):
             assert all(isinstance(layer.product, PackedProduct) == prepacking.has_products(dtype) for layer in model)
-            found = model(hidden)
+            first, found = model(hidden), model(hidden)
+            laid_out = prepacking.has_products(dtype) and hidden.numel() >= model[0].product.least_rows * 24
+            assert all((getattr(layer.product, "blocks", None) is not None) == laid_out for layer in model)
+    assert torch.equal(first, expected)  # which a layout would not have sped up
     assert found.shape == (*shape, 10) and found.dtype == dtype  # without the table's padding
     torch.testing.assert_close(found, expected, atol=near, rtol=near)
     assert all(layer.product is F.linear for layer in model)
@@ -72,6 +75,7 @@ def test_rows_of_any_stride():
     with torch.inference_mode():
         expected = model(hidden)
         with packed(model):
+            model(hidden)
             torch.testing.assert_close(model(hidden), expected)
 
 
@@ -112,14 +116,16 @@ def test_weights_that_change_inside_the_block_are_laid_out_anew(change):
     model, hidden = layers(), torch.randn(2, 24)
     with packed(model):
         with torch.inference_mode():
-            before = model(hidden)
+            model(hidden)
+            before, blocks = model(hidden), model[0].product.blocks
         change(model, hidden)
         with torch.inference_mode():
-            found = model(hidden)
-            assert isinstance(model[0].product, PackedProduct)
+            again, found = model(hidden), model(hidden)
+            assert model[0].product.blocks is not blocks is not None
     assert all(layer.product is F.linear for layer in model)
     with torch.inference_mode():
         torch.testing.assert_close(found, model(hidden))
+        torch.testing.assert_close(again, found)
         assert (found - before).abs().max() > 1e-2
 
 
