@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemolet.config.schema import schema_of
-from nemolet.convert.differences import differences, settled
 from nemolet.convert.fields import Config, Part, read_config, write_config
 from nemolet.convert.folder import class_names
 from nemolet.convert.generation import Generation
 from nemolet.convert.mapping import Rule
+from nemolet.convert.settled import settled
+from nemolet.differences import Difference, differences
 from nemolet.errors import ConversionError, nearest
 
 # Module below nemolet.convert.architectures -> names of its Architecture objects, in the order they are tried.
@@ -106,15 +107,19 @@ class Architecture:
                 f"{self.name} cannot express this model",
                 where="model",
                 expected="a config that says the same when it is read back",
-                found=f"lost on the way there and back: {'; '.join(lost)}",
+                found=f"lost on the way there and back: {'; '.join(map(str, lost))}",
                 fix="choose another architecture, or keep it as a .nemolet file",
             )
         written = write_config(self.whole, ours, known)
         return {**written, "architectures": [self.name], "model_type": self.model_type}
 
-    def lost(self, ours: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> list[str]:
-        """What is not the same after writing a config and reading it back, option by option."""
-        if str(ours.get("_target_")).split(".")[-1] != self.target.split(".")[-1]:
+    def builds(self, ours: Mapping[str, Any]) -> bool:
+        """Whether a config of ours is for the kind of model that this architecture becomes here."""
+        return str(ours.get("_target_")).split(".")[-1] == self.target.split(".")[-1]
+
+    def lost(self, ours: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> list[Difference] | list[str]:
+        """What is not the same after writing a config and reading it back, option by option; or why it cannot be."""
+        if not self.builds(ours):
             return [f"{ours.get('_target_')}, not {self.target}"]
         try:
             again = self.read_config(write_config(self.whole, ours, known))
@@ -122,9 +127,9 @@ class Architecture:
             return [str(error)]
         return self.compared(ours, again)
 
-    def compared(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    def compared(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
         """Where two configs of ours differ, option by option, apart from what their side has no word for."""
-        return [each for each in differences(settled(one), settled(other)) if each.split(": ")[0] not in self.unsaid]
+        return [each for each in differences(settled(one), settled(other)) if each.path not in self.unsaid]
 
 
 def known_architectures() -> dict[str, Architecture]:
@@ -196,31 +201,30 @@ def all_fitting(config: Mapping[str, Any]) -> list[Architecture]:
     Raises:
         ConversionError: saying for each why not.
     """
-    known = known_architectures()
-    lost = {name: architecture.lost(config) for name, architecture in known.items()}
-    found = [known[name] for name, reasons in lost.items() if not reasons]
+    same = [each for each in known_architectures().values() if each.builds(config)]
+    lost = [(architecture, architecture.lost(config)) for architecture in same]
+    found = [architecture for architecture, reasons in lost if not reasons]
     if found:
         return found
-    close = {name: reasons for name, reasons in lost.items() if not any(", not " in reason for reason in reasons)}
-    nearest_first = sorted(close, key=lambda name: _distance(close[name]))
+    lost.sort(key=lambda each: _distance(each[1]))
     raise ConversionError(
         "no known architecture can express this model",
         where="model",
-        found="\n".join(f"{name}: {' '.join('; '.join(close[name]).split())}"[:300] for name in nearest_first)[:1500]
+        found="\n".join(f"{each.name}: {' '.join('; '.join(map(str, why)).split())}"[:300] for each, why in lost)[:1500]
         or f"a {config.get('_target_')}, which transformers has no class for",
-        fix=(_other_settings(nearest_first[0], close[nearest_first[0]]) if close else "")
+        fix=(_other_settings(*lost[0]) if lost else "")
         + "keep it as a .nemolet file, or add the architecture (docs/huggingface.md)",
     )
 
 
-def _distance(lost: Sequence[str]) -> float:
+def _distance(lost: Sequence[Difference | str]) -> float:
     """How many options differ; what cannot be said at all is furthest."""
-    return len(lost) if all(" and " in reason for reason in lost) else float("inf")
+    return len(lost) if all(isinstance(each, Difference) for each in lost) else float("inf")
 
 
-def _other_settings(name: str, lost: Sequence[str]) -> str:
+def _other_settings(architecture: Architecture, lost: Sequence[Difference | str]) -> str:
     """With which settings of the model itself it would fit an architecture; nothing where its parts differ, too."""
-    wanted = [(reason.partition(": ")[0], reason.rpartition(" and ")[2]) for reason in lost]
-    if _distance(lost) == float("inf") or any("." in path for path, _ in wanted):
+    wanted = [each for each in lost if isinstance(each, Difference) and "." not in each.path]
+    if len(wanted) < len(lost):
         return ""
-    return f"train it with {' '.join(f'model.{path}={value}' for path, value in wanted)} for {name}, "
+    return f"train it with {' '.join(f'model.{each.path}={each.other}' for each in wanted)} for {architecture.name}, "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemolet.convert.differences import settled
+from nemolet.convert.settled import settled
 from nemolet.errors import ConversionError
 
 Config = dict[str, Any]

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from nemolet.differences import differences
 from nemolet.errors import TrainingError
 from nemolet.parallel.checkpoint import remove_remains
 from nemolet.training.checkpoint import LAST
@@ -71,13 +72,13 @@ class RunFolder:
             )
         known = self.path / _IDENTITY
         if (self.last is not None or self.done is not None) and known.exists():
-            changes = list(_differences(json.loads(known.read_text()), _plain(identity)))
+            changes = list(differences(json.loads(known.read_text()), _plain(identity)))
             if changes:
                 raise TrainingError(
                     "the folder belongs to another run",
                     where=str(self.path),
                     expected="the settings it was started with",
-                    found="\n".join(f"{name}: {old} -> {new}" for name, old, new in changes[:10]),
+                    found="\n".join(f"{each.path}: {each.one} -> {each.other}" for each in changes[:10]),
                     fix="choose another name=..., or remove the folder",
                 )
         _replace(known, json.dumps(_plain(identity), indent=1))
@@ -138,14 +139,6 @@ def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
-        yield path, old, new
 
 
 def _git_state() -> str:

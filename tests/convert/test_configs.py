@@ -9,8 +9,9 @@ import pytest
 import transformers
 
 from nemolet.convert import Architecture, known_architectures
-from nemolet.convert.differences import differences, settled
 from nemolet.convert.fields import read_config
+from nemolet.convert.settled import settled
+from nemolet.differences import differences
 from nemolet.errors import ConversionError
 
 from .tiny_models import MODELS

@@ -1,8 +1,8 @@
-"""Comparing two configs of ours: whether they describe models that compute the same."""
+"""Configs of ours as they are compared: whether they describe models that compute the same."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from nemolet.config.schema import REQUIRED, Block, Either, Schema, schema_of
@@ -73,17 +73,3 @@ def _settle_sizes(values: dict[str, Any]) -> None:
     for name in ("ffn", "ffn_width"):
         if name in values and values[name] is None:
             values[name] = -(-width * 8 // 3 // 32) * 32 if values.get("gated") else 4 * width
-
-
-def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Where two settled configs differ, for people.
-
-    Example:
-        >>> list(differences({"a": {"b": 1}}, {"a": {"b": 2}}))
-        ['a.b: 1 and 2']
-    """
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in sorted({*one, *other}):
-            yield from differences(one.get(key), other.get(key), f"{where}.{key}" if where else key)
-    elif one != other:
-        yield f"{where}: {one} and {other}"
