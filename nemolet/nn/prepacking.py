@@ -114,7 +114,8 @@ def _state(weight: Tensor) -> tuple[int, int]:
 def _gains(layer: Linear | Head) -> bool:
     weight = layer.weight
     plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and layer.product is F.linear
-    return plain and not weight.is_inference() and has_products(weight.dtype)  # whose changes are not counted
+    counted = not weight.is_inference()  # whose changes are not
+    return plain and counted and _has_layouts() and has_products(weight.dtype)
 
 
 def has_products(dtype: torch.dtype) -> bool:
@@ -124,10 +125,14 @@ def has_products(dtype: torch.dtype) -> bool:
         >>> has_products(torch.float64)
         False
     """
-    has = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    has = torch.backends.mkldnn.is_available()
     if dtype is torch.bfloat16:
         return has and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return has and dtype is torch.float32
+
+
+def _has_layouts() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def _memory() -> int:

@@ -167,14 +167,10 @@ class Pair(Optimizer):
         super().__init__([*first.param_groups, *second.param_groups], {})
         self.param_groups = [*first.param_groups, *second.param_groups]
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for optimizer in self.both:
-            optimizer.step()
+        first, second = self.both
+        loss = first.step(closure)  # which computes the gradients of both
+        second.step()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

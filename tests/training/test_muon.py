@@ -41,6 +41,13 @@ def test_without_products_in_bfloat16_it_is_as_exact_as_float32(monkeypatch, sha
     torch.testing.assert_close(orthogonal(matrix).double(), left @ values.diag() @ right, rtol=0, atol=1e-5)
 
 
-def test_nothing_moves_without_a_gradient():
+def test_zeros_have_no_direction():
     still = torch.zeros(3, 2)
     assert torch.equal(orthogonal(still).float(), still)
+
+
+def test_nothing_moves_without_a_gradient():
+    still, moving = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 2))
+    moving.grad = torch.rand(3, 2)
+    Muon([still, moving], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(still, torch.ones(3, 2)) and not torch.equal(moving, torch.ones(3, 2))
